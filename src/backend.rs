@@ -1,0 +1,55 @@
+//! The compiled-in device: the only file that names a backend.
+//!
+//! The backend is chosen at compile time with a cargo feature: `ndarray` (the default), `flex` or
+//! `wgpu`. Where several are compiled in, [`device`] takes wgpu before flex before ndarray.
+
+use burn::tensor::Device;
+
+#[cfg(not(any(feature = "ndarray", feature = "flex", feature = "wgpu")))]
+compile_error!(
+    "burn-flows needs a backend: enable one of its features `ndarray` (CPU, the default), \
+     `flex` (CPU) or `wgpu` (GPU)"
+);
+
+/// The compiled-in device: wgpu, else flex, else ndarray.
+///
+/// A model created on it is plain; `Module::train` makes it a model in training.
+pub fn device() -> Device {
+    let (_, device) = devices().swap_remove(0);
+    device()
+}
+
+/// Every compiled-in device by name, the preferred one first; made when called, so that a GPU is
+/// only looked for when it is used.
+pub fn devices() -> Vec<(&'static str, fn() -> Device)> {
+    vec![
+        #[cfg(feature = "wgpu")]
+        ("wgpu", wgpu),
+        #[cfg(feature = "flex")]
+        ("flex", Device::flex),
+        #[cfg(feature = "ndarray")]
+        ("ndarray", ndarray),
+    ]
+}
+
+/// Whether the device computes in main memory, where the fused kernels of this crate work.
+pub(crate) fn is_host(device: &Device) -> bool {
+    let hosts: Vec<Device> = vec![
+        #[cfg(feature = "flex")]
+        Device::flex(),
+        #[cfg(feature = "ndarray")]
+        ndarray(),
+    ];
+    hosts.contains(device)
+}
+
+#[cfg(feature = "ndarray")]
+#[allow(deprecated)] // Burn removes the ndarray backend in 0.23; `flex` is ready to take its place
+fn ndarray() -> Device {
+    Device::ndarray()
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu() -> Device {
+    Device::wgpu(Default::default())
+}

@@ -1,0 +1,181 @@
+//! Compositions: tuples, arrays, `Vec` and `Option` of flows are flows.
+//!
+//! `forward` runs the first flow first, `inverse` the last; log-determinants add up. An empty
+//! composition is the identity, with log-determinant 0.
+
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+
+use crate::error::Result;
+use crate::flow::Flow;
+
+/// A log-determinant of 0 for the batch of `x`.
+pub(crate) fn zero_log_det<const D: usize>(x: &Tensor<D>) -> Tensor<1> {
+    Tensor::zeros([x.dims()[0]], (&x.device(), x.dtype()))
+}
+
+fn forward<'a, const D: usize, F: Flow<D> + 'a>(
+    flows: impl IntoIterator<Item = &'a F>,
+    mut x: Tensor<D>,
+) -> (Tensor<D>, Tensor<1>) {
+    let mut log_det = None;
+    for flow in flows {
+        let (z, more) = flow.forward(x);
+        x = z;
+        log_det = Some(match log_det {
+            None => more,
+            Some(log_det) => log_det + more,
+        });
+    }
+    let log_det = log_det.unwrap_or_else(|| zero_log_det(&x));
+    (x, log_det)
+}
+
+fn pull_back<'a, const D: usize, F: Flow<D> + 'a>(
+    flows: impl DoubleEndedIterator<Item = &'a F>,
+    z: Tensor<D>,
+    dz: Tensor<D>,
+    dlog_det: Tensor<1>,
+    grads: &mut GradientsParams,
+) -> (Tensor<D>, Tensor<D>) {
+    flows.rev().fold((z, dz), |(z, dz), flow| flow.pull_back(z, dz, dlog_det.clone(), grads))
+}
+
+fn initialize_next<const D: usize, F: Flow<D>>(flow: F, x: &mut Option<Tensor<D>>) -> F {
+    let batch = x.take().expect("the batch is handed on from flow to flow");
+    let (flow, z) = flow.initialize(batch);
+    *x = Some(z);
+    flow
+}
+
+macro_rules! sequence {
+    () => {
+        fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+            forward(self, x)
+        }
+
+        fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
+            self.iter().rev().fold(z, |z, flow| flow.inverse(z))
+        }
+
+        fn latent_shape(&self, shape: [usize; D]) -> Result<[usize; D]> {
+            self.iter().try_fold(shape, |shape, flow| flow.latent_shape(shape))
+        }
+
+        fn check(&self) -> Result<()> {
+            self.iter().try_for_each(|flow| flow.check())
+        }
+
+        fn pull_back(
+            &self,
+            z: Tensor<D>,
+            dz: Tensor<D>,
+            dlog_det: Tensor<1>,
+            grads: &mut GradientsParams,
+        ) -> (Tensor<D>, Tensor<D>) {
+            pull_back(self.iter(), z, dz, dlog_det, grads)
+        }
+    };
+}
+
+impl<const D: usize, F: Flow<D>> Flow<D> for Vec<F>
+where
+    Vec<F>: Module,
+{
+    sequence!();
+
+    fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        let mut x = Some(x);
+        let flows = self.into_iter().map(|flow| initialize_next(flow, &mut x)).collect();
+        (flows, x.expect("the batch is handed on from flow to flow"))
+    }
+}
+
+impl<const D: usize, const N: usize, F: Flow<D>> Flow<D> for [F; N]
+where
+    [F; N]: Module,
+{
+    sequence!();
+
+    fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        let mut x = Some(x);
+        let flows = self.map(|flow| initialize_next(flow, &mut x));
+        (flows, x.expect("the batch is handed on from flow to flow"))
+    }
+}
+
+impl<const D: usize, F: Flow<D>> Flow<D> for Option<F>
+where
+    Option<F>: Module,
+{
+    sequence!();
+
+    fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        match self {
+            Some(flow) => {
+                let (flow, z) = flow.initialize(x);
+                (Some(flow), z)
+            }
+            None => (None, x),
+        }
+    }
+}
+
+macro_rules! tuple {
+    ($first:ident $first_index:tt $(, $flow:ident $index:tt)* ; $($back:tt),*) => {
+        impl<const D: usize, $first: Flow<D> $(, $flow: Flow<D>)*> Flow<D> for ($first, $($flow,)*)
+        where
+            ($first, $($flow,)*): Module,
+        {
+            fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+                let (x, log_det) = self.$first_index.forward(x);
+                $(let (x, more) = self.$index.forward(x); let log_det = log_det + more;)*
+                (x, log_det)
+            }
+
+            fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
+                $(let z = self.$back.inverse(z);)*
+                z
+            }
+
+            fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+                #[allow(non_snake_case)]
+                let ($first, $($flow,)*) = self;
+                #[allow(non_snake_case)]
+                let ($first, x) = $first.initialize(x);
+                $(#[allow(non_snake_case)] let ($flow, x) = $flow.initialize(x);)*
+                (($first, $($flow,)*), x)
+            }
+
+            fn latent_shape(&self, shape: [usize; D]) -> Result<[usize; D]> {
+                let shape = self.$first_index.latent_shape(shape)?;
+                $(let shape = self.$index.latent_shape(shape)?;)*
+                Ok(shape)
+            }
+
+            fn check(&self) -> Result<()> {
+                self.$first_index.check()?;
+                $(self.$index.check()?;)*
+                Ok(())
+            }
+
+            fn pull_back(
+                &self,
+                z: Tensor<D>,
+                dz: Tensor<D>,
+                dlog_det: Tensor<1>,
+                grads: &mut GradientsParams,
+            ) -> (Tensor<D>, Tensor<D>) {
+                $(let (z, dz) = self.$back.pull_back(z, dz, dlog_det.clone(), grads);)*
+                (z, dz)
+            }
+        }
+    };
+}
+
+tuple!(A 0, B 1; 1, 0);
+tuple!(A 0, B 1, C 2; 2, 1, 0);
+tuple!(A 0, B 1, C 2, E 3; 3, 2, 1, 0);
+tuple!(A 0, B 1, C 2, E 3, G 4; 4, 3, 2, 1, 0);
+tuple!(A 0, B 1, C 2, E 3, G 4, H 5; 5, 4, 3, 2, 1, 0);

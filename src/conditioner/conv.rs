@@ -1,0 +1,202 @@
+//! 1x1 and 3x3 convolutions as matrix products.
+//!
+//! Burn's own convolution is many times slower than a matrix product on the CPU backends, backward
+//! above all. A 3x3 convolution gathers the nine shifted neighbours of its *narrow* side, so that
+//! what is copied stays small: before the product where the input has fewer channels than the
+//! output, after it otherwise.
+
+use burn::module::{Module, Param};
+use burn::tensor::ops::PadMode;
+use burn::tensor::{Device, Distribution, Tensor};
+
+use super::Conditioner;
+use crate::coupling::per_channel;
+use crate::norm::LOG_SCALE_FACTOR;
+
+/// A convolution with a 1x1 or 3x3 kernel, stride 1, zero padding that keeps the size.
+///
+/// `y[o] = bias[o] + sum_{c, dy, dx} weight[o, c, dy, dx] x[c, y + dy, x + dx]`; weights are laid out
+/// as in PyTorch.
+#[derive(Module, Debug)]
+pub struct Conv {
+    /// `[out, in, k, k]`, `k` being 1 or 3.
+    pub weight: Param<Tensor<4>>,
+    /// `[out]`.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Conv {
+    /// Weights drawn from a normal distribution of the given standard deviation; the bias, if
+    /// wanted, starts at zero.
+    ///
+    /// # Panics
+    /// If `kernel` is neither 1 nor 3.
+    pub fn new(
+        [channels_in, channels_out]: [usize; 2],
+        kernel: usize,
+        deviation: f64,
+        bias: bool,
+        device: &Device,
+    ) -> Self {
+        assert!(kernel == 1 || kernel == 3, "Conv: the kernel is {kernel}, but must be 1 or 3");
+        let shape = [channels_out, channels_in, kernel, kernel];
+        let weight = if deviation == 0.0 {
+            Tensor::zeros(shape, device)
+        } else {
+            Tensor::random(shape, Distribution::Normal(0.0, deviation), device)
+        };
+        Self {
+            weight: Param::from_tensor(weight),
+            bias: bias.then(|| Param::from_tensor(Tensor::zeros([channels_out], device))),
+        }
+    }
+
+    /// `[batch, in, height, width] -> [batch, out, height, width]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let y = convolve(x, self.weight.val());
+        match &self.bias {
+            Some(bias) => y + per_channel(bias.val()),
+            None => y,
+        }
+    }
+}
+
+/// The last convolution of Glow's nets: 3x3, starting at zero, with a learned log-scale.
+///
+/// `y = (conv(x) + bias) * exp(3 log_scale)`
+///
+/// Source: openai/glow, `tfops.py`, `conv2d_zeros`.
+#[derive(Module, Debug)]
+pub struct ZeroConv {
+    /// The convolution; weight and bias start at zero.
+    pub conv: Conv,
+    /// A third of the log-scale, `[out]`.
+    pub log_scale: Param<Tensor<1>>,
+}
+
+impl ZeroConv {
+    /// A map to zero, `[in, out]` channels.
+    pub fn new(channels: [usize; 2], device: &Device) -> Self {
+        Self {
+            conv: Conv::new(channels, 3, 0.0, true, device),
+            log_scale: Param::from_tensor(Tensor::zeros([channels[1]], device)),
+        }
+    }
+
+    pub(crate) fn scale(&self) -> Tensor<1> {
+        (self.log_scale.val() * LOG_SCALE_FACTOR).exp()
+    }
+}
+
+impl Conditioner<4> for ZeroConv {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.conv.forward(x) * per_channel(self.scale())
+    }
+}
+
+/// Convolution of `x` `[batch, in, height, width]` with `weight` `[out, in, k, k]`.
+pub(crate) fn convolve(x: Tensor<4>, weight: Tensor<4>) -> Tensor<4> {
+    let [out, channels, kernel, _] = weight.dims();
+    assert!(
+        x.dims()[1] == channels,
+        "Conv: got shape {:?}, but was built for {channels} channels on axis 1",
+        x.dims()
+    );
+    match kernel {
+        1 => pointwise(x, weight.reshape([out, channels])),
+        _ if channels <= out => pointwise(neighbours(x), weight.reshape([out, 9 * channels])),
+        _ => {
+            // Every pixel's contribution to its nine neighbours, then shift and add.
+            let taps = weight.permute([2, 3, 0, 1]).reshape([9 * out, channels]);
+            shift_and_add(pointwise(x, taps), out)
+        }
+    }
+}
+
+/// `y[:, y, x] = weight x[:, y, x]` as one tall matrix product.
+fn pointwise(x: Tensor<4>, weight: Tensor<2>) -> Tensor<4> {
+    let [n, channels, h, w] = x.dims();
+    let out = weight.dims()[0];
+    x.reshape([n, channels, h * w])
+        .swap_dims(1, 2)
+        .reshape([n * h * w, channels])
+        .matmul(weight.transpose())
+        .reshape([n, h * w, out])
+        .swap_dims(1, 2)
+        .reshape([n, out, h, w])
+}
+
+/// `[n, c, h, w] -> [n, 9c, h, w]`: channel `9c + 3(dy + 1) + dx + 1` is `x[c]` shifted by `(dy, dx)`.
+fn neighbours(x: Tensor<4>) -> Tensor<4> {
+    let [n, c, h, w] = x.dims();
+    let padded = x.pad((1, 1, 1, 1), PadMode::Constant(0.0));
+    let shifted =
+        (0..9).map(|tap| padded.clone().narrow(2, tap / 3, h).narrow(3, tap % 3, w)).collect();
+    Tensor::stack::<5>(shifted, 2).reshape([n, 9 * c, h, w])
+}
+
+/// `[n, 9 out, h, w] -> [n, out, h, w]`: adds group `3(dy + 1) + dx + 1` shifted by `(dy, dx)`.
+fn shift_and_add(products: Tensor<4>, out: usize) -> Tensor<4> {
+    let [_, _, h, w] = products.dims();
+    let padded = products.pad((1, 1, 1, 1), PadMode::Constant(0.0));
+    (0..9)
+        .map(|tap| {
+            padded.clone().narrow(1, tap * out, out).narrow(2, tap / 3, h).narrow(3, tap % 3, w)
+        })
+        .reduce(|sum, shifted| sum + shifted)
+        .expect("there are nine taps")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host;
+
+    fn values(count: usize) -> Vec<f64> {
+        (0..count).map(|i| ((i * 7919 + 31) % 101) as f64 / 50.0 - 1.0).collect()
+    }
+
+    /// The definition, as nested loops.
+    fn direct(
+        x: &[f64],
+        [n, c, h, w]: [usize; 4],
+        weight: &[f64],
+        out: usize,
+        k: usize,
+    ) -> Vec<f64> {
+        let mut y = vec![0.0; n * out * h * w];
+        let pad = (k / 2) as isize;
+        for i in 0..y.len() {
+            let (px, py, o, b) = (i % w, i / w % h, i / (w * h) % out, i / (w * h * out));
+            for j in 0..c * k * k {
+                let (dx, dy, ci) = (j % k, j / k % k, j / (k * k));
+                let (yy, xx) = (py as isize + dy as isize - pad, px as isize + dx as isize - pad);
+                if yy >= 0 && xx >= 0 && yy < h as isize && xx < w as isize {
+                    y[i] += weight[o * c * k * k + j]
+                        * x[((b * c + ci) * h + yy as usize) * w + xx as usize];
+                }
+            }
+        }
+        y
+    }
+
+    #[test]
+    fn equals_the_definition_on_either_side() {
+        let device = crate::backend::device();
+        for (c, out, k) in [(2, 5, 3), (5, 2, 3), (3, 4, 1), (1, 1, 3)] {
+            let shape = [2, c, 3, 4];
+            let (x, weight) = (values(2 * c * 12), values(out * c * k * k));
+            let y = convolve(
+                Tensor::from_data(burn::tensor::TensorData::new(x.clone(), shape), &device),
+                Tensor::from_data(
+                    burn::tensor::TensorData::new(weight.clone(), [out, c, k, k]),
+                    &device,
+                ),
+            );
+            let expected = direct(&x, shape, &weight, out, k);
+            for (got, expected) in host::to_f64(y).iter().zip(&expected) {
+                assert!((got - expected).abs() < 1e-5, "{got} is not {expected} at {c}x{out}x{k}");
+            }
+        }
+    }
+}

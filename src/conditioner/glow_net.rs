@@ -1,0 +1,194 @@
+//! The net of Glow's couplings.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, activation};
+use serde::{Deserialize, Serialize};
+
+use super::conv::{Conv, ZeroConv};
+use super::{Conditioner, FoldedNet};
+use crate::error::{FlowError, Result};
+use crate::flow::Flow;
+use crate::norm::ActNorm;
+
+/// Standard deviation of the initial weights of the hidden convolutions (openai/glow, `tfops.py`).
+pub const INIT_DEVIATION: f64 = 0.05;
+
+/// What follows each hidden convolution of a [`GlowNet`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetNorm {
+    /// ActNorm, initialized from data, as in Glow's code.
+    ActNorm,
+    /// A learned bias alone, as the paper's text describes it.
+    Bias,
+}
+
+/// Configuration of a [`GlowNet`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct GlowNetConfig {
+    channels_in: usize,
+    hidden_width: usize,
+    channels_out: usize,
+    norm: NetNorm,
+    negative_slope: f64,
+}
+
+impl GlowNetConfig {
+    /// A net `channels_in -> hidden_width -> hidden_width -> channels_out`, ActNorm and ReLU inside.
+    pub fn new(channels_in: usize, hidden_width: usize, channels_out: usize) -> Self {
+        Self {
+            channels_in,
+            hidden_width,
+            channels_out,
+            norm: NetNorm::ActNorm,
+            negative_slope: 0.0,
+        }
+    }
+
+    /// What follows each hidden convolution.
+    pub fn with_norm(mut self, norm: NetNorm) -> Self {
+        self.norm = norm;
+        self
+    }
+
+    /// Slope of the activation for negative values: 0 (the default) is ReLU, else leaky ReLU.
+    pub fn with_negative_slope(mut self, negative_slope: f64) -> Self {
+        self.negative_slope = negative_slope;
+        self
+    }
+
+    /// Builds the net; until trained it maps everything to zero.
+    ///
+    /// # Errors
+    /// If a width is zero.
+    pub fn init(&self, device: &Device) -> Result<GlowNet> {
+        for (parameter, value) in [
+            ("channels_in", self.channels_in),
+            ("hidden_width", self.hidden_width),
+            ("channels_out", self.channels_out),
+        ] {
+            if value == 0 {
+                return Err(FlowError::config(
+                    "GlowNet",
+                    parameter,
+                    0,
+                    "at least 1",
+                    "give every layer a width",
+                ));
+            }
+        }
+        let hidden = self.hidden_width;
+        let bias = self.norm == NetNorm::Bias;
+        let norm = || match self.norm {
+            NetNorm::ActNorm => ActNorm::new(hidden, device).map(Some),
+            NetNorm::Bias => Ok(None),
+        };
+        Ok(GlowNet {
+            conv1: Conv::new([self.channels_in, hidden], 3, INIT_DEVIATION, bias, device),
+            norm1: norm()?,
+            conv2: Conv::new([hidden, hidden], 1, INIT_DEVIATION, bias, device),
+            norm2: norm()?,
+            conv3: ZeroConv::new([hidden, self.channels_out], device),
+            negative_slope: self.negative_slope,
+        })
+    }
+}
+
+/// The net of Glow's couplings: 3x3, 1x1 and 3x3 convolutions, ActNorm and ReLU after the first two,
+/// the last starting at zero so that a fresh coupling is the identity up to a constant scale.
+///
+/// Glow's code pads the borders with an indicator channel ("edge bias"); this net pads with zeros,
+/// as the PyTorch implementations do.
+///
+/// Source: Kingma and Dhariwal, *Glow*, [arXiv:1807.03039](https://arxiv.org/abs/1807.03039),
+/// section 3.3; openai/glow, `model.py`, `f`.
+#[derive(Module, Debug)]
+pub struct GlowNet {
+    /// 3x3, channels in -> hidden.
+    pub conv1: Conv,
+    /// After `conv1`, with [`NetNorm::ActNorm`].
+    pub norm1: Option<ActNorm>,
+    /// 1x1, hidden -> hidden.
+    pub conv2: Conv,
+    /// After `conv2`, with [`NetNorm::ActNorm`].
+    pub norm2: Option<ActNorm>,
+    /// 3x3, hidden -> channels out.
+    pub conv3: ZeroConv,
+    #[module(skip)]
+    negative_slope: f64,
+}
+
+impl GlowNet {
+    fn activate(&self, h: Tensor<4>) -> Tensor<4> {
+        if self.negative_slope == 0.0 {
+            activation::relu(h)
+        } else {
+            activation::leaky_relu(h, self.negative_slope)
+        }
+    }
+}
+
+impl Conditioner<4> for GlowNet {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let normalize = |norm: &Option<ActNorm>, h| match norm {
+            Some(norm) => norm.forward(h).0,
+            None => h,
+        };
+        let h = self.activate(normalize(&self.norm1, self.conv1.forward(x)));
+        let h = self.activate(normalize(&self.norm2, self.conv2.forward(h)));
+        self.conv3.forward(h)
+    }
+
+    fn initialize(mut self, x: Tensor<4>) -> (Self, Tensor<4>) {
+        let (norm1, h) = self.norm1.initialize(self.conv1.forward(x));
+        self.norm1 = norm1;
+        let h = self.activate(h);
+        let (norm2, h) = self.norm2.initialize(self.conv2.forward(h));
+        self.norm2 = norm2;
+        let h = self.activate(h);
+        let y = self.conv3.forward(h);
+        (self, y)
+    }
+
+    fn fold(&self) -> Option<FoldedNet> {
+        let [hidden, channels_in, _, _] = self.conv1.weight.dims();
+        let [channels_out, _, _, _] = self.conv3.conv.weight.dims();
+        let first = self.conv1.weight.val().reshape([hidden, 9 * channels_in]);
+        let second = self.conv2.weight.val().reshape([hidden, hidden]);
+        let scale = self.conv3.scale();
+        let bias = self.conv3.conv.bias.as_ref().expect("a ZeroConv has a bias").val();
+        let last = (self.conv3.conv.weight.val() * scale.clone().reshape([channels_out, 1, 1, 1]))
+            .permute([0, 2, 3, 1])
+            .reshape([9 * channels_out, hidden]);
+        Some(FoldedNet {
+            layers: vec![
+                fold_norm(first, &self.conv1, &self.norm1),
+                fold_norm(second, &self.conv2, &self.norm2),
+                (last, bias * scale),
+            ],
+            first_3x3: true,
+            last_3x3: true,
+            negative_slope: self.negative_slope,
+        })
+    }
+}
+
+/// ActNorm after an affine layer is an affine layer: `(W x + b) * s = (s W) x + s b`.
+fn fold_norm(weight: Tensor<2>, conv: &Conv, norm: &Option<ActNorm>) -> (Tensor<2>, Tensor<1>) {
+    let outputs = weight.dims()[0];
+    match (norm, &conv.bias) {
+        (Some(norm), None) => {
+            let scale = norm.effective_log_scale().exp();
+            (weight * scale.clone().reshape([outputs, 1]), norm.bias.val() * scale)
+        }
+        (None, Some(bias)) => (weight, bias.val()),
+        (None, None) => {
+            let zeros = Tensor::zeros([outputs], (&weight.device(), weight.dtype()));
+            (weight, zeros)
+        }
+        (Some(norm), Some(bias)) => {
+            let scale = norm.effective_log_scale().exp();
+            let shift = (bias.val() + norm.bias.val()) * scale.clone();
+            (weight * scale.reshape([outputs, 1]), shift)
+        }
+    }
+}

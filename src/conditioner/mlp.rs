@@ -1,0 +1,98 @@
+//! Multilayer perceptrons, for vectors.
+
+use burn::module::Module;
+use burn::nn::{Initializer, Linear, LinearConfig};
+use burn::tensor::{Device, Tensor, activation};
+
+use super::{Conditioner, FoldedNet};
+use crate::error::{FlowError, Result};
+
+/// Configuration of an [`Mlp`].
+#[derive(Debug, Clone)]
+pub struct MlpConfig {
+    features_in: usize,
+    hidden: Vec<usize>,
+    features_out: usize,
+    zero_init: bool,
+    initializer: Option<Initializer>,
+}
+
+impl MlpConfig {
+    /// A net `features_in -> hidden[0] -> ... -> features_out` with ReLU between.
+    pub fn new(features_in: usize, hidden: Vec<usize>, features_out: usize) -> Self {
+        Self { features_in, hidden, features_out, zero_init: false, initializer: None }
+    }
+
+    /// Starts the last layer at zero, so that a fresh coupling is the identity.
+    pub fn with_zero_init(mut self, zero_init: bool) -> Self {
+        self.zero_init = zero_init;
+        self
+    }
+
+    /// The distribution of the initial weights and biases; default: Burn's `Linear`.
+    pub fn with_initializer(mut self, initializer: Initializer) -> Self {
+        self.initializer = Some(initializer);
+        self
+    }
+
+    /// Builds the net.
+    ///
+    /// # Errors
+    /// If a width is zero.
+    pub fn init(&self, device: &Device) -> Result<Mlp> {
+        let widths: Vec<usize> = [self.features_in]
+            .into_iter()
+            .chain(self.hidden.iter().copied())
+            .chain([self.features_out])
+            .collect();
+        if widths.contains(&0) {
+            return Err(FlowError::config(
+                "Mlp",
+                "widths",
+                format!("{widths:?}"),
+                "at least 1 each",
+                "give every layer a width",
+            ));
+        }
+        let last = widths.len() - 2;
+        let layers = widths
+            .windows(2)
+            .enumerate()
+            .map(|(i, pair)| {
+                let mut config = LinearConfig::new(pair[0], pair[1]);
+                if let Some(initializer) = &self.initializer {
+                    config = config.with_initializer(initializer.clone());
+                }
+                if i == last && self.zero_init {
+                    config = config.with_initializer(Initializer::Zeros);
+                }
+                config.init(device)
+            })
+            .collect();
+        Ok(Mlp { layers })
+    }
+}
+
+/// A multilayer perceptron: linear layers with ReLU between, `[batch, in] -> [batch, out]`.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// The linear layers, first to last.
+    pub layers: Vec<Linear>,
+}
+
+impl Conditioner<2> for Mlp {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let mut layers = self.layers.iter();
+        let first = layers.next().expect("an Mlp has at least one layer");
+        layers.fold(first.forward(x), |h, layer| layer.forward(activation::relu(h)))
+    }
+
+    fn fold(&self) -> Option<FoldedNet> {
+        let layers = self
+            .layers
+            .iter()
+            .map(|layer| Some((layer.weight.val().transpose(), layer.bias.as_ref()?.val())))
+            .collect::<Option<Vec<_>>>()?;
+        Some(FoldedNet { layers, first_3x3: false, last_3x3: false, negative_slope: 0.0 })
+    }
+}

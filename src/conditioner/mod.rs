@@ -1,0 +1,67 @@
+//! The nets inside couplings and conditional priors: ordinary nets, no log-determinants here.
+
+pub mod conv;
+mod glow_net;
+mod mlp;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+pub use glow_net::{GlowNet, GlowNetConfig, NetNorm};
+pub use mlp::{Mlp, MlpConfig};
+
+/// A net from the part of the data that passes unchanged to the parameters for the other part.
+///
+/// Any module becomes one with a single method:
+///
+/// ```
+/// use burn::module::Module;
+/// use burn::nn::{Linear, LinearConfig};
+/// use burn::tensor::Tensor;
+/// use burn_flows::{conditioner::Conditioner, coupling::{AffineCoupling, Mask, ScaleMap}};
+///
+/// #[derive(Module, Debug)]
+/// struct OneLayer(Linear);
+///
+/// impl Conditioner<2> for OneLayer {
+///     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+///         self.0.forward(x)
+///     }
+/// }
+///
+/// let device = burn_flows::backend::device();
+/// let net = OneLayer(LinearConfig::new(2, 4).init(&device));
+/// AffineCoupling::affine(net, Mask::first_half(), ScaleMap::default(), 4, &device)?;
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
+pub trait Conditioner<const D: usize>: Module {
+    /// `[batch, channels in, ...] -> [batch, channels out, ...]`.
+    fn forward(&self, x: Tensor<D>) -> Tensor<D>;
+
+    /// Data-dependent initialization from one batch (ActNorm inside the net); default: none.
+    fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        let y = self.forward(x);
+        (self, y)
+    }
+
+    /// The net as affine layers with a (leaky) ReLU between, if it is one: couplings on the CPU then
+    /// run it fused with their elementwise map. Made of differentiable operations on the parameters.
+    fn fold(&self) -> Option<FoldedNet> {
+        None
+    }
+}
+
+/// A net as affine layers with a (leaky) ReLU after each but the last.
+#[derive(Debug, Clone)]
+pub struct FoldedNet {
+    /// For each layer the weight `[out, in]` and the bias `[out]`. Where the first layer is a 3x3
+    /// convolution its `in` index is `9 channel + tap`; where the last one is, its weight's `out`
+    /// index is `9 channel + tap` and its bias has one entry a channel.
+    pub layers: Vec<(Tensor<2>, Tensor<1>)>,
+    /// Whether the first layer is a 3x3 convolution (zero padding 1).
+    pub first_3x3: bool,
+    /// Whether the last layer is a 3x3 convolution (zero padding 1).
+    pub last_3x3: bool,
+    /// Slope of the activation for negative values; 0 is ReLU.
+    pub negative_slope: f64,
+}

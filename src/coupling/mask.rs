@@ -1,0 +1,191 @@
+//! Which part of `x` a coupling passes unchanged.
+
+use burn::tensor::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::host;
+
+/// One of the two ways to apply a [`Mask`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Parity {
+    /// The identity part is the first half, the even channels, or the squares with `row + column`
+    /// even.
+    Even,
+    /// The other part is the identity part.
+    Odd,
+}
+
+impl Parity {
+    /// The other parity.
+    pub fn flip(self) -> Self {
+        match self {
+            Self::Even => Self::Odd,
+            Self::Odd => Self::Even,
+        }
+    }
+
+    /// `Even` for even numbers: the parity of layer `index` in an alternating stack.
+    pub fn of(index: usize) -> Self {
+        if index.is_multiple_of(2) { Self::Even } else { Self::Odd }
+    }
+}
+
+/// How a coupling divides its input into the *identity* part, which passes unchanged and is what the
+/// conditioner sees, and the *transformed* part, which is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mask {
+    /// Halves of axis 1: the first `ceil(n / 2)` channels and the rest (Glow, RealNVP after a
+    /// squeeze).
+    ChannelHalves(Parity),
+    /// Even and odd indices of axis 1 (NICE).
+    Alternating(Parity),
+    /// A checkerboard of pixels, the same for all channels (RealNVP); for vectors, alternating
+    /// features. The conditioner sees the whole tensor with the transformed part set to zero.
+    Checkerboard(Parity),
+}
+
+impl Mask {
+    /// Identity: the first half of the channels. Transformed: the rest.
+    pub fn first_half() -> Self {
+        Self::ChannelHalves(Parity::Even)
+    }
+
+    /// Identity: the second half of the channels. Transformed: the first `ceil(n / 2)`.
+    pub fn second_half() -> Self {
+        Self::ChannelHalves(Parity::Odd)
+    }
+
+    /// The same mask with identity and transformed part exchanged.
+    pub fn flip(self) -> Self {
+        match self {
+            Self::ChannelHalves(parity) => Self::ChannelHalves(parity.flip()),
+            Self::Alternating(parity) => Self::Alternating(parity.flip()),
+            Self::Checkerboard(parity) => Self::Checkerboard(parity.flip()),
+        }
+    }
+
+    /// Channels the conditioner sees, out of `num_channels`.
+    pub fn num_identity(self, num_channels: usize) -> usize {
+        match self {
+            Self::ChannelHalves(parity) | Self::Alternating(parity) => match parity {
+                Parity::Even => num_channels.div_ceil(2),
+                Parity::Odd => num_channels / 2,
+            },
+            Self::Checkerboard(_) => num_channels,
+        }
+    }
+
+    /// Channels the coupling changes, out of `num_channels`: the conditioner must give one shift
+    /// (and one scale) for each.
+    pub fn num_transformed(self, num_channels: usize) -> usize {
+        match self {
+            Self::Checkerboard(_) => num_channels,
+            mask => num_channels - mask.num_identity(num_channels),
+        }
+    }
+
+    /// Divides `x` into `(identity, transformed)`.
+    pub(crate) fn split<const D: usize>(self, x: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
+        let channels = x.dims()[1];
+        match self {
+            Self::ChannelHalves(parity) => {
+                let first = channels.div_ceil(2);
+                let halves = (x.clone().narrow(1, 0, first), x.narrow(1, first, channels - first));
+                parity.order(halves)
+            }
+            Self::Alternating(parity) => {
+                let halves = (every_second(x.clone(), 0), every_second(x, 1));
+                parity.order(halves)
+            }
+            Self::Checkerboard(parity) => {
+                let board = board(&x, parity);
+                (x.clone() * board.clone(), x * (board.neg() + 1.0))
+            }
+        }
+    }
+
+    /// The inverse of [`split`](Mask::split).
+    pub(crate) fn merge<const D: usize>(
+        self,
+        identity: Tensor<D>,
+        transformed: Tensor<D>,
+    ) -> Tensor<D> {
+        match self {
+            Self::ChannelHalves(parity) => {
+                let (first, second) = parity.order((identity, transformed));
+                Tensor::cat(vec![first, second], 1)
+            }
+            Self::Alternating(parity) => {
+                let (even, odd) = parity.order((identity, transformed));
+                interleave(even, odd)
+            }
+            Self::Checkerboard(_) => identity + transformed,
+        }
+    }
+
+    /// Sets to zero what does not belong to the transformed part.
+    pub(crate) fn keep_transformed<const D: usize>(self, values: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Checkerboard(parity) => {
+                let board = board(&values, parity.flip());
+                values * board
+            }
+            _ => values,
+        }
+    }
+}
+
+impl Parity {
+    fn order<T>(self, (first, second): (T, T)) -> (T, T) {
+        match self {
+            Self::Even => (first, second),
+            Self::Odd => (second, first),
+        }
+    }
+}
+
+fn every_second<const D: usize>(x: Tensor<D>, start: usize) -> Tensor<D> {
+    let channels = x.dims()[1];
+    let count = (channels - start).div_ceil(2);
+    let indices: Vec<i64> = (0..count).map(|i| (2 * i + start) as i64).collect();
+    let indices = Tensor::from_data(indices.as_slice(), &x.device().without_autodiff());
+    x.select(1, indices)
+}
+
+fn interleave<const D: usize>(even: Tensor<D>, odd: Tensor<D>) -> Tensor<D> {
+    let (num_even, num_odd) = (even.dims()[1], odd.dims()[1]);
+    let indices: Vec<i64> = (0..num_even + num_odd)
+        .map(|i| if i % 2 == 0 { i / 2 } else { num_even + i / 2 } as i64)
+        .collect();
+    let device = even.device().without_autodiff();
+    let indices = Tensor::from_data(indices.as_slice(), &device);
+    Tensor::cat(vec![even, odd], 1).select(1, indices)
+}
+
+/// 1 on the identity squares, 0 elsewhere; one channel, broadcast over the others.
+fn board<const D: usize>(x: &Tensor<D>, parity: Parity) -> Tensor<D> {
+    let (values, shape) = board_values(&x.dims(), parity);
+    constant(values, shape, &x.device(), x.dtype())
+}
+
+fn board_values<const D: usize>(dims: &[usize; D], parity: Parity) -> (Vec<f64>, [usize; D]) {
+    let mut shape = *dims;
+    shape[0] = 1;
+    // Vectors have no rows and columns, so their features take the part of the columns.
+    let (rows, columns) = if D == 2 { (1, dims[1]) } else { (dims[D - 2], dims[D - 1]) };
+    if D > 2 {
+        shape[1] = 1;
+    }
+    let even = (0..rows * columns).map(|i| (i / columns + i % columns) % 2 == 0);
+    let values = even.map(|even| f64::from(u8::from(even == (parity == Parity::Even)))).collect();
+    (values, shape)
+}
+
+fn constant<const D: usize>(
+    values: Vec<f64>,
+    shape: [usize; D],
+    device: &Device,
+    dtype: DType,
+) -> Tensor<D> {
+    host::from_f64(values, shape, device, dtype)
+}

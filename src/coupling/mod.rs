@@ -1,0 +1,223 @@
+//! Coupling layers: split, condition, transform, merge.
+//!
+//! A coupling is a conditioner (any net) and an elementwise [`Transform`]: part of `x` passes
+//! unchanged and tells the net how to change the rest. Its inverse needs no inverse of the net.
+
+mod mask;
+mod scale;
+mod transform;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+pub use mask::{Mask, Parity};
+pub use scale::{LOG_SCALE_LIMIT, SIGMOID_OFFSET, ScaleMap};
+pub(crate) use transform::per_channel;
+pub use transform::{Additive, Affine, AffineOrder, Transform};
+
+use crate::chain::zero_log_det;
+use crate::conditioner::Conditioner;
+use crate::error::{FlowError, Result};
+use crate::flow::Flow;
+
+/// A coupling of conditioner `C` and transform `T`.
+///
+/// With `(a, b) = split(x)` by the [`Mask`] and `params = conditioner(a)`:
+///
+/// - forward: `z = merge(a, transform(b; params))`, `log_det = sum of ln|d transform / db|`
+/// - inverse: `x = merge(a, transform^-1(b; params))`
+///
+/// The inverse is exact up to rounding; how much it can amplify rounding is the gain stated at
+/// [`ScaleMap`].
+///
+/// Source: Dinh et al., *NICE*, [arXiv:1410.8516](https://arxiv.org/abs/1410.8516), section 3.2.
+#[derive(Module, Debug)]
+pub struct Coupling<C, T> {
+    /// The net that maps the identity part to the transform's parameters.
+    pub conditioner: C,
+    /// The elementwise map of the transformed part.
+    pub transform: T,
+    #[module(skip)]
+    mask: Mask,
+}
+
+/// `z_b = b + shift(a)`: the additive coupling of NICE, `log_det = 0`.
+///
+/// ```
+/// use burn::tensor::Tensor;
+/// use burn_flows::{Flow, conditioner::MlpConfig, coupling::{AdditiveCoupling, Mask}};
+///
+/// let device = burn_flows::backend::device();
+/// let mlp = MlpConfig::new(1, vec![16], 1).init(&device)?;
+/// let coupling = AdditiveCoupling::additive(mlp, Mask::first_half());
+/// let x = Tensor::<2>::from_data([[0.5, -1.0], [2.0, 3.0]], &device);
+/// let (z, log_det) = coupling.forward(x.clone());
+/// assert_eq!(log_det.sum().into_scalar::<f32>(), 0.0);
+/// let error = (coupling.inverse(z) - x).abs().max().into_scalar::<f32>();
+/// assert!(error < 1e-5);
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
+pub type AdditiveCoupling<C> = Coupling<C, Additive>;
+
+/// `z_b = b * scale(a) + shift(a)` (RealNVP) or `(b + shift(a)) * scale(a)` (Glow):
+/// `log_det = sum ln scale(a)`.
+pub type AffineCoupling<C> = Coupling<C, Affine>;
+
+impl<C: Module> Coupling<C, Additive> {
+    /// An additive coupling; `conditioner` gives one channel for each transformed one.
+    pub fn additive(conditioner: C, mask: Mask) -> Self {
+        Self { conditioner, transform: Additive::default(), mask }
+    }
+}
+
+impl<C: Module> Coupling<C, Affine> {
+    /// An affine coupling of `num_channels` channels, `z_b = b * scale + shift`; `conditioner` gives
+    /// two channels for each transformed one: first all shifts, then all raw scales.
+    ///
+    /// # Errors
+    /// If `num_channels` leaves no channel to transform or none to condition on.
+    pub fn affine(
+        conditioner: C,
+        mask: Mask,
+        scale_map: ScaleMap,
+        num_channels: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::affine_ordered(
+            conditioner,
+            mask,
+            scale_map,
+            AffineOrder::ScaleThenShift,
+            num_channels,
+            device,
+        )
+    }
+
+    /// As [`affine`](Coupling::affine), with the order of scale and shift given.
+    ///
+    /// # Errors
+    /// If `num_channels` leaves no channel to transform or none to condition on.
+    pub fn affine_ordered(
+        conditioner: C,
+        mask: Mask,
+        scale_map: ScaleMap,
+        order: AffineOrder,
+        num_channels: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let transformed = check_channels("AffineCoupling", mask, num_channels)?;
+        if let ScaleMap::BoundedExp { bound } = scale_map
+            && !(bound > 0.0 && bound.is_finite())
+        {
+            return Err(FlowError::config(
+                "AffineCoupling",
+                "bound",
+                bound,
+                "positive and finite",
+                "2.0 is the usual choice",
+            ));
+        }
+        Ok(Self {
+            conditioner,
+            transform: Affine::new(scale_map, order, transformed, device),
+            mask,
+        })
+    }
+}
+
+/// The number of transformed channels, or an error where a coupling has nothing to do.
+pub(crate) fn check_channels(
+    layer: &'static str,
+    mask: Mask,
+    num_channels: usize,
+) -> Result<usize> {
+    let (identity, transformed) =
+        (mask.num_identity(num_channels), mask.num_transformed(num_channels));
+    if num_channels < 1 || identity < 1 || transformed < 1 {
+        return Err(FlowError::config(
+            layer,
+            "num_channels",
+            num_channels,
+            "at least 2 for a split along the channels",
+            "squeeze the image first, or use a checkerboard mask",
+        ));
+    }
+    Ok(transformed)
+}
+
+impl<C, T> Coupling<C, T> {
+    /// How the input is divided.
+    pub fn mask(&self) -> Mask {
+        self.mask
+    }
+}
+
+impl<C: Module, T: Transform> Coupling<C, T> {
+    fn params<const D: usize>(&self, identity: Tensor<D>, transformed: &Tensor<D>) -> Tensor<D>
+    where
+        C: Conditioner<D>,
+    {
+        let params = self.conditioner.forward(identity);
+        let mut needed = transformed.dims();
+        needed[1] *= self.transform.params_per_channel();
+        assert!(
+            params.dims() == needed,
+            "Coupling: the conditioner gave params of shape {:?}, but {:?} transformed channels need \
+             {needed:?}; give the conditioner {} output channels",
+            params.dims(),
+            transformed.dims(),
+            needed[1],
+        );
+        params
+    }
+
+    /// The transformed part and its elementwise log-scale.
+    fn transform_forward<const D: usize>(
+        &self,
+        transformed: Tensor<D>,
+        params: Tensor<D>,
+    ) -> (Tensor<D>, Tensor<1>) {
+        let none = zero_log_det(&transformed);
+        let (z, log_scale) = self.transform.forward(transformed, params);
+        let log_det = match log_scale {
+            Some(log_scale) => sum_per_sample(self.mask.keep_transformed(log_scale)),
+            None => none,
+        };
+        (self.mask.keep_transformed(z), log_det)
+    }
+}
+
+impl<const D: usize, C: Conditioner<D>, T: Transform> Flow<D> for Coupling<C, T>
+where
+    Self: Module,
+{
+    fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        let (identity, transformed) = self.mask.split(x);
+        let params = self.params(identity.clone(), &transformed);
+        let (z, log_det) = self.transform_forward(transformed, params);
+        (self.mask.merge(identity, z), log_det)
+    }
+
+    fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
+        let (identity, transformed) = self.mask.split(z);
+        let params = self.params(identity.clone(), &transformed);
+        let x = self.mask.keep_transformed(self.transform.inverse(transformed, params));
+        self.mask.merge(identity, x)
+    }
+
+    fn initialize(mut self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        let (identity, transformed) = self.mask.split(x);
+        let (conditioner, params) = self.conditioner.initialize(identity.clone());
+        self.conditioner = conditioner;
+        let (z, _) = self.transform_forward(transformed, params);
+        let z = self.mask.merge(identity, z);
+        (self, z)
+    }
+}
+
+/// Sums all axes but the first: `[batch, ...] -> [batch]`.
+pub(crate) fn sum_per_sample<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    let batch = x.dims()[0];
+    let rest = x.dims()[1..].iter().product::<usize>();
+    x.reshape([batch, rest]).sum_dim(1).reshape([batch])
+}

@@ -1,0 +1,83 @@
+//! Scale maps: from the conditioner's raw output to the log-scale of an affine coupling.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// Bound on the magnitude of the log-scale of the maps that have none of their own, in nats: `e^20`
+/// is as far as an f32 product of scale and activation stays useful, and inverse and log-determinant
+/// stay finite and consistent however extreme the conditioner's output is.
+pub const LOG_SCALE_LIMIT: f64 = 20.0;
+
+/// Offset inside the sigmoid, which makes the scale start near one: `sigmoid(2) = 0.88` (Glow's
+/// code, `model.py`).
+pub const SIGMOID_OFFSET: f64 = 2.0;
+
+/// How the raw output `h` of the conditioner becomes the log-scale of an affine coupling.
+///
+/// All maps are computed as log-scales, so that the log-determinant is their sum and the inverse
+/// multiplies by `exp(-log_scale)`: the two agree to the last bit, at any `h`.
+///
+/// | map | `log_scale(h)` | forward gain | worst-case gain of the inverse |
+/// |---|---|---|---|
+/// | `Sigmoid` | `ln sigmoid(h + 2)`, at least -20 | below 1 | `e^20 = 4.9e8` |
+/// | `InverseSigmoid` | `-ln sigmoid(h + 2)`, at most 20 | up to `e^20` | 1 |
+/// | `Exp` | `h` within ±20 | up to `e^20` | `e^20` |
+/// | `BoundedExp { bound }` | `bound tanh(h / bound)` | up to `e^bound` | `e^bound` |
+/// | `Tanh` | `gain tanh(h)`, `gain` learned per channel | `e^gain` | `e^gain` |
+///
+/// The gain of a stack is at most the product of its layers'. `BoundedExp { bound: 2.0 }`, the
+/// default, lets one layer amplify by `e^2 = 7.4` at most and has slope one at the origin.
+///
+/// Sources: `Sigmoid`: openai/glow, `model.py`; `InverseSigmoid`, `Exp`: normflows
+/// `AffineCoupling`; `Tanh`: Dinh et al., *Density estimation using Real NVP*,
+/// [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), section 4.1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum ScaleMap {
+    /// `scale = sigmoid(h + 2)`: Glow as published. It only contracts.
+    Sigmoid,
+    /// `scale = 1 / sigmoid(h + 2)`: it only expands.
+    InverseSigmoid,
+    /// `scale = exp(h)`.
+    Exp,
+    /// `scale = exp(bound tanh(h / bound))`.
+    BoundedExp {
+        /// Largest magnitude of the log-scale.
+        bound: f64,
+    },
+    /// `scale = exp(gain tanh(h))` with one learned gain for each transformed channel: RealNVP.
+    Tanh,
+}
+
+impl Default for ScaleMap {
+    fn default() -> Self {
+        Self::BoundedExp { bound: 2.0 }
+    }
+}
+
+impl ScaleMap {
+    /// `log_scale(h)`, elementwise; `gain`, broadcast to `h`, is used by [`ScaleMap::Tanh`] alone.
+    pub(crate) fn log_scale<const D: usize>(
+        self,
+        h: Tensor<D>,
+        gain: Option<Tensor<D>>,
+    ) -> Tensor<D> {
+        match self {
+            Self::Sigmoid => ln_sigmoid(h + SIGMOID_OFFSET).clamp_min(-LOG_SCALE_LIMIT),
+            Self::InverseSigmoid => {
+                ln_sigmoid(h + SIGMOID_OFFSET).clamp_min(-LOG_SCALE_LIMIT).neg()
+            }
+            Self::Exp => h.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT),
+            Self::BoundedExp { bound } => (h / bound).tanh() * bound,
+            Self::Tanh => {
+                let gain = gain.expect("ScaleMap::Tanh has a learned gain");
+                h.tanh() * gain
+            }
+        }
+    }
+}
+
+/// `ln sigmoid(u) = min(u, 0) - ln(1 + exp(-|u|))`, which neither overflows nor cancels.
+fn ln_sigmoid<const D: usize>(u: Tensor<D>) -> Tensor<D> {
+    let tail = u.clone().abs().neg().exp().log1p();
+    u.clamp_max(0.0) - tail
+}

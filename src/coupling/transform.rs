@@ -1,0 +1,140 @@
+//! Elementwise maps of the transformed part: additive and affine.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::scale::ScaleMap;
+
+/// An invertible elementwise map `x -> z`, with parameters from a conditioner.
+///
+/// A coupling is a conditioner and a transform; additive, affine and later maps share one coupling.
+pub trait Transform: Module {
+    /// Parameters per transformed channel: the conditioner gives this many times the channels.
+    fn params_per_channel(&self) -> usize;
+
+    /// `x -> (z, ln|dz/dx|)`, elementwise; `None` stands for a log-scale of zero everywhere.
+    ///
+    /// # Shapes
+    /// - `x`, `z`, log-scale: `[batch, channels, ...]`; `params`: `[batch, params_per_channel * channels, ...]`
+    fn forward<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        params: Tensor<D>,
+    ) -> (Tensor<D>, Option<Tensor<D>>);
+
+    /// `z -> x`, the inverse of [`forward`](Transform::forward).
+    fn inverse<const D: usize>(&self, z: Tensor<D>, params: Tensor<D>) -> Tensor<D>;
+}
+
+/// `z = x + shift`: volume preserving (NICE).
+#[derive(Module, Debug, Default)]
+pub struct Additive {}
+
+impl Transform for Additive {
+    fn params_per_channel(&self) -> usize {
+        1
+    }
+
+    fn forward<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        params: Tensor<D>,
+    ) -> (Tensor<D>, Option<Tensor<D>>) {
+        (x + params, None)
+    }
+
+    fn inverse<const D: usize>(&self, z: Tensor<D>, params: Tensor<D>) -> Tensor<D> {
+        z - params
+    }
+}
+
+/// In which order an affine map applies its two parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AffineOrder {
+    /// `z = x * scale + shift` (RealNVP).
+    ScaleThenShift,
+    /// `z = (x + shift) * scale` (Glow's code; the paper writes the other).
+    ShiftThenScale,
+}
+
+/// `z = x * scale + shift` or `z = (x + shift) * scale`, `scale = exp(log_scale(h))`.
+///
+/// The conditioner's output has the shifts in its first half of the channels and `h` in the second.
+#[derive(Module, Debug)]
+pub struct Affine {
+    /// Learned gain of [`ScaleMap::Tanh`], `[channels]`.
+    pub gain: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    scale_map: ScaleMap,
+    #[module(skip)]
+    order: AffineOrder,
+}
+
+impl Affine {
+    /// An affine map of `num_transformed` channels.
+    pub fn new(
+        scale_map: ScaleMap,
+        order: AffineOrder,
+        num_transformed: usize,
+        device: &Device,
+    ) -> Self {
+        let gain = (scale_map == ScaleMap::Tanh)
+            .then(|| Param::from_tensor(Tensor::ones([num_transformed], device)));
+        Self { gain, scale_map, order }
+    }
+
+    /// The scale map.
+    pub fn scale_map(&self) -> ScaleMap {
+        self.scale_map
+    }
+
+    /// The order of scale and shift.
+    pub fn order(&self) -> AffineOrder {
+        self.order
+    }
+
+    fn shift_and_log_scale<const D: usize>(&self, params: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
+        let channels = params.dims()[1] / 2;
+        let shift = params.clone().narrow(1, 0, channels);
+        let h = params.narrow(1, channels, channels);
+        let gain = self.gain.as_ref().map(|gain| per_channel(gain.val()));
+        (shift, self.scale_map.log_scale(h, gain))
+    }
+}
+
+impl Transform for Affine {
+    fn params_per_channel(&self) -> usize {
+        2
+    }
+
+    fn forward<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        params: Tensor<D>,
+    ) -> (Tensor<D>, Option<Tensor<D>>) {
+        let (shift, log_scale) = self.shift_and_log_scale(params);
+        let scale = log_scale.clone().exp();
+        let z = match self.order {
+            AffineOrder::ScaleThenShift => x * scale + shift,
+            AffineOrder::ShiftThenScale => (x + shift) * scale,
+        };
+        (z, Some(log_scale))
+    }
+
+    fn inverse<const D: usize>(&self, z: Tensor<D>, params: Tensor<D>) -> Tensor<D> {
+        let (shift, log_scale) = self.shift_and_log_scale(params);
+        let inverse_scale = log_scale.neg().exp();
+        match self.order {
+            AffineOrder::ScaleThenShift => (z - shift) * inverse_scale,
+            AffineOrder::ShiftThenScale => z * inverse_scale - shift,
+        }
+    }
+}
+
+/// `[channels]` shaped `[1, channels, 1, ...]`, to broadcast over batch and space.
+pub(crate) fn per_channel<const D: usize>(values: Tensor<1>) -> Tensor<D> {
+    let mut shape = [1; D];
+    shape[1] = values.dims()[0];
+    values.reshape(shape)
+}

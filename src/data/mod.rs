@@ -1,0 +1,39 @@
+//! Data sets: IDX files (MNIST), image folders and CelebA, and the order in which they are read.
+//!
+//! | You have | Use |
+//! |---|---|
+//! | the four IDX files of MNIST, Fashion-MNIST, … | [`Mnist::load`] |
+//! | any other IDX file of bytes | [`idx::read`] |
+//! | pixels in memory | [`Images::new`] |
+//!
+//! All of them give [`Images`]: bytes in memory, `[num_images, num_channels, height, width]`.
+//! [`Batches`] says which images make up which mini-batch of which epoch, and
+//! [`random_for`] is the one source of randomness of training. Neither keeps a state, so a
+//! training that was interrupted goes on with exactly the batches and draws it would have had.
+//!
+//! Nothing here touches a backend: a batch becomes a tensor where it is used.
+//!
+//! ```
+//! use burn_flows::data::{Batches, Images};
+//!
+//! # fn main() -> Result<(), burn_flows::FlowError> {
+//! // Five grey images of 2x2 pixels.
+//! let images = Images::new((0..20).collect(), [5, 1, 2, 2], None)?;
+//! let batches = Batches::training(images.len(), 2, 7)?;
+//! for indices in batches.epoch(0) {
+//!     assert_eq!(images.gather(&indices).len(), 2 * 4);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod batches;
+pub mod idx;
+mod images;
+mod mnist;
+mod seed;
+
+pub use batches::{Batches, StepBatch, StepBatches};
+pub use images::Images;
+pub use mnist::Mnist;
+pub use seed::{random_for, streams};

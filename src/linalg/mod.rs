@@ -1,0 +1,196 @@
+//! Small dense matrices on the host, in f64: the exact parts of the invertible 1x1 convolution.
+
+/// An LU decomposition with partial pivoting, `P A = L U`, of a square matrix.
+#[derive(Debug, Clone)]
+pub struct Lu {
+    size: usize,
+    /// `L` below the diagonal (its ones are not stored), `U` on and above it, row-major.
+    factors: Vec<f64>,
+    /// Row `i` of `P A` is row `pivots[i]` of `A`.
+    pivots: Vec<usize>,
+    negative: bool,
+}
+
+impl Lu {
+    /// Decomposes the row-major `matrix` of `size * size` entries; works for singular ones too.
+    ///
+    /// # Panics
+    /// If `matrix` does not have `size * size` entries.
+    pub fn new(matrix: &[f64], size: usize) -> Self {
+        assert_eq!(matrix.len(), size * size, "Lu: the matrix must be square");
+        let mut a = matrix.to_vec();
+        let mut pivots: Vec<usize> = (0..size).collect();
+        let mut negative = false;
+        for k in 0..size {
+            let best = (k..size)
+                .max_by(|&i, &j| a[i * size + k].abs().total_cmp(&a[j * size + k].abs()))
+                .expect("k < size");
+            if best != k {
+                for j in 0..size {
+                    a.swap(k * size + j, best * size + j);
+                }
+                pivots.swap(k, best);
+                negative = !negative;
+            }
+            let pivot = a[k * size + k];
+            if pivot == 0.0 {
+                continue;
+            }
+            for i in k + 1..size {
+                let factor = a[i * size + k] / pivot;
+                a[i * size + k] = factor;
+                for j in k + 1..size {
+                    a[i * size + j] -= factor * a[k * size + j];
+                }
+            }
+        }
+        Self { size, factors: a, pivots, negative }
+    }
+
+    /// `(sign, ln|det A|)`; `(0, -inf)` for a singular matrix.
+    pub fn slogdet(&self) -> (f64, f64) {
+        let mut sign = if self.negative { -1.0 } else { 1.0 };
+        let mut log_abs = 0.0;
+        for pivot in self.diagonal() {
+            if pivot == 0.0 {
+                return (0.0, f64::NEG_INFINITY);
+            }
+            sign *= pivot.signum();
+            log_abs += pivot.abs().ln();
+        }
+        (sign, log_abs)
+    }
+
+    /// Magnitudes of the smallest and the largest pivot.
+    pub fn pivot_range(&self) -> (f64, f64) {
+        self.diagonal().fold((f64::INFINITY, 0.0), |(low, high), pivot| {
+            (low.min(pivot.abs()), high.max(pivot.abs()))
+        })
+    }
+
+    /// `A^-1`, row-major; `None` where `A` is singular to working precision or not finite.
+    pub fn inverse(&self) -> Option<Vec<f64>> {
+        let n = self.size;
+        let (smallest, largest) = self.pivot_range();
+        // Written so that a NaN pivot counts as singular.
+        if !(smallest > largest * f64::EPSILON && largest.is_finite()) {
+            return None;
+        }
+        let mut inverse = vec![0.0; n * n];
+        let mut column = vec![0.0; n];
+        for j in 0..n {
+            for i in 0..n {
+                let below: f64 = (0..i).map(|k| self.factors[i * n + k] * column[k]).sum();
+                column[i] = f64::from(u8::from(self.pivots[i] == j)) - below;
+            }
+            for i in (0..n).rev() {
+                let above: f64 = (i + 1..n).map(|k| self.factors[i * n + k] * column[k]).sum();
+                column[i] = (column[i] - above) / self.factors[i * n + i];
+            }
+            for i in 0..n {
+                inverse[i * n + j] = column[i];
+            }
+        }
+        Some(inverse)
+    }
+
+    /// `(permutation, lower, upper)` with `A = permutation * lower * upper`, each row-major.
+    pub fn into_parts(self) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+        let n = self.size;
+        let (mut permutation, mut lower, mut upper) =
+            (vec![0.0; n * n], vec![0.0; n * n], vec![0.0; n * n]);
+        for i in 0..n {
+            // Row i of P A is row pivots[i] of A, so P^-1 puts it back there.
+            permutation[self.pivots[i] * n + i] = 1.0;
+            lower[i * n + i] = 1.0;
+            for j in 0..n {
+                let target = if j < i { &mut lower } else { &mut upper };
+                target[i * n + j] = self.factors[i * n + j];
+            }
+        }
+        (permutation, lower, upper)
+    }
+
+    fn diagonal(&self) -> impl Iterator<Item = f64> + '_ {
+        (0..self.size).map(|i| self.factors[i * self.size + i])
+    }
+}
+
+/// The orthogonal factor `Q` of the QR decomposition of a row-major square matrix, by modified
+/// Gram-Schmidt applied twice (which keeps `Q^T Q = 1` to working precision).
+///
+/// A matrix of independent normals gives a rotation drawn uniformly.
+pub fn orthogonal(matrix: &[f64], size: usize) -> Vec<f64> {
+    let mut q = matrix.to_vec();
+    for _ in 0..2 {
+        for i in 0..size {
+            for k in 0..i {
+                let dot: f64 = (0..size).map(|j| q[i * size + j] * q[k * size + j]).sum();
+                for j in 0..size {
+                    q[i * size + j] -= dot * q[k * size + j];
+                }
+            }
+            let norm = (0..size).map(|j| q[i * size + j].powi(2)).sum::<f64>().sqrt();
+            for j in 0..size {
+                q[i * size + j] /= norm;
+            }
+        }
+    }
+    q
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn product(a: &[f64], b: &[f64], n: usize) -> Vec<f64> {
+        (0..n * n).map(|ij| (0..n).map(|k| a[ij / n * n + k] * b[k * n + ij % n]).sum()).collect()
+    }
+
+    fn matrix(n: usize) -> Vec<f64> {
+        (0..n * n).map(|i| ((i * 7919 + 31) % 1013) as f64 / 500.0 - 1.0).collect()
+    }
+
+    fn assert_close(a: &[f64], b: &[f64], tolerance: f64) {
+        for (a, b) in a.iter().zip(b) {
+            assert!((a - b).abs() <= tolerance, "{a} is not {b}");
+        }
+    }
+
+    #[test]
+    fn inverse_times_matrix_is_identity() {
+        for n in [1, 2, 3, 12, 48] {
+            let a = matrix(n);
+            let inverse = Lu::new(&a, n).inverse().unwrap();
+            let identity: Vec<f64> =
+                (0..n * n).map(|i| f64::from(u8::from(i / n == i % n))).collect();
+            assert_close(&product(&a, &inverse, n), &identity, 1e-9);
+        }
+    }
+
+    #[test]
+    fn parts_multiply_to_the_matrix() {
+        let a = matrix(5);
+        let (p, l, u) = Lu::new(&a, 5).into_parts();
+        assert_close(&product(&p, &product(&l, &u, 5), 5), &a, 1e-12);
+    }
+
+    #[test]
+    fn slogdet_of_known_matrices() {
+        assert_eq!(Lu::new(&[0.0, 2.0, 3.0, 0.0], 2).slogdet(), (-1.0, 6f64.ln()));
+        assert_eq!(Lu::new(&[1.0, 2.0, 2.0, 4.0], 2).slogdet(), (0.0, f64::NEG_INFINITY));
+        assert!(Lu::new(&[1.0, 2.0, 2.0, 4.0], 2).inverse().is_none());
+        assert!(Lu::new(&[f64::NAN, 2.0, 2.0, 4.0], 2).inverse().is_none());
+    }
+
+    #[test]
+    fn orthogonal_rows_are_orthonormal() {
+        let q = orthogonal(&matrix(24), 24);
+        for i in 0..24 {
+            for k in 0..24 {
+                let dot: f64 = (0..24).map(|j| q[i * 24 + j] * q[k * 24 + j]).sum();
+                assert!((dot - f64::from(u8::from(i == k))).abs() < 1e-12);
+            }
+        }
+    }
+}

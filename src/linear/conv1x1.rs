@@ -1,0 +1,280 @@
+//! The invertible 1x1 convolution of Glow.
+
+use std::sync::{Arc, Mutex};
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::Rng;
+
+use crate::error::{FlowError, Result};
+use crate::flow::Flow;
+use crate::host;
+use crate::linalg::{Lu, orthogonal};
+use crate::param::frozen;
+use crate::prior::standard_normal_values;
+
+const LAYER: &str = "InvertibleConv1x1";
+
+/// A learned matrix across the channels, the same at every pixel: `z = W x`.
+///
+/// - forward: `z[:, y, x] = W x[:, y, x]`
+/// - inverse: `x = W^-1 z`
+/// - `log_det = pixels * ln|det W|`
+///
+/// `W` starts as a random rotation. Two parametrizations: [`plain`](InvertibleConv1x1::plain), where
+/// `W` itself is learned, and [`plu`](InvertibleConv1x1::plu), where `W = P L (U + diag(s))` with
+/// the permutation `P` and the signs of `s` fixed, which cannot become singular and whose
+/// log-determinant is a sum.
+///
+/// The plain log-determinant and both inverses are computed in f64 on the host, once for each value
+/// of `W`: they are kept until `W` changes. Vectors (`D = 2`) are one pixel.
+///
+/// Source: Kingma and Dhariwal, *Glow*, [arXiv:1807.03039](https://arxiv.org/abs/1807.03039),
+/// section 3.2.
+#[derive(Module, Debug)]
+pub struct InvertibleConv1x1 {
+    /// The parametrization of `W`.
+    pub weight: Conv1x1Weight,
+    #[module(skip)]
+    cache: Cache,
+}
+
+/// How the matrix of an [`InvertibleConv1x1`] is parametrized.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // a handful of them exist in a model
+pub enum Conv1x1Weight {
+    /// `W` itself, `[channels, channels]`.
+    Plain(Param<Tensor<2>>),
+    /// `W = P L (U + diag(sign exp(log_s)))`.
+    Plu(PluWeight),
+}
+
+/// The parts of `W = P L (U + diag(sign exp(log_s)))`.
+#[derive(Module, Debug)]
+pub struct PluWeight {
+    /// Permutation matrix `P`, `[channels, channels]`, not trained.
+    pub permutation: Param<Tensor<2>>,
+    /// `L`: the entries below the diagonal are used, `[channels, channels]`.
+    pub lower: Param<Tensor<2>>,
+    /// `U`: the entries above the diagonal are used, `[channels, channels]`.
+    pub upper: Param<Tensor<2>>,
+    /// Logarithms of the diagonal's magnitudes, `[channels]`.
+    pub log_s: Param<Tensor<1>>,
+    /// Signs of the diagonal, `[channels]`, not trained.
+    pub sign_s: Param<Tensor<1>>,
+}
+
+impl PluWeight {
+    fn matrix(&self) -> Tensor<2> {
+        let lower = self.lower.val().tril(-1);
+        let identity = {
+            let [n, _] = lower.dims();
+            Tensor::<2>::eye(n, &lower.device()).cast(lower.dtype())
+        };
+        let diagonal = identity.clone() * (self.sign_s.val() * self.log_s.val().exp()).unsqueeze();
+        let upper = self.upper.val().triu(1) + diagonal;
+        self.permutation.val().matmul((lower + identity).matmul(upper))
+    }
+}
+
+/// What is derived from one value of `W`.
+#[derive(Debug)]
+struct Derived {
+    weight: Vec<f64>,
+    log_abs_det: f64,
+    pivots: (f64, f64),
+    inverse: Option<Vec<f64>>,
+}
+
+/// The last [`Derived`], recognized by the value of `W` itself, so that no update of the parameter,
+/// by whatever road, can leave it stale. Clones of the layer share it.
+#[derive(Debug, Clone, Default)]
+struct Cache(Arc<Mutex<Option<Arc<Derived>>>>);
+
+impl Cache {
+    fn get(&self, weight: Vec<f64>, size: usize) -> Arc<Derived> {
+        let mut slot = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(derived) = slot.as_ref()
+            && derived.weight == weight
+        {
+            return derived.clone();
+        }
+        let lu = Lu::new(&weight, size);
+        let derived = Arc::new(Derived {
+            log_abs_det: lu.slogdet().1,
+            pivots: lu.pivot_range(),
+            inverse: lu.inverse(),
+            weight,
+        });
+        *slot = Some(derived.clone());
+        derived
+    }
+}
+
+impl InvertibleConv1x1 {
+    /// `W` learned as it is, starting from a random rotation.
+    ///
+    /// # Errors
+    /// If `num_channels` is zero.
+    pub fn plain(num_channels: usize, rng: &mut impl Rng, device: &Device) -> Result<Self> {
+        let rotation = rotation(num_channels, rng)?;
+        Ok(Self::from_weight(matrix(rotation, num_channels, device)))
+    }
+
+    /// `W = P L (U + diag(s))`, starting from a random rotation.
+    ///
+    /// # Errors
+    /// If `num_channels` is zero.
+    pub fn plu(num_channels: usize, rng: &mut impl Rng, device: &Device) -> Result<Self> {
+        let n = num_channels;
+        let (permutation, lower, upper) = Lu::new(&rotation(n, rng)?, n).into_parts();
+        let diagonal: Vec<f64> = (0..n).map(|i| upper[i * n + i]).collect();
+        let log_s = diagonal.iter().map(|s| s.abs().ln()).collect::<Vec<_>>();
+        let sign_s = diagonal.iter().map(|s| s.signum()).collect::<Vec<_>>();
+        let vector = |values| Tensor::<1>::from_data(TensorData::new(values, [n]), device);
+        Ok(Self::from_parts(PluWeight {
+            permutation: frozen(matrix(permutation, n, device)),
+            lower: Param::from_tensor(matrix(lower, n, device).tril(-1)),
+            upper: Param::from_tensor(matrix(upper, n, device).triu(1)),
+            log_s: Param::from_tensor(vector(log_s)),
+            sign_s: frozen(vector(sign_s)),
+        }))
+    }
+
+    /// The plain parametrization from a given `W`, `[channels, channels]`.
+    pub fn from_weight(weight: Tensor<2>) -> Self {
+        Self { weight: Conv1x1Weight::Plain(Param::from_tensor(weight)), cache: Cache::default() }
+    }
+
+    /// The PLU parametrization from given parts.
+    pub fn from_parts(parts: PluWeight) -> Self {
+        Self { weight: Conv1x1Weight::Plu(parts), cache: Cache::default() }
+    }
+
+    /// The matrix `W`, `[channels, channels]`.
+    pub fn matrix(&self) -> Tensor<2> {
+        match &self.weight {
+            Conv1x1Weight::Plain(weight) => weight.val(),
+            Conv1x1Weight::Plu(parts) => parts.matrix(),
+        }
+    }
+
+    /// Condition of `W` as the ratio of its largest to its smallest pivot: the digits that an
+    /// inversion can lose.
+    pub fn pivot_ratio(&self) -> f64 {
+        let (smallest, largest) = self.derived(&self.matrix()).pivots;
+        largest / smallest
+    }
+
+    fn derived(&self, matrix: &Tensor<2>) -> Arc<Derived> {
+        let size = matrix.dims()[0];
+        self.cache.get(host::to_f64(plain(matrix.clone())), size)
+    }
+
+    fn inverse_matrix(&self) -> Result<Tensor<2>> {
+        let matrix = self.matrix();
+        let derived = self.derived(&matrix);
+        let size = matrix.dims()[0];
+        let inverse = derived.inverse.clone().ok_or(FlowError::Singular {
+            layer: LAYER,
+            size,
+            pivot: derived.pivots.0,
+            largest: derived.pivots.1,
+        })?;
+        Ok(host::from_f64(inverse, [size, size], &matrix.device(), matrix.dtype()))
+    }
+
+    /// `ln|det W|`, `[1]`.
+    fn log_abs_det(&self) -> Tensor<1> {
+        match &self.weight {
+            Conv1x1Weight::Plu(parts) => parts.log_s.val().sum(),
+            Conv1x1Weight::Plain(weight) => {
+                let weight = weight.val();
+                let (device, dtype) = (weight.device(), weight.dtype());
+                let derived = self.derived(&weight);
+                let value = host::from_f64(vec![derived.log_abs_det], [1], &device, dtype);
+                let Some(inverse) = derived.inverse.clone() else {
+                    return value;
+                };
+                // d ln|det W| / dW = W^-T. The surrogate sum(W * W^-T) has that gradient; its own
+                // value (the number of channels) is taken off again.
+                let size = weight.dims()[0];
+                let inverse: Tensor<2> = host::from_f64(inverse, [size, size], &device, dtype);
+                let surrogate = (weight * inverse.transpose()).sum();
+                value + surrogate.clone() - surrogate.detach()
+            }
+        }
+    }
+
+    fn assert_channels<const D: usize>(&self, x: &Tensor<D>, size: usize) {
+        assert!(
+            x.dims()[1] == size,
+            "{LAYER}: got shape {:?}, but was built for {size} channels on axis 1",
+            x.dims()
+        );
+    }
+}
+
+impl<const D: usize> Flow<D> for InvertibleConv1x1 {
+    fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        let log_det = self.log_det(x.clone());
+        let matrix = self.matrix();
+        self.assert_channels(&x, matrix.dims()[0]);
+        (apply(matrix, x), log_det)
+    }
+
+    fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
+        let inverse = self.inverse_matrix().unwrap_or_else(|error| panic!("{error}"));
+        self.assert_channels(&z, inverse.dims()[0]);
+        apply(inverse, z)
+    }
+
+    fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
+        let pixels: usize = x.dims()[2..].iter().product();
+        (self.log_abs_det() * pixels as f64).expand([x.dims()[0]])
+    }
+
+    fn check(&self) -> Result<()> {
+        self.inverse_matrix().map(|_| ())
+    }
+}
+
+/// Multiplies axis 1 of `x` by `matrix` from the left.
+fn apply<const D: usize>(matrix: Tensor<2>, x: Tensor<D>) -> Tensor<D> {
+    let shape = x.dims();
+    let [batch, channels] = [shape[0], shape[1]];
+    let pixels = shape[2..].iter().product::<usize>();
+    if pixels == 1 {
+        return x.reshape([batch, channels]).matmul(matrix.transpose()).reshape(shape);
+    }
+    // One tall product instead of one small product a sample.
+    x.reshape([batch, channels, pixels])
+        .swap_dims(1, 2)
+        .reshape([batch * pixels, channels])
+        .matmul(matrix.transpose())
+        .reshape([batch, pixels, channels])
+        .swap_dims(1, 2)
+        .reshape(shape)
+}
+
+fn rotation(size: usize, rng: &mut impl Rng) -> Result<Vec<f64>> {
+    if size == 0 {
+        return Err(FlowError::config(
+            LAYER,
+            "num_channels",
+            0,
+            "at least 1",
+            "give the number of channels of the input",
+        ));
+    }
+    Ok(orthogonal(&standard_normal_values(size * size, rng), size))
+}
+
+fn matrix(values: Vec<f64>, size: usize, device: &Device) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(values, [size, size]), device)
+}
+
+/// The tensor without its autodiff graph.
+fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.device().is_autodiff() { tensor.inner() } else { tensor }
+}

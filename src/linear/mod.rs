@@ -1,0 +1,9 @@
+//! Linear flows across the channels.
+
+mod conv1x1;
+mod diagonal_scaling;
+mod permutation;
+
+pub use conv1x1::{Conv1x1Weight, InvertibleConv1x1, PluWeight};
+pub use diagonal_scaling::DiagonalScaling;
+pub use permutation::Permutation;

@@ -1,0 +1,403 @@
+//! Glow.
+
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Tensor};
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::conditioner::conv::ZeroConv;
+use crate::conditioner::{GlowNet, GlowNetConfig, NetNorm};
+use crate::coupling::{AdditiveCoupling, AffineCoupling, AffineOrder, Coupling, Mask, ScaleMap};
+use crate::error::{FlowError, Result};
+use crate::flow::Flow;
+use crate::linear::{InvertibleConv1x1, Permutation};
+use crate::norm::ActNorm;
+use crate::prior::{ConditionalNormal, DiagonalNormal, Prior, SplitPrior, StandardNormal};
+use crate::reshape::Squeeze;
+use crate::stack::FlowStack;
+
+/// The coupling of a Glow step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum GlowCouplingKind {
+    /// `z_b = b + shift(a)`.
+    Additive,
+    /// `z_b = (b + shift(a)) * scale(a)`.
+    Affine(ScaleMap),
+}
+
+/// What mixes the channels in a Glow step (the code's `flow_permutation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GlowMixingKind {
+    /// Reverse the channels.
+    Reverse,
+    /// A fixed random shuffle.
+    Shuffle,
+    /// An invertible 1x1 convolution, plain.
+    Conv1x1,
+    /// An invertible 1x1 convolution, PLU.
+    Conv1x1Plu,
+}
+
+/// Configuration of [`Glow`].
+///
+/// ```
+/// use burn_flows::models::GlowConfig;
+/// use rand::{SeedableRng, rngs::StdRng};
+///
+/// let device = burn_flows::backend::device();
+/// let config = GlowConfig::new([1, 8, 8], 2, 2, 16);
+/// let glow = config.init(&mut StdRng::seed_from_u64(0), &device)?;
+/// assert_eq!(glow.sample(3, 0.7).dims(), [3, 1, 8, 8]);
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GlowConfig {
+    /// Channels, height and width of an image.
+    pub image_shape: [usize; 3],
+    /// L: levels, each a squeeze and `num_steps` steps.
+    pub num_levels: usize,
+    /// K: steps a level.
+    pub num_steps: usize,
+    /// Hidden channels of the couplings' nets.
+    pub hidden_width: usize,
+    /// Coupling of each step; default: affine with the code's sigmoid.
+    pub coupling: GlowCouplingKind,
+    /// What mixes the channels; default: a plain 1x1 convolution.
+    pub mixing: GlowMixingKind,
+    /// What follows the hidden convolutions; default: ActNorm, as in the code.
+    pub net_norm: NetNorm,
+    /// Whether the top prior's means and deviations are learned; default: yes.
+    pub learned_top: bool,
+    /// Whether the split priors are conditioned on the kept half; default: yes.
+    pub conditional_split: bool,
+}
+
+impl GlowConfig {
+    /// Glow with the defaults of its code: affine couplings, 1x1 convolutions, ActNorm in the nets,
+    /// learned top, conditional splits.
+    pub fn new(
+        image_shape: [usize; 3],
+        num_levels: usize,
+        num_steps: usize,
+        hidden_width: usize,
+    ) -> Self {
+        Self {
+            image_shape,
+            num_levels,
+            num_steps,
+            hidden_width,
+            coupling: GlowCouplingKind::Affine(ScaleMap::Sigmoid),
+            mixing: GlowMixingKind::Conv1x1,
+            net_norm: NetNorm::ActNorm,
+            learned_top: true,
+            conditional_split: true,
+        }
+    }
+
+    /// CIFAR-10, 8 bits: L = 3, K = 32, width 512, affine (paper, table 4).
+    pub fn cifar10() -> Self {
+        Self::new([3, 32, 32], 3, 32, 512)
+    }
+
+    /// ImageNet 32x32, 8 bits: L = 3, K = 48, width 512, affine (paper, table 4).
+    pub fn imagenet32() -> Self {
+        Self::new([3, 32, 32], 3, 48, 512)
+    }
+
+    /// ImageNet 64x64, 8 bits: L = 4, K = 48, width 512, affine (paper, table 4).
+    pub fn imagenet64() -> Self {
+        Self::new([3, 64, 64], 4, 48, 512)
+    }
+
+    /// CelebA-HQ 256x256, 5 bits: L = 6, K = 32, width 512, additive (paper, table 4).
+    pub fn celeba_hq256() -> Self {
+        Self { coupling: GlowCouplingKind::Additive, ..Self::new([3, 256, 256], 6, 32, 512) }
+    }
+
+    /// Replaces the coupling.
+    pub fn with_coupling(mut self, coupling: GlowCouplingKind) -> Self {
+        self.coupling = coupling;
+        self
+    }
+
+    /// Replaces what mixes the channels.
+    pub fn with_mixing(mut self, mixing: GlowMixingKind) -> Self {
+        self.mixing = mixing;
+        self
+    }
+
+    /// Replaces what follows the hidden convolutions.
+    pub fn with_net_norm(mut self, net_norm: NetNorm) -> Self {
+        self.net_norm = net_norm;
+        self
+    }
+
+    /// Whether the top prior is learned.
+    pub fn with_learned_top(mut self, learned_top: bool) -> Self {
+        self.learned_top = learned_top;
+        self
+    }
+
+    /// Whether the split priors are conditioned on the kept half.
+    pub fn with_conditional_split(mut self, conditional_split: bool) -> Self {
+        self.conditional_split = conditional_split;
+        self
+    }
+
+    /// Checks the configuration.
+    ///
+    /// # Errors
+    /// Names the first field that cannot be built.
+    pub fn validate(&self) -> Result<()> {
+        let error = |parameter, got: String, needed: String, advice: &str| {
+            Err(FlowError::config("Glow", parameter, got, needed, advice))
+        };
+        for (parameter, value) in [
+            ("image_shape", self.image_shape.into_iter().min().unwrap_or(0)),
+            ("num_levels", self.num_levels),
+            ("num_steps", self.num_steps),
+            ("hidden_width", self.hidden_width),
+        ] {
+            if value == 0 {
+                return error(parameter, "0".into(), "at least 1".into(), "raise it");
+            }
+        }
+        let [_, height, width] = self.image_shape;
+        let halvings = height.trailing_zeros().min(width.trailing_zeros()) as usize;
+        if halvings < self.num_levels {
+            return error(
+                "num_levels",
+                self.num_levels.to_string(),
+                format!("at most {halvings}, as often as both sides of {height}x{width} halve"),
+                "use fewer levels, or pad or crop the images to a multiple of a power of two",
+            );
+        }
+        if let GlowCouplingKind::Affine(ScaleMap::BoundedExp { bound }) = self.coupling
+            && !(bound > 0.0 && bound.is_finite())
+        {
+            return error(
+                "bound",
+                bound.to_string(),
+                "positive and finite".into(),
+                "2.0 is the usual choice",
+            );
+        }
+        Ok(())
+    }
+
+    /// Builds the model. `rng` draws the rotations and shuffles; the nets' weights come from the
+    /// device's own generator (`Device::seed`).
+    ///
+    /// # Errors
+    /// As [`validate`](GlowConfig::validate).
+    pub fn init(&self, rng: &mut impl Rng, device: &Device) -> Result<Glow> {
+        self.validate()?;
+        let mut channels = self.image_shape[0];
+        let (mut levels, mut split_priors) = (Vec::new(), Vec::new());
+        for level in 0..self.num_levels {
+            channels *= 4;
+            let steps = (0..self.num_steps)
+                .map(|_| self.step(channels, rng, device))
+                .collect::<Result<Vec<_>>>()?;
+            levels.push((Squeeze::new(), steps));
+            if level + 1 < self.num_levels {
+                let kept = channels / 2;
+                split_priors.push(if self.conditional_split {
+                    GlowSplitPrior::Conditional(ConditionalNormal::glow(
+                        kept,
+                        channels - kept,
+                        device,
+                    ))
+                } else {
+                    GlowSplitPrior::Standard(StandardNormal::new())
+                });
+                channels = kept;
+            }
+        }
+        let prior = if self.learned_top {
+            GlowPrior::Learned(DiagonalNormal::per_channel(channels, device))
+        } else {
+            GlowPrior::Standard(StandardNormal::new())
+        };
+        FlowStack::new(levels, split_priors, prior, &self.image_shape)
+    }
+
+    fn step(&self, channels: usize, rng: &mut impl Rng, device: &Device) -> Result<GlowStep> {
+        let mask = Mask::first_half();
+        let (seen, changed) = (mask.num_identity(channels), mask.num_transformed(channels));
+        let net = |outputs| {
+            GlowNetConfig::new(seen, self.hidden_width, outputs)
+                .with_norm(self.net_norm)
+                .init(device)
+        };
+        let coupling = match self.coupling {
+            GlowCouplingKind::Additive => {
+                GlowCoupling::Additive(Coupling::additive(net(changed)?, mask))
+            }
+            GlowCouplingKind::Affine(scale_map) => GlowCoupling::Affine(Coupling::affine_ordered(
+                net(2 * changed)?,
+                mask,
+                scale_map,
+                AffineOrder::ShiftThenScale,
+                channels,
+                device,
+            )?),
+        };
+        let mixing = match self.mixing {
+            GlowMixingKind::Reverse => {
+                GlowMixing::Permutation(Permutation::reverse(channels, device)?)
+            }
+            GlowMixingKind::Shuffle => {
+                GlowMixing::Permutation(Permutation::shuffle(channels, rng, device)?)
+            }
+            GlowMixingKind::Conv1x1 => {
+                GlowMixing::Conv1x1(InvertibleConv1x1::plain(channels, rng, device)?)
+            }
+            GlowMixingKind::Conv1x1Plu => {
+                GlowMixing::Conv1x1(InvertibleConv1x1::plu(channels, rng, device)?)
+            }
+        };
+        Ok((ActNorm::new(channels, device)?, mixing, coupling))
+    }
+}
+
+/// Glow: levels of squeeze and steps of ActNorm, 1x1 convolution and coupling, with a conditional
+/// prior at each split.
+///
+/// Source: Kingma and Dhariwal, *Glow*, [arXiv:1807.03039](https://arxiv.org/abs/1807.03039);
+/// where paper and code (openai/glow) differ, the code is followed.
+pub type Glow = FlowStack<4, GlowLevel, GlowPrior, GlowSplitPrior>;
+
+/// One level: squeeze, then K steps.
+pub type GlowLevel = (Squeeze, Vec<GlowStep>);
+
+/// One step: ActNorm, channel mixing, coupling.
+pub type GlowStep = (ActNorm, GlowMixing, GlowCoupling);
+
+/// The coupling of a Glow step.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // all steps of a model are of one kind
+pub enum GlowCoupling {
+    /// Volume preserving.
+    Additive(AdditiveCoupling<GlowNet>),
+    /// With a scale.
+    Affine(AffineCoupling<GlowNet>),
+}
+
+/// What mixes the channels in a Glow step.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // all steps of a model are of one kind
+pub enum GlowMixing {
+    /// A fixed permutation.
+    Permutation(Permutation),
+    /// An invertible 1x1 convolution.
+    Conv1x1(InvertibleConv1x1),
+}
+
+/// The prior of the deepest latent.
+#[derive(Module, Debug)]
+pub enum GlowPrior {
+    /// Standard normal.
+    Standard(StandardNormal),
+    /// Learned mean and deviation for each channel.
+    Learned(DiagonalNormal<4>),
+}
+
+/// The prior of what a split factors out.
+#[derive(Module, Debug)]
+pub enum GlowSplitPrior {
+    /// Standard normal.
+    Standard(StandardNormal),
+    /// Conditioned on the kept half.
+    Conditional(ConditionalNormal<ZeroConv>),
+}
+
+impl Prior<4> for GlowPrior {
+    fn log_prob(&self, z: Tensor<4>) -> Tensor<1> {
+        match self {
+            Self::Standard(prior) => Prior::log_prob(prior, z),
+            Self::Learned(prior) => Prior::log_prob(prior, z),
+        }
+    }
+
+    fn sample(
+        &self,
+        shape: [usize; 4],
+        temperature: f64,
+        rng: &mut impl Rng,
+        device: &Device,
+        dtype: DType,
+    ) -> Tensor<4> {
+        match self {
+            Self::Standard(prior) => Prior::sample(prior, shape, temperature, rng, device, dtype),
+            Self::Learned(prior) => Prior::sample(prior, shape, temperature, rng, device, dtype),
+        }
+    }
+}
+
+impl SplitPrior<4> for GlowSplitPrior {
+    fn log_prob(&self, z: Tensor<4>, kept: Tensor<4>) -> Tensor<1> {
+        match self {
+            Self::Standard(prior) => SplitPrior::log_prob(prior, z, kept),
+            Self::Conditional(prior) => prior.log_prob(z, kept),
+        }
+    }
+
+    fn sample(
+        &self,
+        shape: [usize; 4],
+        kept: Tensor<4>,
+        temperature: f64,
+        rng: &mut impl Rng,
+    ) -> Tensor<4> {
+        match self {
+            Self::Standard(prior) => SplitPrior::sample(prior, shape, kept, temperature, rng),
+            Self::Conditional(prior) => prior.sample(shape, kept, temperature, rng),
+        }
+    }
+}
+
+macro_rules! choice_of_flows {
+    ($name:ident { $($variant:ident),* }) => {
+        impl Flow<4> for $name {
+            fn forward(&self, x: Tensor<4>) -> (Tensor<4>, Tensor<1>) {
+                match self { $(Self::$variant(flow) => flow.forward(x),)* }
+            }
+
+            fn inverse(&self, z: Tensor<4>) -> Tensor<4> {
+                match self { $(Self::$variant(flow) => flow.inverse(z),)* }
+            }
+
+            fn log_det(&self, x: Tensor<4>) -> Tensor<1> {
+                match self { $(Self::$variant(flow) => flow.log_det(x),)* }
+            }
+
+            fn initialize(self, x: Tensor<4>) -> (Self, Tensor<4>) {
+                match self {
+                    $(Self::$variant(flow) => {
+                        let (flow, z) = flow.initialize(x);
+                        (Self::$variant(flow), z)
+                    })*
+                }
+            }
+
+            fn check(&self) -> Result<()> {
+                match self { $(Self::$variant(flow) => Flow::<4>::check(flow),)* }
+            }
+
+            fn pull_back(
+                &self,
+                z: Tensor<4>,
+                dz: Tensor<4>,
+                dlog_det: Tensor<1>,
+                grads: &mut GradientsParams,
+            ) -> (Tensor<4>, Tensor<4>) {
+                match self { $(Self::$variant(flow) => flow.pull_back(z, dz, dlog_det, grads),)* }
+            }
+        }
+    };
+}
+
+choice_of_flows!(GlowCoupling { Additive, Affine });
+choice_of_flows!(GlowMixing { Permutation, Conv1x1 });

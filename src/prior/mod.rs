@@ -1,0 +1,97 @@
+//! The densities that latents are scored under and drawn from.
+
+mod conditional_normal;
+mod diagonal_normal;
+mod logistic;
+mod normal;
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
+use rand::{Rng, RngExt};
+
+pub use conditional_normal::ConditionalNormal;
+pub use diagonal_normal::DiagonalNormal;
+pub use logistic::StandardLogistic;
+pub use normal::StandardNormal;
+
+use crate::host;
+
+/// A density over latents `z` of rank `D`.
+///
+/// A temperature `T` multiplies the spread of the draws: standard deviation (normal) or scale
+/// (logistic). `T = 1` draws from the density, `T = 0` gives its centre. For flows with constant
+/// log-determinant it draws from `p(x)^(1/T^2)` renormalized (Glow, section 6).
+pub trait Prior<const D: usize>: Module {
+    /// `ln p(z)` in nats: `[batch, ...] -> [batch]`.
+    fn log_prob(&self, z: Tensor<D>) -> Tensor<1>;
+
+    /// Draws of the given shape, batch first.
+    fn sample(
+        &self,
+        shape: [usize; D],
+        temperature: f64,
+        rng: &mut impl Rng,
+        device: &Device,
+        dtype: DType,
+    ) -> Tensor<D>;
+}
+
+/// A density over the latents that a split factors out, which may depend on the kept half.
+///
+/// Every [`Prior`] is one that does not.
+pub trait SplitPrior<const D: usize>: Module {
+    /// `ln p(z | kept)` in nats: `[batch, ...] -> [batch]`.
+    fn log_prob(&self, z: Tensor<D>, kept: Tensor<D>) -> Tensor<1>;
+
+    /// Draws of the given shape, given the kept half.
+    fn sample(
+        &self,
+        shape: [usize; D],
+        kept: Tensor<D>,
+        temperature: f64,
+        rng: &mut impl Rng,
+    ) -> Tensor<D>;
+}
+
+impl<const D: usize, P: Prior<D>> SplitPrior<D> for P {
+    fn log_prob(&self, z: Tensor<D>, _kept: Tensor<D>) -> Tensor<1> {
+        Prior::log_prob(self, z)
+    }
+
+    fn sample(
+        &self,
+        shape: [usize; D],
+        kept: Tensor<D>,
+        temperature: f64,
+        rng: &mut impl Rng,
+    ) -> Tensor<D> {
+        Prior::sample(self, shape, temperature, rng, &kept.device(), kept.dtype())
+    }
+}
+
+/// `ln(2 pi) / 2`, the constant of a normal log-density.
+pub(crate) const HALF_LN_TAU: f64 = 0.918_938_533_204_672_8;
+
+/// Independent standard normals, two from each pair of uniforms (Box and Muller, 1958).
+pub(crate) fn standard_normal_values(count: usize, rng: &mut impl Rng) -> Vec<f64> {
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        // In (0, 1]: the logarithm is finite.
+        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+        let (sine, cosine) = (std::f64::consts::TAU * rng.random::<f64>()).sin_cos();
+        values.extend([radius * cosine, radius * sine]);
+    }
+    values.truncate(count);
+    values
+}
+
+/// A tensor of independent standard normals from the given random stream.
+pub(crate) fn standard_normal<const D: usize>(
+    shape: [usize; D],
+    rng: &mut impl Rng,
+    device: &Device,
+    dtype: DType,
+) -> Tensor<D> {
+    let values = standard_normal_values(shape.iter().product(), rng);
+    host::from_f64(values, shape, device, dtype)
+}

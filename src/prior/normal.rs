@@ -1,0 +1,37 @@
+//! The standard normal prior.
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
+use rand::Rng;
+
+use super::{HALF_LN_TAU, Prior, standard_normal};
+use crate::coupling::sum_per_sample;
+
+/// Independent standard normals: `ln p(z) = -sum_i (z_i^2 + ln 2 pi) / 2`.
+#[derive(Module, Debug, Default)]
+pub struct StandardNormal {}
+
+impl StandardNormal {
+    /// The standard normal.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl<const D: usize> Prior<D> for StandardNormal {
+    fn log_prob(&self, z: Tensor<D>) -> Tensor<1> {
+        let features: usize = z.dims()[1..].iter().product();
+        sum_per_sample(z.square()) * -0.5 - features as f64 * HALF_LN_TAU
+    }
+
+    fn sample(
+        &self,
+        shape: [usize; D],
+        temperature: f64,
+        rng: &mut impl Rng,
+        device: &Device,
+        dtype: DType,
+    ) -> Tensor<D> {
+        standard_normal(shape, rng, device, dtype) * temperature
+    }
+}

@@ -1,0 +1,7 @@
+//! Flows that only move values: squeeze; and the split of a multi-scale stack.
+
+mod split;
+mod squeeze;
+
+pub(crate) use split::{merge_channels, num_kept, split_channels};
+pub use squeeze::Squeeze;

@@ -1,0 +1,3 @@
+//! Training: maximum likelihood, reversible backpropagation, recipes.
+
+pub mod reversible;
