@@ -4,6 +4,7 @@
 
 pub mod backend;
 mod chain;
+mod choice;
 pub mod conditioner;
 pub mod coupling;
 mod error;
@@ -20,6 +21,7 @@ pub mod prior;
 pub mod reshape;
 mod stack;
 pub mod training;
+pub mod weights;
 
 pub use error::{FlowError, Result};
 pub use flow::Flow;
