@@ -112,13 +112,7 @@ impl RealNvpConfig {
             ("hidden_width", self.hidden_width),
         ] {
             if value == 0 {
-                return Err(FlowError::config(
-                    "RealNvp",
-                    parameter,
-                    0,
-                    "at least 1",
-                    "raise it",
-                ));
+                return Err(FlowError::config("RealNvp", parameter, 0, "at least 1", "raise it"));
             }
         }
         let [_, height, width] = self.image_shape;
@@ -128,7 +122,10 @@ impl RealNvpConfig {
                 "RealNvp",
                 "num_scales",
                 self.num_scales,
-                format!("at most {}, for both sides of {height}x{width} halve between", halvings + 1),
+                format!(
+                    "at most {}, for both sides of {height}x{width} halve between",
+                    halvings + 1
+                ),
                 "use fewer scales, or pad or crop the images to a multiple of a power of two",
             ));
         }

@@ -121,11 +121,7 @@ impl Array {
         Self { shape: vec![columns, rows], values }
     }
 
-    pub(crate) fn tensor<const D: usize>(
-        self,
-        device: &Device,
-        dtype: DType,
-    ) -> Option<Tensor<D>> {
+    pub(crate) fn tensor<const D: usize>(self, device: &Device, dtype: DType) -> Option<Tensor<D>> {
         let shape: [usize; D] = self.shape.try_into().ok()?;
         Some(host::from_f64(self.values, shape, device, dtype))
     }
@@ -145,7 +141,10 @@ mod tests {
         assert_eq!(a.transposed().values(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
         assert_eq!(a.rows([1, 0]).values(), [3.0, 4.0, 5.0, 0.0, 1.0, 2.0]);
         let both = matrix(1, 2).map(|v| v + 1.0).block_diagonal(&matrix(1, 1).map(|v| v + 7.0));
-        assert_eq!((both.shape(), both.values()), (&[2, 3][..], &[1.0, 2.0, 0.0, 0.0, 0.0, 7.0][..]));
+        assert_eq!(
+            (both.shape(), both.values()),
+            (&[2, 3][..], &[1.0, 2.0, 0.0, 0.0, 0.0, 7.0][..])
+        );
         assert_eq!(a.rows([1]).stack(&a).values()[..4], [3.0, 4.0, 5.0, 0.0]);
     }
 }

@@ -59,10 +59,7 @@ impl Weights {
     ///
     /// # Panics
     /// If a tensor is neither of floats, integers nor booleans.
-    pub fn new(
-        tensors: impl IntoIterator<Item = (String, TensorData)>,
-        device: &Device,
-    ) -> Self {
+    pub fn new(tensors: impl IntoIterator<Item = (String, TensorData)>, device: &Device) -> Self {
         let arrays =
             tensors.into_iter().map(|(name, data)| (name, Array::from_data(data))).collect();
         Self {
@@ -159,11 +156,7 @@ impl Weights {
     }
 
     pub(crate) fn error(&self, reason: impl Into<String>, advice: &str) -> FlowError {
-        FlowError::Record {
-            path: self.path.clone(),
-            reason: reason.into(),
-            advice: advice.into(),
-        }
+        FlowError::Record { path: self.path.clone(), reason: reason.into(), advice: advice.into() }
     }
 
     /// A tensor of the layers' type on their device.

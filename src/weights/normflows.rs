@@ -273,10 +273,8 @@ pub fn vector_coupling(
     let mut layers = LinearParts::sequence(&weights.under("flows.1.param_map.net"))?;
     let last = layers.pop().expect("a sequence has at least one layer");
     let outputs = last.bias.shape()[0];
-    layers.push(LinearParts {
-        weight: scale.convert(&last.weight),
-        bias: scale.convert(&last.bias),
-    });
+    layers
+        .push(LinearParts { weight: scale.convert(&last.weight), bias: scale.convert(&last.bias) });
     let net = mlp_of(weights, layers)?;
     Ok(if scale == CouplingScale::None {
         VectorStep::Additive(Coupling::additive(net, split.mask()))
@@ -293,8 +291,7 @@ fn affine<C: Module>(
     transformed: usize,
 ) -> AffineCoupling<C> {
     let (map, _) = scale.scale_map();
-    let transform =
-        Affine::new(map, AffineOrder::ShiftThenScale, transformed, weights.device());
+    let transform = Affine::new(map, AffineOrder::ShiftThenScale, transformed, weights.device());
     Coupling::from_transform(net, transform, split.mask())
 }
 

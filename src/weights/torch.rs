@@ -5,7 +5,9 @@ use burn::nn::Linear;
 use super::{Array, Weights};
 use crate::conditioner::conv::Conv;
 use crate::conditioner::{ConvNet, Mlp};
-use crate::coupling::{AdditiveCoupling, Affine, AffineCoupling, AffineOrder, Mask, Parity, ScaleMap};
+use crate::coupling::{
+    AdditiveCoupling, Affine, AffineCoupling, AffineOrder, Mask, Parity, ScaleMap,
+};
 use crate::error::Result;
 use crate::linear::DiagonalScaling;
 use crate::models::{Nice, NicePrior};
