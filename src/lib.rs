@@ -6,9 +6,12 @@ pub mod backend;
 mod chain;
 pub mod conditioner;
 pub mod coupling;
+pub mod data;
 mod error;
 mod flow;
 mod host;
+#[allow(unsafe_code)]
+mod kernels;
 pub mod linalg;
 pub mod linear;
 pub mod metrics;
