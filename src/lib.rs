@@ -20,6 +20,7 @@ pub mod norm;
 mod param;
 pub mod preprocess;
 pub mod prior;
+pub mod record;
 pub mod reshape;
 mod stack;
 pub mod training;
