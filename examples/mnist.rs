@@ -44,14 +44,15 @@ struct Arguments {
     #[arg(long, default_value_t = 8)]
     steps_per_level: usize,
     /// Hidden channels of the couplings' nets
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 64)]
     hidden: usize,
 }
 
 /// What a default run trains for.
 const EPOCHS: usize = 5;
-const BATCH: usize = 64;
-const LEARNING_RATE: f64 = 1e-3;
+const BATCH: usize = 32;
+const LEARNING_RATE: f64 = 2e-3;
+const LOGIT_ALPHA: f64 = 1e-6;
 
 #[derive(Serialize)]
 struct Configuration<'a> {
@@ -86,7 +87,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         arguments.steps_per_level,
         arguments.hidden,
     )
-    .with_coupling(GlowCouplingKind::Affine(ScaleMap::BoundedExp { bound: 2.0 }));
+    .with_coupling(GlowCouplingKind::Affine(ScaleMap::BoundedExp { bound: 2.0 }))
+    .with_logit(LOGIT_ALPHA);
     let glow = config.init(&mut random_for(training.seed, streams::PARAMETERS, 0), &device)?;
 
     let batch = training.batch.unwrap_or(BATCH);
