@@ -20,7 +20,6 @@ use burn_flows::{Result, backend};
 use clap::Parser;
 use serde::Serialize;
 use support::arguments::{TrainingArguments, invalid};
-use support::run::RunDirectory;
 use support::train::{Plan, train};
 
 #[global_allocator]
@@ -100,15 +99,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         batch_size: batch,
         learning_rate: training.learning_rate.unwrap_or(LEARNING_RATE),
         warm_up: (num_steps / 20).min(200),
-        max_gradient_norm: std::env::var("CLIP")
-            .ok()
-            .and_then(|c| c.parse().ok())
-            .unwrap_or(f64::INFINITY),
+        max_gradient_norm: f64::INFINITY,
         initialization_batch: 256.min(data.train.len()),
         seed: training.seed,
         quantization: Quantization::new(training.bits)?,
         temperatures: vec![0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         title: format!("{} on {} images", arguments.model, data.train.len()),
+        checkpoint_every: training.checkpoint_every,
+        resume: training.resume,
     };
     let out = training.out.clone().unwrap_or_else(|| "runs/mnist-glow".into());
     let configuration = Configuration {
@@ -121,8 +119,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         bits: training.bits,
         seed: training.seed,
     };
-    let mut run = RunDirectory::create(&out, &configuration)?;
-    let outcome = train(glow, &data.train, &data.test, &plan, &mut run, &device)?;
+    let outcome = train(glow, &data.train, &data.test, &plan, &out, &configuration, &device)?;
+    let Some(outcome) = outcome else { return Ok(()) };
     println!(
         "{:.3} bits/dim over {} test images, largest inversion error {:.1e}, in {}",
         outcome.test_bits_per_dim,

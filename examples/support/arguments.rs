@@ -27,6 +27,13 @@ pub struct TrainingArguments {
     /// Peak learning rate [default: what suits the model]
     #[arg(long)]
     pub learning_rate: Option<f64>,
+    /// Steps between two checkpoints
+    #[arg(long, default_value_t = 500)]
+    pub checkpoint_every: usize,
+    /// Go on from the last checkpoint in --out
+    #[arg(long)]
+    #[serde(skip)]
+    pub resume: bool,
     /// Folder of the run
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -41,6 +48,9 @@ impl TrainingArguments {
             if value == Some(0) {
                 return Err(invalid(option, "0", "at least 1", "leave it out for the default"));
             }
+        }
+        if self.checkpoint_every == 0 {
+            return Err(invalid("--checkpoint-every", "0", "at least 1", "500 is the default"));
         }
         if let Some(rate) = self.learning_rate
             && !(rate > 0.0 && rate.is_finite())

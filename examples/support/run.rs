@@ -52,6 +52,48 @@ impl RunDirectory {
         Ok(Self { path: path.into(), metrics })
     }
 
+    /// Opens the folder of an interrupted run of the same configuration: the lines of its
+    /// `metrics.jsonl` up to `step` are kept and given back, later ones (of steps that will be taken
+    /// again) are cut off.
+    pub fn reopen(
+        path: &Path,
+        config: &impl Serialize,
+        step: usize,
+    ) -> Result<(Self, Vec<Metrics>)> {
+        let config_path = path.join("config.json");
+        let advice = "give --out the folder of the interrupted run";
+        let before = fs::read_to_string(&config_path)
+            .map_err(|source| io("read", &config_path, source, advice))?;
+        let now = serde_json::to_value(config).expect("a configuration is plain data");
+        if serde_json::from_str::<serde_json::Value>(&before).ok() != Some(now) {
+            return Err(FlowError::Record {
+                path: config_path,
+                reason: "the interrupted run had another configuration".into(),
+                advice: "resume with the options that it was started with".into(),
+            });
+        }
+        let metrics_path = path.join("metrics.jsonl");
+        let text = fs::read_to_string(&metrics_path)
+            .map_err(|source| io("read", &metrics_path, source, advice))?;
+        let mut kept = String::new();
+        let mut lines: Vec<Metrics> = Vec::new();
+        for line in text.lines() {
+            match serde_json::from_str::<Metrics>(line) {
+                Ok(metrics) if metrics.step <= step => lines.push(metrics),
+                // Of a later step; or cut off by the interruption, and so of a later step.
+                _ => break,
+            }
+            kept.push_str(line);
+            kept.push('\n');
+        }
+        write_atomically(&metrics_path, kept.as_bytes())?;
+        let metrics = File::options()
+            .append(true)
+            .open(&metrics_path)
+            .map_err(|source| io("write", &metrics_path, source, advice))?;
+        Ok((Self { path: path.into(), metrics }, lines))
+    }
+
     /// A file in the folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)

@@ -1,5 +1,8 @@
 //! Training a flow on images: the loop that the examples share.
 
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::Module;
@@ -10,8 +13,9 @@ use burn_flows::preprocess::Quantization;
 use burn_flows::prior::{Prior, SplitPrior};
 use burn_flows::record;
 use burn_flows::training::{Schedule, Trainer};
-use burn_flows::{Flow, FlowStack, Result};
+use burn_flows::{Flow, FlowError, FlowStack, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
 
 use super::pictures;
 use super::plot;
@@ -31,6 +35,9 @@ pub struct Plan {
     /// Rows of `samples.png`.
     pub temperatures: Vec<f64>,
     pub title: String,
+    pub checkpoint_every: usize,
+    /// Go on from the last checkpoint, if there is one.
+    pub resume: bool,
 }
 
 /// Optimizer steps between two lines of the metrics.
@@ -55,15 +62,17 @@ pub struct Outcome {
     pub inversion_error: f64,
 }
 
-/// Trains `stack`, writing metrics, pictures and the model into `run`.
+/// Trains `stack`, writing metrics, pictures, checkpoints and the model into `out`; `None` if it was
+/// interrupted by Ctrl-C, with a checkpoint written.
 pub fn train<F, P, S>(
     stack: FlowStack<4, F, P, S>,
     train: &Images,
     test: &Images,
     plan: &Plan,
-    run: &mut RunDirectory,
+    out: &Path,
+    config: &impl Serialize,
     device: &Device,
-) -> Result<Outcome>
+) -> Result<Option<Outcome>>
 where
     F: Flow<4>,
     P: Prior<4>,
@@ -71,81 +80,189 @@ where
     FlowStack<4, F, P, S>: Module,
 {
     let start = Instant::now();
+    let interrupted = watch_for_interrupt();
     let batches = Batches::training(train.len(), plan.batch_size, plan.seed)?;
-    let first: Vec<usize> =
-        batches.epoch(0).concat().into_iter().take(plan.initialization_batch).collect();
-    let noise = |stream, step| random_for(plan.seed, stream, step);
-    let first = to_tensor(train, &first, plan, &mut noise(streams::PARAMETERS, 1), device);
-    let (stack, _) = stack.initialize(first);
-    let schedule = Schedule::new(plan.learning_rate, plan.num_steps).with_warm_up(plan.warm_up);
-    let mut trainer = Trainer::new(stack, schedule).with_max_gradient_norm(plan.max_gradient_norm);
+    let Started { mut trainer, mut run, mut lines, mut since } =
+        start_or_resume(stack, train, &batches, plan, out, config, device)?;
+    let seconds_before = since.seconds;
+    let seconds = || seconds_before + start.elapsed().as_secs_f64();
 
-    let bar = ProgressBar::new(plan.num_steps as u64);
+    let first = trainer.num_steps();
+    let bar = ProgressBar::new(plan.num_steps as u64).with_position(first as u64);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {msg}  {eta} left");
     bar.set_style(style.expect("the template is valid"));
+    bar.reset_eta();
     let levels = plan.quantization.num_levels();
-    let num_dims = train.image_len();
-    let mut lines: Vec<Metrics> = Vec::new();
-    let (mut sum, mut count) = (0.0, 0);
-    for batch in batches.from_step(0).take(plan.num_steps) {
-        let mut rng = noise(streams::DEQUANTIZE, batch.step);
+    let checkpoints = out.join("checkpoint");
+    for batch in batches.from_step(first as u64).take(plan.num_steps - first) {
+        let mut rng = random_for(plan.seed, streams::DEQUANTIZE, batch.step);
         let x = to_tensor(train, &batch.indices, plan, &mut rng, device);
         let step = match trainer.step(x) {
             Ok(step) => step,
             Err(error) => {
                 bar.abandon();
-                record::save(&trainer.model(), &run.file("model.safetensors"))?;
+                record::save(&trainer.model(), run.file("model.safetensors"))?;
                 return Err(error);
             }
         };
-        let bits = metrics::bits_per_dim(-step.loss, num_dims, levels);
-        (sum, count) = (sum + bits, count + 1);
+        since.add(metrics::bits_per_dim(-step.loss, train.image_len(), levels));
         let images_a_second =
-            (step.number * plan.batch_size) as f64 / start.elapsed().as_secs_f64();
-        bar.set_message(format!("{bits:.3} bits/dim  {images_a_second:.0} images/s"));
+            ((step.number - first) * plan.batch_size) as f64 / start.elapsed().as_secs_f64();
+        bar.set_message(format!("{:.3} bits/dim  {images_a_second:.0} images/s", since.last));
         bar.inc(1);
         let last = step.number == plan.num_steps;
-        let measure = !last && step.number % (plan.num_steps / MEASUREMENTS).max(1) == 0;
-        if !last && !measure && step.number % STEPS_A_LINE != 0 {
-            continue;
+        let measure = last || step.number % (plan.num_steps / MEASUREMENTS).max(1) == 0;
+        if measure || step.number % STEPS_A_LINE == 0 {
+            let mut line = Metrics {
+                step: step.number,
+                epoch: step.number as f64 / batches.batches_per_epoch() as f64,
+                seconds: 0.0,
+                train_bits_per_dim: since.take_mean(),
+                test_bits_per_dim: None,
+                test_images: None,
+                inversion_error: None,
+                gradient_norm: step.gradient_norm,
+                learning_rate: step.learning_rate,
+            };
+            if measure {
+                let model = trainer.model();
+                let images = if last { test.len() } else { test.len().min(IMAGES_A_MEASUREMENT) };
+                let (bits, error) = measure_on(&model, test, images, plan, device)?;
+                line.test_bits_per_dim = Some(bits);
+                line.test_images = Some(images);
+                line.inversion_error = Some(error);
+                record::save(&model, run.file("model.safetensors"))?;
+            }
+            line.seconds = seconds();
+            run.append(&line)?;
+            lines.push(line);
+            if measure {
+                plot::write_curve(&run.file("curve.png"), &plan.title, &lines)?;
+            }
         }
-        let mut line = Metrics {
-            step: step.number,
-            epoch: step.number as f64 / batches.batches_per_epoch() as f64,
-            seconds: 0.0,
-            train_bits_per_dim: sum / count as f64,
-            test_bits_per_dim: None,
-            test_images: None,
-            inversion_error: None,
-            gradient_norm: step.gradient_norm,
-            learning_rate: step.learning_rate,
-        };
-        (sum, count) = (0.0, 0);
-        if measure || last {
-            let model = trainer.model();
-            let images = if last { test.len() } else { test.len().min(IMAGES_A_MEASUREMENT) };
-            let (bits, error) = measure_on(&model, test, images, plan, device)?;
-            line.test_bits_per_dim = Some(bits);
-            line.test_images = Some(images);
-            line.inversion_error = Some(error);
-            record::save(&model, &run.file("model.safetensors"))?;
+        let interrupt = interrupted.load(Ordering::Relaxed) && !last;
+        if interrupt || last || step.number % plan.checkpoint_every == 0 {
+            since.seconds = seconds();
+            trainer.save(&checkpoints, &since.to_note())?;
         }
-        line.seconds = start.elapsed().as_secs_f64();
-        run.append(&line)?;
-        lines.push(line);
-        if measure || last {
-            plot::write_curve(&run.file("curve.png"), &plan.title, &lines)?;
+        if interrupt {
+            bar.abandon();
+            println!(
+                "interrupted after step {}; go on with the same command and --resume",
+                step.number
+            );
+            return Ok(None);
         }
     }
     bar.finish();
     let model = trainer.model();
-    write_pictures(&model, test, plan, run, device)?;
+    write_pictures(&model, test, plan, &run, device)?;
     let last = lines.last().expect("the last step writes a line");
-    Ok(Outcome {
+    Ok(Some(Outcome {
         test_bits_per_dim: last.test_bits_per_dim.expect("the last step is measured"),
         test_images: test.len(),
         inversion_error: last.inversion_error.expect("the last step is measured"),
-    })
+    }))
+}
+
+/// What a checkpoint keeps beside model and optimizer: the steps since the last line of the metrics.
+#[derive(Default, Serialize, Deserialize)]
+struct Since {
+    sum: f64,
+    count: usize,
+    last: f64,
+    /// Of training, in all runs so far.
+    seconds: f64,
+}
+
+impl Since {
+    fn add(&mut self, bits: f64) {
+        (self.sum, self.count, self.last) = (self.sum + bits, self.count + 1, bits);
+    }
+
+    fn take_mean(&mut self) -> f64 {
+        let mean = self.sum / self.count as f64;
+        (self.sum, self.count) = (0.0, 0);
+        mean
+    }
+
+    fn to_note(&self) -> String {
+        serde_json::to_string(self).expect("numbers are plain data")
+    }
+}
+
+struct Started<F: Module, P: Module, S: Module>
+where
+    FlowStack<4, F, P, S>: Module,
+{
+    trainer: Trainer<FlowStack<4, F, P, S>>,
+    run: RunDirectory,
+    lines: Vec<Metrics>,
+    since: Since,
+}
+
+fn start_or_resume<F, P, S>(
+    stack: FlowStack<4, F, P, S>,
+    train: &Images,
+    batches: &Batches,
+    plan: &Plan,
+    out: &Path,
+    config: &impl Serialize,
+    device: &Device,
+) -> Result<Started<F, P, S>>
+where
+    F: Flow<4>,
+    P: Prior<4>,
+    S: SplitPrior<4>,
+    FlowStack<4, F, P, S>: Module,
+{
+    let checkpoints = out.join("checkpoint");
+    let schedule = Schedule::new(plan.learning_rate, plan.num_steps).with_warm_up(plan.warm_up);
+    let trainer =
+        |stack| Trainer::new(stack, schedule).with_max_gradient_norm(plan.max_gradient_norm);
+    if plan.resume {
+        let (trainer, note) = trainer(stack.clone()).resume(&checkpoints)?;
+        if let Some(note) = note {
+            let (run, lines) = RunDirectory::reopen(out, config, trainer.num_steps())?;
+            let since = serde_json::from_str(&note).map_err(|error| FlowError::Record {
+                path: checkpoints,
+                reason: format!("the checkpoint's note cannot be read ({error})"),
+                advice: "leave out --resume to start from the beginning".into(),
+            })?;
+            return Ok(Started { trainer, run, lines, since });
+        }
+        println!("no checkpoint in {}: starting from the beginning", out.display());
+    }
+    let run = RunDirectory::create(out, config)?;
+    // Left there, the checkpoint of an earlier run could be taken for one of this run.
+    if checkpoints.exists() {
+        std::fs::remove_dir_all(&checkpoints).map_err(|source| FlowError::Io {
+            action: "remove the checkpoint",
+            path: checkpoints,
+            source,
+            advice: "give --out another folder",
+        })?;
+    }
+    let first: Vec<usize> =
+        batches.epoch(0).concat().into_iter().take(plan.initialization_batch).collect();
+    let mut rng = random_for(plan.seed, streams::PARAMETERS, 1);
+    let first = to_tensor(train, &first, plan, &mut rng, device);
+    let (stack, _) = stack.initialize(first);
+    Ok(Started { trainer: trainer(stack), run, lines: Vec::new(), since: Since::default() })
+}
+
+/// A flag that the first Ctrl-C sets; the second one ends the program at once.
+fn watch_for_interrupt() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    // Where handlers cannot be set, Ctrl-C ends the program as it always does and the last checkpoint
+    // stays.
+    let _ = signal_hook::flag::register_conditional_shutdown(
+        signal_hook::consts::SIGINT,
+        130,
+        flag.clone(),
+    );
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGINT, flag.clone());
+    flag
 }
 
 fn to_tensor(

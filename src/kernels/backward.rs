@@ -1,16 +1,20 @@
 //! The backward pass of a conditioner over a block of pictures.
 
 use super::Scalar;
+use super::batch::for_blocks;
 use super::conditioner::{Buffers, Conditioner};
-use super::net::{Gradients, Layer, LayerGradients, PackedLayer, for_blocks};
+use super::net::{Gradients, Layer, LayerGradients, PackedLayer};
 use super::product::{Finish, Product, WeightGradient};
 use super::window::Planes;
-use super::workspace::{Lease, lease_zeros};
+use super::workspace::{Lease, lease, lease_zeros};
 
 /// Sums of one thread's parameter gradients.
 pub(super) struct PartialGradients<T> {
     /// `[rows, columns]` a layer.
     weights: Vec<Lease<T>>,
+    /// Whether `weights` holds anything yet: the first tile replaces what is there, which is
+    /// cheaper than zeros and a sum.
+    is_started: bool,
     /// `[rows, lanes]` a layer; for the last one a number an output channel.
     biases: Vec<Lease<T>>,
 }
@@ -21,7 +25,8 @@ impl<T: Scalar> Conditioner<'_, T> {
         let hidden = &self.layers[..self.layers.len() - 1];
         let hidden = hidden.iter().map(|layer| layer.rows * self.ops.lanes);
         PartialGradients {
-            weights: self.layers.iter().map(|layer| lease_zeros(size(layer))).collect(),
+            weights: self.layers.iter().map(|layer| lease(size(layer))).collect(),
+            is_started: false,
             biases: hidden.chain([self.net.outputs()]).map(lease_zeros).collect(),
         }
     }
@@ -77,7 +82,7 @@ impl<T: Scalar> Conditioner<'_, T> {
         for index in (0..=last).rev() {
             let d = if index == last { &output[..] } else { &current[..] };
             let input = &inputs[index][self.kept_at(index, first)..];
-            self.weight_gradient(index, d, input, transposed, &mut sums.weights[index], panels);
+            self.weight_gradient(index, d, input, transposed, sums, panels);
             if index < last {
                 let (stride, rows) = (self.stride(index + 1), self.layers[index].rows);
                 let bias = &mut sums.biases[index];
@@ -91,6 +96,7 @@ impl<T: Scalar> Conditioner<'_, T> {
                 std::mem::swap(next, current);
             }
         }
+        sums.is_started = true;
     }
 
     /// Adds the gradient of a layer's weight on one tile, from that of its output, `d`.
@@ -100,9 +106,11 @@ impl<T: Scalar> Conditioner<'_, T> {
         d: &[T],
         input: &[T],
         transposed: &mut [T],
-        sums: &mut [T],
+        sums: &mut PartialGradients<T>,
         panels: usize,
     ) {
+        let replace = !sums.is_started;
+        let sums = &mut sums.weights[index];
         let PackedLayer { rows, columns, .. } = self.layers[index];
         let (stride, d_stride) = (self.stride(index), self.stride(index + 1));
         let panel = self.ops.panel;
@@ -118,6 +126,7 @@ impl<T: Scalar> Conditioner<'_, T> {
             columns,
             panels,
             out: sums.as_mut_ptr(),
+            replace,
         };
         // SAFETY: the operands have the sizes that the routines touch, checked above; `ops` is this
         // processor's table.
@@ -167,7 +176,7 @@ impl<T: Scalar> Conditioner<'_, T> {
             let mut weight = vec![T::ZERO; outputs * inputs];
             let mut bias = vec![T::ZERO; bias.len()];
             for_blocks(&mut weight, inputs, |row, to| {
-                for part in parts {
+                for part in parts.iter().filter(|part| part.is_started) {
                     let from = &part.weights[index][row * columns..][..inputs];
                     to.iter_mut().zip(from).for_each(|(to, from)| *to += *from);
                 }

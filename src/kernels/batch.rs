@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
+use super::Scalar;
 
 /// Multiplications below which a second thread costs more than it saves.
 const SERIAL: usize = 200_000;
@@ -40,15 +40,44 @@ impl Shape {
     }
 }
 
-fn is_small(shape: Shape, work: usize) -> bool {
-    shape.batch * shape.pixels() * work < SERIAL
+/// Runs `f` on each part, the first one on this thread; the results are in the order of the parts.
+///
+/// That this thread takes part hides the time it takes to wake another one, which for small
+/// couplings is as long as their work.
+fn run<I: Send, R: Send>(parts: Vec<I>, f: impl Fn(I) -> R + Sync) -> Vec<R> {
+    let mut results: Vec<Option<R>> = parts.iter().map(|_| None).collect();
+    rayon::in_place_scope(|scope| {
+        let f = &f;
+        let mut tasks = parts.into_iter().zip(&mut results);
+        let first = tasks.next();
+        for (part, result) in tasks {
+            scope.spawn(move |_| *result = Some(f(part)));
+        }
+        if let Some((part, result)) = first {
+            *result = Some(f(part));
+        }
+    });
+    results.into_iter().map(|result| result.expect("the scope waits for every part")).collect()
 }
 
-/// Runs `f` on a thread of the pool, so that the parallel parts in it start at once instead of each
-/// waking the pool; on this thread if there is too little to do, `work` multiplications a pixel.
-pub(super) fn on_pool<R: Send>(shape: Shape, work: usize, f: impl FnOnce() -> R + Send) -> R {
-    let alone = is_small(shape, work) || rayon::current_num_threads() == 1;
-    if alone { f() } else { rayon::scope(|_| f()) }
+/// Numbers below which one thread is faster at copying or adding them.
+const FEW: usize = 1 << 15;
+
+/// Calls `f` with the index and the numbers of each block of `size` numbers, on all threads if
+/// there are many.
+pub(super) fn for_blocks<T: Scalar>(
+    numbers: &mut [T],
+    size: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) {
+    let threads = if numbers.len() < FEW { 1 } else { rayon::current_num_threads() };
+    let blocks = numbers.len().div_ceil(size).div_ceil(threads).max(1);
+    let parts: Vec<_> = numbers.chunks_mut(blocks * size).enumerate().collect();
+    run(parts, |(part, numbers)| {
+        for (index, block) in numbers.chunks_mut(size).enumerate() {
+            f(part * blocks + index, block);
+        }
+    });
 }
 
 /// The batch cut into one contiguous part a thread.
@@ -62,7 +91,8 @@ pub(super) struct Chunks {
 impl Chunks {
     /// `work`: multiplications a pixel.
     pub fn new(shape: Shape, work: usize) -> Self {
-        let threads = if is_small(shape, work) { 1 } else { rayon::current_num_threads() };
+        let is_small = shape.batch * shape.pixels() * work < SERIAL;
+        let threads = if is_small { 1 } else { rayon::current_num_threads() };
         let count = threads.min(shape.batch).max(1);
         let bound = |i| shape.batch * i / count;
         Self { ranges: (0..count).map(|i| bound(i)..bound(i + 1)).collect() }
@@ -86,11 +116,8 @@ impl Chunks {
         parts
     }
 
-    /// Runs the parts on the threads; the results are in the order of the parts.
-    pub fn run<I: Send, R: Send>(&self, parts: Vec<I>, f: impl Fn(I) -> R + Send + Sync) -> Vec<R> {
-        if parts.len() == 1 {
-            return parts.into_iter().map(f).collect();
-        }
-        parts.into_par_iter().with_max_len(1).map(f).collect()
+    /// Runs `f` on each part; the results are in the order of the parts.
+    pub fn run<I: Send, R: Send>(&self, parts: Vec<I>, f: impl Fn(I) -> R + Sync) -> Vec<R> {
+        run(parts, f)
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::backward::PartialGradients;
-use super::batch::{Chunks, Shape, on_pool};
+use super::batch::{Chunks, Shape};
 use super::conditioner::{Buffers, Conditioner};
 use super::log_scale::{LogScale, MapRow, Task};
 use super::window::Planes;
@@ -195,10 +195,6 @@ impl<T: Scalar> Coupling<'_, T> {
     pub fn forward(&self, x: &[T], shape: Shape) -> (Vec<T>, Vec<T>) {
         self.validate(shape);
         shape.check("Coupling: x", x.len());
-        on_pool(shape, self.net.weights(), || self.forward_on_pool(x, shape))
-    }
-
-    fn forward_on_pool(&self, x: &[T], shape: Shape) -> (Vec<T>, Vec<T>) {
         let (mut z, mut log_det) = (vec![T::ZERO; x.len()], vec![T::ZERO; shape.batch]);
         let chunks = Chunks::new(shape, self.net.weights());
         let conditioner =
@@ -219,10 +215,6 @@ impl<T: Scalar> Coupling<'_, T> {
     pub fn inverse(&self, z: &[T], shape: Shape) -> Vec<T> {
         self.validate(shape);
         shape.check("Coupling: z", z.len());
-        on_pool(shape, self.net.weights(), || self.inverse_on_pool(z, shape))
-    }
-
-    fn inverse_on_pool(&self, z: &[T], shape: Shape) -> Vec<T> {
         let mut x = vec![T::ZERO; z.len()];
         let chunks = Chunks::new(shape, self.net.weights());
         let conditioner =
@@ -275,17 +267,6 @@ impl<T: Scalar> Coupling<'_, T> {
             shape.batch,
             "Coupling: dlog_det must have a number for each sample"
         );
-        on_pool(shape, self.net.weights(), || self.gradient_on_pool(input, x, dz, dlog_det, shape))
-    }
-
-    fn gradient_on_pool(
-        &self,
-        input: &[T],
-        x: Option<&mut [T]>,
-        dz: &[T],
-        dlog_det: &[T],
-        shape: Shape,
-    ) -> Gradient<T> {
         let sample = shape.sample();
         let mut dx = vec![T::ZERO; input.len()];
         let chunks = Chunks::new(shape, self.net.weights());

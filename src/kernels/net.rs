@@ -1,7 +1,6 @@
 //! The conditioner of a coupling: layers, their gradients, and the checks of their sizes.
 
-use rayon::prelude::*;
-
+use super::batch::for_blocks;
 use super::workspace::{Lease, lease};
 use super::{Ops, Scalar, Window};
 
@@ -158,9 +157,6 @@ impl<T: Scalar> PackedLayer<T> {
     }
 }
 
-/// Numbers below which packing on one thread is faster.
-const SERIAL: usize = 1 << 15;
-
 /// Blocks of up to `block` rows of a `[_, columns]` matrix, each block `[columns, rows of the
 /// block]`.
 ///
@@ -168,17 +164,34 @@ const SERIAL: usize = 1 << 15;
 fn pack<T: Scalar>(matrix: &[T], columns: usize, rows: usize, block: usize) -> Lease<T> {
     let mut packed = lease(rows * columns);
     for_blocks(&mut packed, columns * block, |index, part| {
-        let height = part.len() / columns;
-        let mut rows = matrix.chunks_exact(columns).skip(index * block);
-        for i in 0..height {
-            let steps = part.chunks_exact_mut(height);
-            match rows.next() {
-                Some(row) => steps.zip(row).for_each(|(step, value)| step[i] = *value),
-                None => steps.for_each(|step| step[i] = T::ZERO),
-            }
+        let there = &matrix[(index * block * columns).min(matrix.len())..];
+        match part.len() / columns {
+            2 => interleave::<T, 2>(there, columns, part),
+            4 => interleave::<T, 4>(there, columns, part),
+            6 => interleave::<T, 6>(there, columns, part),
+            8 => interleave::<T, 8>(there, columns, part),
+            12 => interleave::<T, 12>(there, columns, part),
+            height => unreachable!("{height} rows in a block"),
         }
     });
     packed
+}
+
+/// Writes the first `N` rows of a matrix column by column; rows that are missing are zero.
+fn interleave<T: Scalar, const N: usize>(matrix: &[T], columns: usize, to: &mut [T]) {
+    let steps = to.as_chunks_mut::<N>().0;
+    if matrix.len() < N * columns {
+        steps.fill([T::ZERO; N]);
+        for (i, row) in matrix.chunks_exact(columns).enumerate() {
+            steps.iter_mut().zip(row).for_each(|(step, value)| step[i] = *value);
+        }
+        return;
+    }
+    let steps = &mut steps[..columns];
+    let rows: [&[T]; N] = std::array::from_fn(|i| &matrix[i * columns..][..columns]);
+    for column in 0..columns {
+        steps[column] = std::array::from_fn(|i| rows[i][column]);
+    }
 }
 
 /// [`pack`] of the transposed matrix, `rows` of which are at least the matrix's columns.
@@ -194,19 +207,4 @@ fn pack_transposed<T: Scalar>(matrix: &[T], columns: usize, rows: usize, block: 
         }
     });
     packed
-}
-
-/// Calls `f` with the index and the numbers of each part of `size` numbers, on all threads if there
-/// are many.
-pub(super) fn for_blocks<T: Scalar>(
-    numbers: &mut [T],
-    size: usize,
-    f: impl Fn(usize, &mut [T]) + Send + Sync,
-) {
-    if numbers.len() < SERIAL {
-        numbers.chunks_mut(size).enumerate().for_each(|(index, part)| f(index, part));
-    } else {
-        let parts = numbers.par_chunks_mut(size).enumerate();
-        parts.with_min_len(8).for_each(|(index, part)| f(index, part));
-    }
 }

@@ -46,7 +46,7 @@ pub(super) struct Product<T> {
     pub finish: Finish<T>,
 }
 
-/// `out[o, i] += sum over pixels of d[o, pixel] · input[i, pixel]`.
+/// `out[o, i] += sum over pixels of d[o, pixel] · input[i, pixel]`, or `=`.
 pub(super) struct WeightGradient<T> {
     /// Panels of the gradient of the layer's output, and the distance between two.
     pub d: *const T,
@@ -59,6 +59,8 @@ pub(super) struct WeightGradient<T> {
     pub columns: usize,
     pub panels: usize,
     pub out: *mut T,
+    /// Whether the result replaces what is in `out` instead of being added.
+    pub replace: bool,
 }
 
 /// Operands of one register tile: `segments` runs of `depth` steps each.
@@ -224,7 +226,7 @@ pub(super) unsafe fn weight_gradient<V: Vector>(p: &WeightGradient<V::Scalar>) {
                     bias: std::ptr::null(),
                     c: p.out.add(row * p.columns + column),
                     c_row: p.columns,
-                    finish: Finish::Accumulate,
+                    finish: if p.replace { Finish::Linear } else { Finish::Accumulate },
                 };
                 if p.columns - column >= V::PANEL {
                     tile_of::<V, 2, false>(rows, t);

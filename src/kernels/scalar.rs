@@ -6,13 +6,20 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use super::dispatch::{self, Ops};
 
+/// Keeps other types out: buffers are reused as numbers of either type.
+pub trait Sealed {}
+
+impl Sealed for f32 {}
+impl Sealed for f64 {}
+
 /// `f32` or `f64`.
 ///
 /// The elementary functions pass NaN on, and `exp` of `f32` saturates at about `1e38` and `1e-38`
 /// instead of reaching infinity and zero; relative error below `2e-7`. Those of `f64` are the
 /// standard library's.
 pub trait Scalar:
-    Copy
+    Sealed
+    + Copy
     + Default
     + Debug
     + PartialOrd

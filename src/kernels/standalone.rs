@@ -1,6 +1,6 @@
 //! The conditioner outside of a coupling.
 
-use super::batch::{Chunks, Shape, on_pool};
+use super::batch::{Chunks, Shape};
 use super::conditioner::Conditioner;
 use super::window::Planes;
 use super::{Gradient, Net, Scalar};
@@ -11,10 +11,6 @@ use super::{Gradient, Net, Scalar};
 /// If the sizes of the net and the shape (that of `input`) do not fit together.
 pub fn net_forward<T: Scalar>(net: &Net<T>, input: &[T], shape: Shape) -> Vec<T> {
     let out_shape = check_net(net, input, shape);
-    on_pool(shape, net.weights(), || forward(net, input, shape, out_shape))
-}
-
-fn forward<T: Scalar>(net: &Net<T>, input: &[T], shape: Shape, out_shape: Shape) -> Vec<T> {
     let mut output = vec![T::ZERO; out_shape.numbers()];
     let chunks = Chunks::new(shape, net.weights());
     let conditioner = Conditioner::new(net, shape.height, shape.width, chunks.largest(), false);
@@ -50,16 +46,6 @@ pub fn net_backward<T: Scalar>(
 ) -> Gradient<T> {
     let out_shape = check_net(net, input, shape);
     out_shape.check("Net: doutput", doutput.len());
-    on_pool(shape, net.weights(), || backward(net, input, doutput, shape, out_shape))
-}
-
-fn backward<T: Scalar>(
-    net: &Net<T>,
-    input: &[T],
-    doutput: &[T],
-    shape: Shape,
-    out_shape: Shape,
-) -> Gradient<T> {
     let mut dx = vec![T::ZERO; input.len()];
     let chunks = Chunks::new(shape, net.weights());
     let conditioner = Conditioner::new(net, shape.height, shape.width, chunks.largest(), true);

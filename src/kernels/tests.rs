@@ -300,6 +300,7 @@ fn run<T: Scalar>(
     let mut sums = conditioner.partial_gradients();
     let input: Vec<T> = input.iter().map(|&v| T::from_f64(v)).collect();
     identity.load(&input, case.inputs, 0, pixels);
+    didentity.clear();
     conditioner.forward(&mut buffers, &identity, &mut params, batch);
     let mut output = vec![T::ZERO; batch * case.outputs * pixels];
     params.store(&mut output, case.outputs, 0, pixels);

@@ -61,12 +61,15 @@ pub(super) struct Planes<T> {
 }
 
 impl<T: Scalar> Planes<T> {
-    /// Planes for up to `pictures` pictures, margins zeroed.
+    /// Planes for up to `pictures` pictures, to be filled, loaded or cleared before use.
     pub fn new(geometry: &Geometry, channels: usize, pictures: usize) -> Self {
         let margin = geometry.margin();
         let stride = geometry.panels(pictures) * geometry.panel + 2 * margin;
         let mut data = lease(channels * stride);
-        data.fill(T::ZERO);
+        // What comes after the margin is written when the planes are filled.
+        for plane in data.chunks_exact_mut(stride) {
+            plane[..margin].fill(T::ZERO);
+        }
         Self { data, stride, margin }
     }
 

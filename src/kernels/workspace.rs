@@ -61,7 +61,7 @@ pub fn release_workspaces() {
 impl<T> Drop for Lease<T> {
     fn drop(&mut self) {
         let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        if pool.len() < POOL_LIMIT {
+        if pool.len() < POOL_LIMIT && !self.lines.is_empty() {
             pool.push(std::mem::take(&mut self.lines));
         }
     }
@@ -71,7 +71,7 @@ impl<T: Scalar> Deref for Lease<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         // SAFETY: `lines` holds at least `len` numbers, is initialized, is aligned to 64 bytes, and
-        // every bit pattern is a valid f32 or f64 (`Scalar` is implemented for these two only).
+        // every bit pattern is a valid f32 or f64; `Scalar` is sealed, so `T` is one of the two.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 }

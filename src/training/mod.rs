@@ -1,5 +1,6 @@
-//! Training: maximum likelihood, reversible backpropagation, schedules.
+//! Training: maximum likelihood, reversible backpropagation, schedules, checkpoints.
 
+mod checkpoint;
 mod gradients;
 pub mod reversible;
 mod schedule;

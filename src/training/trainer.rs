@@ -33,11 +33,11 @@ use crate::stack::FlowStack;
 /// ```
 pub struct Trainer<M> {
     /// `None` only inside a step.
-    model: Option<M>,
-    optimizer: ModuleOptimizer,
+    pub(super) model: Option<M>,
+    pub(super) optimizer: ModuleOptimizer,
     schedule: Schedule,
     max_gradient_norm: f64,
-    num_steps: usize,
+    pub(super) num_steps: usize,
 }
 
 /// What a training step did.
