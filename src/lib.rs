@@ -17,8 +17,10 @@ pub mod norm;
 mod param;
 pub mod preprocess;
 pub mod prior;
+pub mod record;
 pub mod reshape;
 mod stack;
+pub mod testing;
 pub mod training;
 
 pub use error::{FlowError, Result};
