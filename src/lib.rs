@@ -89,6 +89,7 @@ pub mod prior;
 pub mod record;
 pub mod reshape;
 mod stack;
+pub mod testing;
 pub mod training;
 
 pub use error::{FlowError, Result};
