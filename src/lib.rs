@@ -70,6 +70,7 @@
 
 pub mod backend;
 mod chain;
+mod choice;
 pub mod conditioner;
 pub mod coupling;
 pub mod data;
@@ -91,6 +92,7 @@ pub mod reshape;
 mod stack;
 pub mod testing;
 pub mod training;
+pub mod weights;
 
 pub use error::{FlowError, Result};
 pub use flow::Flow;

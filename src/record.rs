@@ -149,7 +149,8 @@ fn check_finite(store: &mut SafetensorsStore, path: &Path, advice: &str) -> Resu
         let data = bridge::to_data(tensor).map_err(|error| unreadable(&error))?;
         let bad = data.iter::<f64>().filter(|value| !value.is_finite()).count();
         if bad > 0 {
-            let reason = format!("{bad} of {} values of {name} are not finite", data.num_elements());
+            let reason =
+                format!("{bad} of {} values of {name} are not finite", data.num_elements());
             return Err(record(path, reason, advice));
         }
     }

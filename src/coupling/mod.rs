@@ -150,6 +150,12 @@ pub(crate) fn check_channels(
 }
 
 impl<C, T> Coupling<C, T> {
+    /// A coupling from its parts: `transform` must be built for as many channels as `mask` leaves to
+    /// transform, and `conditioner` give it the parameters it needs for each.
+    pub fn from_transform(conditioner: C, transform: T, mask: Mask) -> Self {
+        Self { conditioner, transform, mask }
+    }
+
     /// How the input is divided.
     pub fn mask(&self) -> Mask {
         self.mask

@@ -1,16 +1,15 @@
 //! Glow.
 
 use burn::module::Module;
-use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::choice_of_flows;
 use crate::conditioner::conv::ZeroConv;
 use crate::conditioner::{GlowNet, GlowNetConfig, NetNorm};
 use crate::coupling::{AdditiveCoupling, AffineCoupling, AffineOrder, Coupling, Mask, ScaleMap};
 use crate::error::{FlowError, Result};
-use crate::flow::Flow;
 use crate::linear::{InvertibleConv1x1, Permutation};
 use crate::norm::ActNorm;
 use crate::preprocess::{Logit, LogitForm};
@@ -374,46 +373,5 @@ impl SplitPrior<4> for GlowSplitPrior {
     }
 }
 
-macro_rules! choice_of_flows {
-    ($name:ident { $($variant:ident),* }) => {
-        impl Flow<4> for $name {
-            fn forward(&self, x: Tensor<4>) -> (Tensor<4>, Tensor<1>) {
-                match self { $(Self::$variant(flow) => flow.forward(x),)* }
-            }
-
-            fn inverse(&self, z: Tensor<4>) -> Tensor<4> {
-                match self { $(Self::$variant(flow) => flow.inverse(z),)* }
-            }
-
-            fn log_det(&self, x: Tensor<4>) -> Tensor<1> {
-                match self { $(Self::$variant(flow) => flow.log_det(x),)* }
-            }
-
-            fn initialize(self, x: Tensor<4>) -> (Self, Tensor<4>) {
-                match self {
-                    $(Self::$variant(flow) => {
-                        let (flow, z) = flow.initialize(x);
-                        (Self::$variant(flow), z)
-                    })*
-                }
-            }
-
-            fn check(&self) -> Result<()> {
-                match self { $(Self::$variant(flow) => Flow::<4>::check(flow),)* }
-            }
-
-            fn pull_back(
-                &self,
-                z: Tensor<4>,
-                dz: Tensor<4>,
-                dlog_det: Tensor<1>,
-                grads: &mut GradientsParams,
-            ) -> (Tensor<4>, Tensor<4>) {
-                match self { $(Self::$variant(flow) => flow.pull_back(z, dz, dlog_det, grads),)* }
-            }
-        }
-    };
-}
-
-choice_of_flows!(GlowCoupling { Additive, Affine });
-choice_of_flows!(GlowMixing { Permutation, Conv1x1 });
+choice_of_flows!(GlowCoupling, 4, { Additive, Affine });
+choice_of_flows!(GlowMixing, 4, { Permutation, Conv1x1 });

@@ -3,5 +3,5 @@
 mod logit;
 mod quantize;
 
-pub use logit::{Logit, LogitForm};
+pub use logit::{LOGIT_ALPHA, Logit, LogitForm};
 pub use quantize::Quantization;
