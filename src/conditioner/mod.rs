@@ -50,6 +50,18 @@ pub trait Conditioner<const D: usize>: Module {
         (self, y)
     }
 
+    /// Takes a batch into running statistics (batch normalization inside the net), as
+    /// [`Flow::observe`](crate::Flow::observe); default: none.
+    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        let y = self.forward(x);
+        (self, y)
+    }
+
+    /// Whether [`observe`](Conditioner::observe) changes anything.
+    fn has_running_statistics(&self) -> bool {
+        false
+    }
+
     /// The net as affine layers with a (leaky) ReLU between, if it is one: couplings on the CPU then
     /// run it fused with their elementwise map. Made of differentiable operations on the parameters.
     fn fold(&self) -> Option<FoldedNet> {

@@ -181,6 +181,20 @@ impl<C: Module, T: Transform> Coupling<C, T> {
         params
     }
 
+    /// Sends a batch through, by which the conditioner may change.
+    fn data_pass<const D: usize>(
+        mut self,
+        x: Tensor<D>,
+        pass: fn(C, Tensor<D>) -> (C, Tensor<D>),
+    ) -> (Self, Tensor<D>) {
+        let (identity, transformed) = self.mask.split(x);
+        let (conditioner, params) = pass(self.conditioner, identity.clone());
+        self.conditioner = conditioner;
+        let (z, _) = self.transform_forward(transformed, params);
+        let z = self.mask.merge(identity, z);
+        (self, z)
+    }
+
     /// The transformed part and its elementwise log-scale.
     fn transform_forward<const D: usize>(
         &self,
@@ -221,13 +235,16 @@ where
         self.mask.merge(identity, x)
     }
 
-    fn initialize(mut self, x: Tensor<D>) -> (Self, Tensor<D>) {
-        let (identity, transformed) = self.mask.split(x);
-        let (conditioner, params) = self.conditioner.initialize(identity.clone());
-        self.conditioner = conditioner;
-        let (z, _) = self.transform_forward(transformed, params);
-        let z = self.mask.merge(identity, z);
-        (self, z)
+    fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        self.data_pass(x, C::initialize)
+    }
+
+    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        self.data_pass(x, C::observe)
+    }
+
+    fn has_running_statistics(&self) -> bool {
+        self.conditioner.has_running_statistics()
     }
 
     fn pull_back(

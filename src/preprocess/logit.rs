@@ -1,7 +1,7 @@
 //! The logit preprocessing of RealNVP.
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor, activation};
+use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::coupling::sum_per_sample;
@@ -125,7 +125,9 @@ impl<const D: usize> Flow<D> for Logit {
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-        (activation::sigmoid(z) - self.alpha) / self.slope()
+        // sigmoid(z) = (tanh(z / 2) + 1) / 2; a sigmoid of its own is in f32 on some backends.
+        let p = ((z * 0.5).tanh() + 1.0) * 0.5;
+        (p - self.alpha) / self.slope()
     }
 }
 

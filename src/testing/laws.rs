@@ -417,9 +417,12 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
         };
         compare("the batch that initialize returns", &host::to_f64(z), &expected)?;
         // Another batch, other moments: an initialized flow must not look at them.
-        let (again, _) = flow.initialize(self.x.clone() * 3.0 + 1.0);
+        let (again, _) = flow.clone().initialize(self.x.clone() * 3.0 + 1.0);
         let again = host::to_f64(again.forward(self.x.clone()).0);
         compare("forward(x) after a second initialize", &again, &expected)?;
+        let (observed, z) = flow.observe(self.x.clone());
+        let expected = host::to_f64(observed.forward(self.x.clone()).0);
+        compare("the batch that observe returns", &host::to_f64(z), &expected)?;
         Ok(())
     }
 }
