@@ -40,14 +40,14 @@ flows!(test_each);
 
 /// Every stack of the list with its priors.
 macro_rules! density_each {
-    ($($name:ident, $shape:expr, $layers:expr, |$rng:ident, $device:ident| $stack:expr;)*) => {$(
+    ($($name:ident, $shape:expr, |$rng:ident, $device:ident| $stack:expr;)*) => {$(
         #[test]
         fn $name() {
             for (name, device, dtype) in devices() {
                 let make = |$rng: &mut StdRng, $device: &Device| Ok($stack);
                 let stack = move_parameters(build(1, &device, make), 5, 0.1);
                 let stack = if dtype == DType::F64 { to_f64(stack) } else { stack };
-                match check_density(&stack, inputs($shape, 2, &device, dtype), $layers) {
+                match check_density(&stack, inputs($shape, 2, &device, dtype), 1) {
                     Ok(report) => println!("{name}: {report}"),
                     Err(violation) => panic!("{name}: {violation}"),
                 }
@@ -57,13 +57,13 @@ macro_rules! density_each {
 }
 
 density_each! {
-    density_of_vectors, [4, 4], 6, |rng, device| vector_stack(4, rng, device)?;
-    density_of_two_vector_levels, [4, 5], 6, |rng, device| split_vector_stack(rng, device)?;
-    density_of_glow_1_level, [3, 1, 4, 2], 6, |rng, device| glow([1, 4, 2], 1).init(rng, device)?;
-    density_of_glow_2_levels, [3, 3, 4, 8], 9, |rng, device| glow([3, 4, 8], 2).init(rng, device)?;
-    density_of_glow_3_levels, [3, 1, 8, 8], 12, |rng, device| glow([1, 8, 8], 3).init(rng, device)?;
-    density_of_glow_additive, [3, 3, 4, 4], 9, |rng, device| glow([3, 4, 4], 2).with_coupling(GlowCouplingKind::Additive).with_mixing(GlowMixingKind::Conv1x1Plu).init(rng, device)?;
-    density_of_glow_plain_priors, [3, 1, 4, 4], 9, |rng, device| glow([1, 4, 4], 2).with_learned_top(false).with_conditional_split(false).init(rng, device)?;
+    density_of_vectors, [16, 4], |rng, device| vector_stack(4, rng, device)?;
+    density_of_two_vector_levels, [16, 5], |rng, device| split_vector_stack(rng, device)?;
+    density_of_glow_1_level, [3, 1, 4, 2], |rng, device| glow([1, 4, 2], 1).init(rng, device)?;
+    density_of_glow_2_levels, [3, 3, 4, 8], |rng, device| glow([3, 4, 8], 2).init(rng, device)?;
+    density_of_glow_3_levels, [3, 1, 8, 8], |rng, device| glow([1, 8, 8], 3).init(rng, device)?;
+    density_of_glow_additive, [3, 3, 4, 4], |rng, device| glow([3, 4, 4], 2).with_coupling(GlowCouplingKind::Additive).with_mixing(GlowMixingKind::Conv1x1Plu).init(rng, device)?;
+    density_of_glow_plain_priors, [3, 1, 4, 4], |rng, device| glow([1, 4, 4], 2).with_learned_top(false).with_conditional_split(false).init(rng, device)?;
 }
 
 /// Flows that break one law each: the check must see it, or it proves nothing.
@@ -105,7 +105,7 @@ mod broken {
             match self.fault {
                 Fault::LogDet => log_det = log_det * 1.01,
                 Fault::Batch => z = z + x.mean().unsqueeze(),
-                Fault::Overflow => z = z.clone() + (z.clone().powi_scalar(12) - z.powi_scalar(12)),
+                Fault::Overflow => z = z.clone() + (z * 1e36) * 0.0,
                 Fault::Record => z = z + self.hidden,
                 _ => {}
             }
