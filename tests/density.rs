@@ -95,11 +95,9 @@ fn check_plane<F: Flow<2>, P: Prior<2>, S: SplitPrior<2>>(
         let samples = stack.sample_with(DRAWS, 1.0, &mut rng(9));
         let log_prob = values(stack.log_prob(samples.clone()));
         let rows = values(samples);
-        let expected =
-            [moments.mean.as_slice(), &moments.square].concat();
+        let expected = [moments.mean.as_slice(), &moments.square].concat();
         for (i, expected) in expected.into_iter().enumerate() {
-            let draws: Vec<f64> =
-                rows.chunks(2).map(|row| statistics(row[0], row[1])[i]).collect();
+            let draws: Vec<f64> = rows.chunks(2).map(|row| statistics(row[0], row[1])[i]).collect();
             compare_average(&format!("{name}: statistic {i}"), &draws, expected);
         }
         compare_average(&format!("{name}: ln p"), &log_prob, moments.log_prob);
@@ -114,7 +112,10 @@ fn compare_average(what: &str, draws: &[f64], expected: f64) {
     let variance = draws.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / n;
     let error = (mean - expected).abs();
     let allowed = STANDARD_ERRORS * (variance / n).sqrt() + INTEGRAL * (1.0 + expected.abs());
-    assert!(error < allowed, "{what}: draws give {mean}, the density {expected}, allowed {allowed}");
+    assert!(
+        error < allowed,
+        "{what}: draws give {mean}, the density {expected}, allowed {allowed}"
+    );
 }
 
 fn plane_step(rng: &mut StdRng, device: &Device) -> Result<VectorStep> {

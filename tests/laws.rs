@@ -193,7 +193,10 @@ mod broken {
         ] {
             let violation = verdict(fault);
             assert_eq!(violation.law, law, "{fault:?}: {violation}");
-            assert!(violation.to_string().starts_with("Broken breaks the law that "), "{violation}");
+            assert!(
+                violation.to_string().starts_with("Broken breaks the law that "),
+                "{violation}"
+            );
         }
         // The mean of the batch enters the inverse's error as well as the batch law: whichever
         // comes first, it is not accepted.

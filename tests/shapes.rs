@@ -163,7 +163,8 @@ fn layers_of_no_size_are_refused() {
         "DiagonalScaling: num_features is 0, but must be at least 1; give the number of features of \
          the input"
     );
-    for layer in [InvertibleConv1x1::plain(0, rng, &device), InvertibleConv1x1::plu(0, rng, &device)]
+    for layer in
+        [InvertibleConv1x1::plain(0, rng, &device), InvertibleConv1x1::plu(0, rng, &device)]
     {
         assert_eq!(
             refused(layer),
@@ -248,9 +249,7 @@ fn stacks_that_do_not_fit_their_samples_are_refused() {
         "FlowStack: split_priors is 0, but must be 1, one between every two of 2 levels; add or \
          remove split priors"
     );
-    for (sample_shape, text) in
-        [(&[][..], "[]"), (&[0], "[0]"), (&[2, 2], "[2, 2]")]
-    {
+    for (sample_shape, text) in [(&[][..], "[]"), (&[0], "[0]"), (&[2, 2], "[2, 2]")] {
         assert_eq!(
             refused(FlowStack::<2, _>::single(norm(), prior(), sample_shape)),
             format!(

@@ -52,8 +52,7 @@ where
     )?;
     let rows = latents.flatten();
     for (part, again) in latents.parts().iter().zip(stack.unflatten(rows).into_parts()) {
-        let same = part.dims() == again.dims()
-            && host::to_f64(part.clone()) == host::to_f64(again);
+        let same = part.dims() == again.dims() && host::to_f64(part.clone()) == host::to_f64(again);
         court.require(Law::Density, same, || {
             "unflatten(flatten(latents)) is not what it was".into()
         })?;

@@ -226,13 +226,8 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
         let z = self.flow.forward(self.x.clone()).0;
         let back = host::to_f64(self.flow.inverse(z.clone()));
         let x = host::to_f64(self.x.clone());
-        let data = self.court.compare(
-            Law::RoundTrip,
-            "inverse(forward(x))",
-            &back,
-            &x,
-            tolerance,
-        )?;
+        let data =
+            self.court.compare(Law::RoundTrip, "inverse(forward(x))", &back, &x, tolerance)?;
         // Latents of their own, not those of x: the way back must not lean on the way there.
         let z = inputs(z.dims(), self.seed ^ 1, &z.device(), z.dtype());
         let again = self.flow.forward(self.flow.inverse(z.clone())).0;
@@ -347,12 +342,7 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
 
         let mut grads = GradientsParams::new();
         let mut pull_back = || {
-            flow.pull_back(
-                pulled.z.clone(),
-                pulled.dz.clone(),
-                pulled.dlog_det.clone(),
-                &mut grads,
-            )
+            flow.pull_back(pulled.z.clone(), pulled.dz.clone(), pulled.dlog_det.clone(), &mut grads)
         };
         let (x, dx) = pull_back();
         // Once more into the same gradients, which must add up.
@@ -360,15 +350,9 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
         let compare = |what: &str, got: &[f64], expected: &[f64], tolerance| {
             self.court.compare(Law::PullBack, what, got, expected, tolerance)
         };
-        compare(
-            "x",
-            &host::to_f64(x),
-            &host::to_f64(self.x.clone()),
-            self.tolerances.round_trip,
-        )?;
+        compare("x", &host::to_f64(x), &host::to_f64(self.x.clone()), self.tolerances.round_trip)?;
         let tolerance = self.tolerances.gradients;
-        let mut worst =
-            compare("the gradient of x", &host::to_f64(dx), &pulled.dx, tolerance)?;
+        let mut worst = compare("the gradient of x", &host::to_f64(dx), &pulled.dx, tolerance)?;
         for ((path, expected), (_, got)) in pulled.grads.iter().zip(visit::gradients(&flow, &grads))
         {
             let got = match (got, expected) {
@@ -395,10 +379,9 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
         let loss = (z.clone() * Tensor::from_inner(dz.clone())).sum()
             + (log_det.clone() * Tensor::from_inner(dlog_det.clone())).sum();
         let mut tape = loss.backward();
-        let dx = x.grad_remove(&mut tape).map_or_else(
-            || vec![0.0; x.dims().iter().product()],
-            host::to_f64,
-        );
+        let dx = x
+            .grad_remove(&mut tape)
+            .map_or_else(|| vec![0.0; x.dims().iter().product()], host::to_f64);
         let grads = GradientsParams::from_module(&mut tape, flow);
         let grads = visit::gradients(flow, &grads);
         let log_det = host::to_f64(log_det.inner());
