@@ -132,18 +132,25 @@ pub trait Flow<const D: usize>: Module {
         dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
-        let x = self.valid().inverse(z);
-        let dx = pull_back_through(
-            self,
-            x.clone(),
-            |x| {
-                let (z, log_det) = self.forward(x);
-                (z * Tensor::from_inner(dz)).sum() + (log_det * Tensor::from_inner(dlog_det)).sum()
-            },
-            grads,
-        );
-        (x, dx)
+        pull_back_by_autodiff(self, z, dz, dlog_det, grads)
     }
+}
+
+/// The default [`Flow::pull_back`].
+pub(crate) fn pull_back_by_autodiff<const D: usize, F: Flow<D>>(
+    flow: &F,
+    z: Tensor<D>,
+    dz: Tensor<D>,
+    dlog_det: Tensor<1>,
+    grads: &mut GradientsParams,
+) -> (Tensor<D>, Tensor<D>) {
+    let x = flow.valid().inverse(z);
+    let loss = |x| {
+        let (z, log_det) = flow.forward(x);
+        (z * Tensor::from_inner(dz)).sum() + (log_det * Tensor::from_inner(dlog_det)).sum()
+    };
+    let dx = pull_back_through(flow, x.clone(), loss, grads);
+    (x, dx)
 }
 
 /// Runs `loss` on `x` under autodiff, adds the gradients of the parameters of `module` to `grads`

@@ -1,14 +1,20 @@
 //! The nets inside couplings and conditional priors: ordinary nets, no log-determinants here.
 
 pub mod conv;
+mod conv_net;
 mod glow_net;
 mod mlp;
+mod residual_net;
+mod weight_norm;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 
+pub use conv_net::ConvNet;
 pub use glow_net::{GlowNet, GlowNetConfig, NetNorm};
 pub use mlp::{Mlp, MlpConfig};
+pub use residual_net::{NetBatchNorm, ResidualBlock, ResidualNet, ResidualNetConfig};
+pub use weight_norm::WeightNormConv;
 
 /// A net from the part of the data that passes unchanged to the parameters for the other part.
 ///

@@ -3,13 +3,16 @@
 //! A coupling is a conditioner (any net) and an elementwise [`Transform`]: part of `x` passes
 //! unchanged and tells the net how to change the rest. Its inverse needs no inverse of the net.
 
+mod fused;
 mod mask;
 mod scale;
 mod transform;
 
 use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
+pub use fused::FusedMap;
 pub use mask::{Mask, Parity};
 pub use scale::{LOG_SCALE_LIMIT, SIGMOID_OFFSET, ScaleMap};
 pub(crate) use transform::per_channel;
@@ -18,7 +21,8 @@ pub use transform::{Additive, Affine, AffineOrder, Transform};
 use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
 use crate::error::{FlowError, Result};
-use crate::flow::Flow;
+use crate::flow::{Flow, pull_back_by_autodiff};
+use fused::Fused;
 
 /// A coupling of conditioner `C` and transform `T`.
 ///
@@ -146,6 +150,12 @@ pub(crate) fn check_channels(
 }
 
 impl<C, T> Coupling<C, T> {
+    /// A coupling from its parts: `transform` must be built for as many channels as `mask` leaves to
+    /// transform, and `conditioner` give it the parameters it needs for each.
+    pub fn from_transform(conditioner: C, transform: T, mask: Mask) -> Self {
+        Self { conditioner, transform, mask }
+    }
+
     /// How the input is divided.
     pub fn mask(&self) -> Mask {
         self.mask
@@ -192,6 +202,9 @@ where
     Self: Module,
 {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        if let Some(fused) = Fused::of(self, &x) {
+            return fused.forward(x);
+        }
         let (identity, transformed) = self.mask.split(x);
         let params = self.params(identity.clone(), &transformed);
         let (z, log_det) = self.transform_forward(transformed, params);
@@ -199,6 +212,9 @@ where
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
+        if let Some(fused) = Fused::of(self, &z) {
+            return fused.inverse(z);
+        }
         let (identity, transformed) = self.mask.split(z);
         let params = self.params(identity.clone(), &transformed);
         let x = self.mask.keep_transformed(self.transform.inverse(transformed, params));
@@ -212,6 +228,19 @@ where
         let (z, _) = self.transform_forward(transformed, params);
         let z = self.mask.merge(identity, z);
         (self, z)
+    }
+
+    fn pull_back(
+        &self,
+        z: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        if let Some(fused) = Fused::of(self, &z) {
+            return fused.pull_back(z, dz, dlog_det, grads);
+        }
+        pull_back_by_autodiff(self, z, dz, dlog_det, grads)
     }
 }
 

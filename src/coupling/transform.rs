@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::fused::FusedMap;
 use super::scale::ScaleMap;
 
 /// An invertible elementwise map `x -> z`, with parameters from a conditioner.
@@ -25,6 +26,11 @@ pub trait Transform: Module {
 
     /// `z -> x`, the inverse of [`forward`](Transform::forward).
     fn inverse<const D: usize>(&self, z: Tensor<D>, params: Tensor<D>) -> Tensor<D>;
+
+    /// The map as the fused kernels of the CPU know it, if they do.
+    fn fused(&self) -> Option<FusedMap> {
+        None
+    }
 }
 
 /// `z = x + shift`: volume preserving (NICE).
@@ -46,6 +52,10 @@ impl Transform for Additive {
 
     fn inverse<const D: usize>(&self, z: Tensor<D>, params: Tensor<D>) -> Tensor<D> {
         z - params
+    }
+
+    fn fused(&self) -> Option<FusedMap> {
+        Some(FusedMap::Additive)
     }
 }
 
@@ -129,6 +139,14 @@ impl Transform for Affine {
             AffineOrder::ScaleThenShift => (z - shift) * inverse_scale,
             AffineOrder::ShiftThenScale => z * inverse_scale - shift,
         }
+    }
+
+    fn fused(&self) -> Option<FusedMap> {
+        Some(FusedMap::Affine {
+            scale_map: self.scale_map,
+            order: self.order,
+            gain: self.gain.clone(),
+        })
     }
 }
 

@@ -38,11 +38,7 @@ impl Images {
     /// # Errors
     /// [`FlowError::Invalid`] if a size is zero, if `pixels` does not have exactly the length that
     /// `shape` asks for, or if there is not one label an image.
-    pub fn new(
-        pixels: Vec<u8>,
-        shape: [usize; 4],
-        labels: Option<Vec<u8>>,
-    ) -> Result<Self> {
+    pub fn new(pixels: Vec<u8>, shape: [usize; 4], labels: Option<Vec<u8>>) -> Result<Self> {
         let [num_images, num_channels, height, width] = shape;
         if shape.contains(&0) {
             return Err(FlowError::Invalid {

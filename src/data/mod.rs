@@ -5,6 +5,8 @@
 //! | the four IDX files of MNIST, Fashion-MNIST, … | [`Mnist::load`] |
 //! | any other IDX file of bytes | [`idx::read`] |
 //! | pixels in memory | [`Images::new`] |
+#![cfg_attr(feature = "images", doc = "| a folder of pictures | [`ImageFolder`] |")]
+#![cfg_attr(feature = "images", doc = "| CelebA in its official layout | [`CelebA`] |")]
 //!
 //! All of them give [`Images`]: bytes in memory, `[num_images, num_channels, height, width]`.
 //! [`Batches`] says which images make up which mini-batch of which epoch, and
@@ -28,12 +30,26 @@
 //! ```
 
 mod batches;
+#[cfg(feature = "images")]
+mod cache;
+#[cfg(feature = "images")]
+mod celeba;
 pub mod idx;
+#[cfg(feature = "images")]
+mod image_folder;
 mod images;
 mod mnist;
+#[cfg(feature = "images")]
+mod picture;
 mod seed;
 
 pub use batches::{Batches, StepBatch, StepBatches};
+#[cfg(feature = "images")]
+pub use celeba::{Attributes, CelebA, CelebAFaces, CelebAPartition};
+#[cfg(feature = "images")]
+pub use image_folder::{ImageFolder, Pictures, SkippedPicture};
 pub use images::Images;
 pub use mnist::Mnist;
+#[cfg(feature = "images")]
+pub use picture::{Channels, Crop};
 pub use seed::{random_for, streams};

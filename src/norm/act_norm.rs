@@ -3,6 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
+use super::running_moments::Moments;
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
@@ -121,7 +122,8 @@ impl<const D: usize> Flow<D> for ActNorm {
     fn initialize(mut self, x: Tensor<D>) -> (Self, Tensor<D>) {
         self.assert_channels(&x);
         if !self.is_initialized() {
-            let (mean, deviation) = moments(x.clone());
+            let Moments { mean, variance } = Moments::of(x.clone());
+            let deviation = variance.sqrt();
             let constant = deviation.clone().lower_elem(CONSTANT_CHANNEL);
             let deviation = (deviation + INIT_EPSILON).mask_fill(constant, 1.0);
             self.bias = replace(self.bias, mean.neg());
@@ -132,13 +134,4 @@ impl<const D: usize> Flow<D> for ActNorm {
         let z = self.forward(x).0;
         (self, z)
     }
-}
-
-/// Mean and (population) standard deviation of every channel over batch and space, `[channels]`.
-pub(crate) fn moments<const D: usize>(x: Tensor<D>) -> (Tensor<1>, Tensor<1>) {
-    let channels = x.dims()[1];
-    let rows = x.swap_dims(0, 1).reshape([channels as i32, -1]);
-    let mean = rows.clone().mean_dim(1);
-    let variance = (rows - mean.clone()).square().mean_dim(1);
-    (mean.reshape([channels]), variance.sqrt().reshape([channels]))
 }

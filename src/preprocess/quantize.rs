@@ -4,12 +4,13 @@ use rand::{Rng, RngExt};
 
 use crate::error::{FlowError, Result};
 
-/// n-bit pixels and their uniform dequantization to `[-0.5, 0.5)`.
+/// n-bit pixels and their uniform dequantization to `[0, 1)`.
 ///
 /// A pixel `p` of 8 bits becomes level `l = floor(p / 2^(8 - n))` of `2^n`, and
-/// `x = (l + u) / 2^n - 0.5` with `u` uniform in `[0, 1)`. A density of `x` bounds the probability
-/// of the level from below: `ln P(l) >= E_u[ln p(x)] - D ln 2^n` (see
-/// [`bits_per_dim`](crate::metrics::bits_per_dim)).
+/// `x = (l + u) / 2^n` with `u` uniform in `[0, 1)`. A density of `x` bounds the probability of the
+/// level from below: `ln P(l) >= E_u[ln p(x)] - D ln 2^n` (see
+/// [`bits_per_dim`](crate::metrics::bits_per_dim)). Glow's code takes off another 0.5, which the first
+/// ActNorm does here.
 ///
 /// Source: openai/glow, `model.py`, `preprocess`; Theis et al., *A note on the evaluation of
 /// generative models*, [arXiv:1511.01844](https://arxiv.org/abs/1511.01844), section 3.1.
@@ -60,10 +61,10 @@ impl Quantization {
         pixel >> (8 - self.num_bits)
     }
 
-    /// `(level + noise) / 2^n - 0.5`, for noise in `[0, 1)`.
+    /// `(level + noise) / 2^n`, for noise in `[0, 1)`.
     pub fn dequantize_with(self, pixel: u8, noise: f32) -> f32 {
         let levels = self.num_levels() as f32;
-        (f32::from(self.level(pixel)) + noise) / levels - 0.5
+        (f32::from(self.level(pixel)) + noise) / levels
     }
 
     /// Pixels with uniform noise from the given random stream.
@@ -71,12 +72,12 @@ impl Quantization {
         pixels.iter().map(|&pixel| self.dequantize_with(pixel, rng.random::<f32>())).collect()
     }
 
-    /// The 8-bit pixel nearest to `x`, values outside of `[-0.5, 0.5)` cut off: level `l` is shown
+    /// The 8-bit pixel nearest to `x`, values outside of `[0, 1)` cut off: level `l` is shown
     /// as `255 l / (2^n - 1)`, so that the darkest is black and the brightest white.
     pub fn pixel(self, x: f32) -> u8 {
         let levels = self.num_levels() as f32;
         // A NaN becomes 0 in the cast; whoever draws it has checked before.
-        let level = ((x + 0.5) * levels).floor().clamp(0.0, levels - 1.0);
+        let level = (x * levels).floor().clamp(0.0, levels - 1.0);
         (level * 255.0 / (levels - 1.0)).round() as u8
     }
 }
@@ -96,11 +97,11 @@ mod tests {
     }
 
     #[test]
-    fn dequantized_values_stay_inside_half_a_unit() {
+    fn dequantized_values_stay_inside_the_unit() {
         for bits in 1..=8 {
             let quantization = Quantization::new(bits).unwrap();
-            assert_eq!(quantization.dequantize_with(0, 0.0), -0.5);
-            assert!(quantization.dequantize_with(255, 0.999) < 0.5);
+            assert_eq!(quantization.dequantize_with(0, 0.0), 0.0);
+            assert!(quantization.dequantize_with(255, 0.999) < 1.0);
         }
     }
 

@@ -1,3 +1,11 @@
-//! Training: maximum likelihood, reversible backpropagation, recipes.
+//! Training: maximum likelihood, reversible backpropagation, schedules, checkpoints.
 
+mod checkpoint;
+mod gradients;
 pub mod reversible;
+mod schedule;
+mod trainer;
+
+pub use gradients::{first_not_finite, gradient_norm, scale_gradients};
+pub use schedule::Schedule;
+pub use trainer::{Step, Trainer};

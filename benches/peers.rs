@@ -1,0 +1,154 @@
+//! Times the workloads that the PyTorch peers are timed on: training step, log_prob and sample.
+//!
+//! `cargo bench --bench peers -- --runs 7 --only glow-mnist`
+//!
+//! Prints one JSON object a line: workload, peer, operation, median milliseconds and peak resident
+//! memory in MiB. Figures of different programs compare only when taken in the same minutes on the
+//! same machine, as ratios.
+
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::optim::{AdamConfig, ModuleOptimizer};
+use burn::tensor::{Distribution, Tensor};
+use burn_flows::conditioner::NetNorm;
+use burn_flows::models::{GlowConfig, GlowMixingKind};
+use burn_flows::{Flow, FlowStack, backend, prior, training::reversible};
+use clap::Parser;
+use rand::{SeedableRng, rngs::StdRng};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Times flows on the compiled-in backend.
+#[derive(Parser)]
+struct Arguments {
+    /// Timed runs of each operation, after two that are not counted.
+    #[arg(long, default_value_t = 7)]
+    runs: usize,
+    /// One workload alone.
+    #[arg(long)]
+    only: Option<String>,
+    /// Passed by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+struct ImageWorkload {
+    name: &'static str,
+    batch: usize,
+    image_shape: [usize; 3],
+    num_levels: usize,
+    num_steps: usize,
+    hidden_width: usize,
+}
+
+const IMAGES: [ImageWorkload; 3] = [
+    ImageWorkload {
+        name: "glow-mnist",
+        batch: 64,
+        image_shape: [1, 28, 28],
+        num_levels: 2,
+        num_steps: 8,
+        hidden_width: 128,
+    },
+    ImageWorkload {
+        name: "glow-faces",
+        batch: 8,
+        image_shape: [3, 64, 64],
+        num_levels: 3,
+        num_steps: 8,
+        hidden_width: 256,
+    },
+    ImageWorkload {
+        name: "glow-wide",
+        batch: 16,
+        image_shape: [3, 32, 32],
+        num_levels: 2,
+        num_steps: 4,
+        hidden_width: 512,
+    },
+];
+
+fn main() {
+    let arguments = Arguments::parse();
+    let wanted = |name: &str| arguments.only.as_deref().is_none_or(|only| only == name);
+    for workload in IMAGES.iter().filter(|workload| wanted(workload.name)) {
+        let device = backend::device();
+        device.seed(0);
+        // As normflows builds its GlowBlock: PLU, biases in the net, standard normal priors.
+        let glow = GlowConfig::new(
+            workload.image_shape,
+            workload.num_levels,
+            workload.num_steps,
+            workload.hidden_width,
+        )
+        .with_mixing(GlowMixingKind::Conv1x1Plu)
+        .with_net_norm(NetNorm::Bias)
+        .with_learned_top(false)
+        .with_conditional_split(false)
+        .init(&mut StdRng::seed_from_u64(0), &device)
+        .expect("the workloads are valid");
+        let [c, h, w] = workload.image_shape;
+        let x = Tensor::random([workload.batch, c, h, w], Distribution::Normal(0.0, 1.0), &device);
+        time(workload.name, arguments.runs, glow, x);
+    }
+}
+
+fn time<const D: usize, F, P, S>(
+    name: &str,
+    runs: usize,
+    stack: FlowStack<D, F, P, S>,
+    x: Tensor<D>,
+) where
+    F: Flow<D>,
+    P: prior::Prior<D>,
+    S: prior::SplitPrior<D>,
+    FlowStack<D, F, P, S>: Module,
+{
+    let batch = x.dims()[0];
+    let (stack, _) = stack.initialize(x.clone());
+    let mut training = Some(stack.train());
+    let mut optimizer: ModuleOptimizer = AdamConfig::new().with_epsilon(1e-8).init();
+    report(name, "train", runs, || {
+        let stack = training.take().expect("put back after every step");
+        let (loss, grads) = reversible::gradients(&stack, x.clone());
+        training = Some(optimizer.step(1e-4, stack, grads));
+        assert!(loss.into_scalar::<f32>().is_finite());
+    });
+    let stack = training.take().expect("put back after every step").valid();
+    report(name, "log_prob", runs, || {
+        stack.log_prob(x.clone()).into_data();
+    });
+    report(name, "sample", runs, || {
+        stack.sample(batch, 1.0).into_data();
+    });
+}
+
+fn report(workload: &str, operation: &str, runs: usize, mut run: impl FnMut()) {
+    run();
+    run();
+    let mut milliseconds: Vec<f64> = (0..runs.max(1))
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    milliseconds.sort_by(f64::total_cmp);
+    let line = serde_json::json!({
+        "workload": workload,
+        "peer": "burn-flows",
+        "op": operation,
+        "ms": (milliseconds[milliseconds.len() / 2] * 1e3).round() / 1e3,
+        "peak_mib": peak_mib(),
+    });
+    println!("{line}");
+}
+
+/// Peak resident memory of this process, where the system tells it as Linux does.
+fn peak_mib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
+}

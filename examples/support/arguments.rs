@@ -1,0 +1,77 @@
+//! Options of the training examples.
+
+use std::path::PathBuf;
+
+use burn_flows::{FlowError, Result};
+use clap::Args;
+use serde::Serialize;
+
+/// Options that every training example has.
+#[derive(Args, Debug, Clone, Serialize)]
+pub struct TrainingArguments {
+    /// Passes over the training images [default: what suits the model]
+    #[arg(long)]
+    pub epochs: Option<usize>,
+    /// Upper bound on optimizer steps
+    #[arg(long)]
+    pub steps: Option<usize>,
+    /// Images a step [default: what suits the model]
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// Bits a pixel, 1 to 8
+    #[arg(long, default_value_t = 8)]
+    pub bits: u32,
+    /// Seed of parameters, data order, noise and samples
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Peak learning rate [default: what suits the model]
+    #[arg(long)]
+    pub learning_rate: Option<f64>,
+    /// Steps between two checkpoints
+    #[arg(long, default_value_t = 500)]
+    pub checkpoint_every: usize,
+    /// Go on from the last checkpoint in --out
+    #[arg(long)]
+    #[serde(skip)]
+    pub resume: bool,
+    /// Folder of the run
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+impl TrainingArguments {
+    /// Checks what does not depend on model or data.
+    pub fn validate(&self) -> Result<()> {
+        for (option, value) in
+            [("--epochs", self.epochs), ("--steps", self.steps), ("--batch", self.batch)]
+        {
+            if value == Some(0) {
+                return Err(invalid(option, "0", "at least 1", "leave it out for the default"));
+            }
+        }
+        if self.checkpoint_every == 0 {
+            return Err(invalid("--checkpoint-every", "0", "at least 1", "500 is the default"));
+        }
+        if let Some(rate) = self.learning_rate
+            && !(rate > 0.0 && rate.is_finite())
+        {
+            return Err(invalid(
+                "--learning-rate",
+                &rate.to_string(),
+                "a positive number",
+                "1e-3 is a good start",
+            ));
+        }
+        burn_flows::preprocess::Quantization::new(self.bits).map(|_| ())
+    }
+}
+
+/// An option that cannot be used.
+pub fn invalid(option: &str, got: &str, needed: &str, advice: &str) -> FlowError {
+    FlowError::Invalid {
+        what: option.into(),
+        got: got.into(),
+        needed: needed.into(),
+        advice: advice.into(),
+    }
+}

@@ -1,0 +1,130 @@
+//! The folder of a run and what is written into it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use burn_flows::{FlowError, Result};
+use serde::{Deserialize, Serialize};
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Optimizer steps taken.
+    pub step: usize,
+    /// Passes over the training images.
+    pub epoch: f64,
+    /// Seconds of training, measuring included.
+    pub seconds: f64,
+    /// Mean over the batches since the line before.
+    pub train_bits_per_dim: f64,
+    /// Mean over `test_images` test images, where measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub test_bits_per_dim: Option<f64>,
+    /// How many test images were measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub test_images: Option<usize>,
+    /// Largest |x - inverse(forward(x))| over a batch, where measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub inversion_error: Option<f64>,
+    /// Norm of all gradients before clipping, at the last step.
+    pub gradient_norm: f64,
+    /// Learning rate of the last step.
+    pub learning_rate: f64,
+}
+
+/// The folder of a run.
+pub struct RunDirectory {
+    path: PathBuf,
+    metrics: File,
+}
+
+impl RunDirectory {
+    /// Makes the folder, with `config.json` and an empty `metrics.jsonl` in it.
+    pub fn create(path: &Path, config: &impl Serialize) -> Result<Self> {
+        let advice = "give --out a folder that can be written";
+        fs::create_dir_all(path).map_err(|source| io("create the folder", path, source, advice))?;
+        let text = serde_json::to_string_pretty(config).expect("a configuration is plain data");
+        write_atomically(&path.join("config.json"), format!("{text}\n").as_bytes())?;
+        let metrics_path = path.join("metrics.jsonl");
+        let metrics = File::create(&metrics_path)
+            .map_err(|source| io("write", &metrics_path, source, advice))?;
+        Ok(Self { path: path.into(), metrics })
+    }
+
+    /// Opens the folder of an interrupted run of the same configuration: the lines of its
+    /// `metrics.jsonl` up to `step` are kept and given back, later ones (of steps that will be taken
+    /// again) are cut off.
+    pub fn reopen(
+        path: &Path,
+        config: &impl Serialize,
+        step: usize,
+    ) -> Result<(Self, Vec<Metrics>)> {
+        let config_path = path.join("config.json");
+        let advice = "give --out the folder of the interrupted run";
+        let before = fs::read_to_string(&config_path)
+            .map_err(|source| io("read", &config_path, source, advice))?;
+        let now = serde_json::to_value(config).expect("a configuration is plain data");
+        if serde_json::from_str::<serde_json::Value>(&before).ok() != Some(now) {
+            return Err(FlowError::Record {
+                path: config_path,
+                reason: "the interrupted run had another configuration".into(),
+                advice: "resume with the options that it was started with".into(),
+            });
+        }
+        let metrics_path = path.join("metrics.jsonl");
+        let text = fs::read_to_string(&metrics_path)
+            .map_err(|source| io("read", &metrics_path, source, advice))?;
+        let mut kept = String::new();
+        let mut lines: Vec<Metrics> = Vec::new();
+        for line in text.lines() {
+            match serde_json::from_str::<Metrics>(line) {
+                Ok(metrics) if metrics.step <= step => lines.push(metrics),
+                // Of a later step; or cut off by the interruption, and so of a later step.
+                _ => break,
+            }
+            kept.push_str(line);
+            kept.push('\n');
+        }
+        write_atomically(&metrics_path, kept.as_bytes())?;
+        let metrics = File::options()
+            .append(true)
+            .open(&metrics_path)
+            .map_err(|source| io("write", &metrics_path, source, advice))?;
+        Ok((Self { path: path.into(), metrics }, lines))
+    }
+
+    /// A file in the folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Appends a line to `metrics.jsonl`.
+    pub fn append(&mut self, metrics: &Metrics) -> Result<()> {
+        let line = serde_json::to_string(metrics).expect("metrics are plain data");
+        writeln!(self.metrics, "{line}").map_err(|source| {
+            io("write", &self.file("metrics.jsonl"), source, "free some space on the disk")
+        })
+    }
+}
+
+/// Writes a file beside and renames it, so that a reader never sees half of it.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let beside = path.with_extension("tmp");
+    let write = || {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(|source| io("write", path, source, "give --out a folder that can be written"))
+}
+
+fn io(
+    action: &'static str,
+    path: &Path,
+    source: std::io::Error,
+    advice: &'static str,
+) -> FlowError {
+    FlowError::Io { action, path: path.into(), source, advice }
+}

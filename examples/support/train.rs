@@ -1,0 +1,336 @@
+//! Training a flow on images: the loop that the examples share.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn_flows::data::{Batches, Images, random_for, streams};
+use burn_flows::metrics;
+use burn_flows::preprocess::Quantization;
+use burn_flows::prior::{Prior, SplitPrior};
+use burn_flows::record;
+use burn_flows::training::{Schedule, Trainer};
+use burn_flows::{Flow, FlowError, FlowStack, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use super::pictures;
+use super::plot;
+use super::run::{Metrics, RunDirectory};
+
+/// How a run trains.
+pub struct Plan {
+    pub num_steps: usize,
+    pub batch_size: usize,
+    pub learning_rate: f64,
+    pub warm_up: usize,
+    pub max_gradient_norm: f64,
+    /// Images that ActNorm is initialized from.
+    pub initialization_batch: usize,
+    pub seed: u64,
+    pub quantization: Quantization,
+    /// Rows of `samples.png`.
+    pub temperatures: Vec<f64>,
+    pub title: String,
+    pub checkpoint_every: usize,
+    /// Go on from the last checkpoint, if there is one.
+    pub resume: bool,
+}
+
+/// Optimizer steps between two lines of the metrics.
+const STEPS_A_LINE: usize = 50;
+
+/// Measurements on test images during a run.
+const MEASUREMENTS: usize = 10;
+
+/// Test images of a measurement during the run; the last one takes all.
+const IMAGES_A_MEASUREMENT: usize = 1000;
+
+/// Images of one batch in measurements.
+const MEASURING_BATCH: usize = 100;
+
+/// Pictures in a row.
+const COLUMNS: usize = 10;
+
+/// What a whole run ends with.
+pub struct Outcome {
+    pub test_bits_per_dim: f64,
+    pub test_images: usize,
+    pub inversion_error: f64,
+}
+
+/// Trains `stack`, writing metrics, pictures, checkpoints and the model into `out`; `None` if it was
+/// interrupted by Ctrl-C, with a checkpoint written.
+pub fn train<F, P, S>(
+    stack: FlowStack<4, F, P, S>,
+    train: &Images,
+    test: &Images,
+    plan: &Plan,
+    out: &Path,
+    config: &impl Serialize,
+    device: &Device,
+) -> Result<Option<Outcome>>
+where
+    F: Flow<4>,
+    P: Prior<4>,
+    S: SplitPrior<4>,
+    FlowStack<4, F, P, S>: Module,
+{
+    let start = Instant::now();
+    let interrupted = watch_for_interrupt();
+    let batches = Batches::training(train.len(), plan.batch_size, plan.seed)?;
+    let Started { mut trainer, mut run, mut lines, mut since } =
+        start_or_resume(stack, train, &batches, plan, out, config, device)?;
+    let seconds_before = since.seconds;
+    let seconds = || seconds_before + start.elapsed().as_secs_f64();
+
+    let first = trainer.num_steps();
+    let bar = ProgressBar::new(plan.num_steps as u64).with_position(first as u64);
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {msg}  {eta} left");
+    bar.set_style(style.expect("the template is valid"));
+    bar.reset_eta();
+    let levels = plan.quantization.num_levels();
+    let checkpoints = out.join("checkpoint");
+    for batch in batches.from_step(first as u64).take(plan.num_steps - first) {
+        let mut rng = random_for(plan.seed, streams::DEQUANTIZE, batch.step);
+        let x = to_tensor(train, &batch.indices, plan, &mut rng, device);
+        let step = match trainer.step(x) {
+            Ok(step) => step,
+            Err(error) => {
+                bar.abandon();
+                record::save(&trainer.model(), run.file("model.safetensors"))?;
+                return Err(error);
+            }
+        };
+        since.add(metrics::bits_per_dim(-step.loss, train.image_len(), levels));
+        let images_a_second =
+            ((step.number - first) * plan.batch_size) as f64 / start.elapsed().as_secs_f64();
+        bar.set_message(format!("{:.3} bits/dim  {images_a_second:.0} images/s", since.last));
+        bar.inc(1);
+        let last = step.number == plan.num_steps;
+        let measure = last || step.number % (plan.num_steps / MEASUREMENTS).max(1) == 0;
+        if measure || step.number % STEPS_A_LINE == 0 {
+            let mut line = Metrics {
+                step: step.number,
+                epoch: step.number as f64 / batches.batches_per_epoch() as f64,
+                seconds: 0.0,
+                train_bits_per_dim: since.take_mean(),
+                test_bits_per_dim: None,
+                test_images: None,
+                inversion_error: None,
+                gradient_norm: step.gradient_norm,
+                learning_rate: step.learning_rate,
+            };
+            if measure {
+                let model = trainer.model();
+                let images = if last { test.len() } else { test.len().min(IMAGES_A_MEASUREMENT) };
+                let (bits, error) = measure_on(&model, test, images, plan, device)?;
+                line.test_bits_per_dim = Some(bits);
+                line.test_images = Some(images);
+                line.inversion_error = Some(error);
+                record::save(&model, run.file("model.safetensors"))?;
+            }
+            line.seconds = seconds();
+            run.append(&line)?;
+            lines.push(line);
+            if measure {
+                plot::write_curve(&run.file("curve.png"), &plan.title, &lines)?;
+            }
+        }
+        let interrupt = interrupted.load(Ordering::Relaxed) && !last;
+        if interrupt || last || step.number % plan.checkpoint_every == 0 {
+            since.seconds = seconds();
+            trainer.save(&checkpoints, &since.to_note())?;
+        }
+        if interrupt {
+            bar.abandon();
+            println!(
+                "interrupted after step {}; go on with the same command and --resume",
+                step.number
+            );
+            return Ok(None);
+        }
+    }
+    bar.finish();
+    let model = trainer.model();
+    write_pictures(&model, test, plan, &run, device)?;
+    let last = lines.last().expect("the last step writes a line");
+    Ok(Some(Outcome {
+        test_bits_per_dim: last.test_bits_per_dim.expect("the last step is measured"),
+        test_images: test.len(),
+        inversion_error: last.inversion_error.expect("the last step is measured"),
+    }))
+}
+
+/// What a checkpoint keeps beside model and optimizer: the steps since the last line of the metrics.
+#[derive(Default, Serialize, Deserialize)]
+struct Since {
+    sum: f64,
+    count: usize,
+    last: f64,
+    /// Of training, in all runs so far.
+    seconds: f64,
+}
+
+impl Since {
+    fn add(&mut self, bits: f64) {
+        (self.sum, self.count, self.last) = (self.sum + bits, self.count + 1, bits);
+    }
+
+    fn take_mean(&mut self) -> f64 {
+        let mean = self.sum / self.count as f64;
+        (self.sum, self.count) = (0.0, 0);
+        mean
+    }
+
+    fn to_note(&self) -> String {
+        serde_json::to_string(self).expect("numbers are plain data")
+    }
+}
+
+struct Started<F: Module, P: Module, S: Module>
+where
+    FlowStack<4, F, P, S>: Module,
+{
+    trainer: Trainer<FlowStack<4, F, P, S>>,
+    run: RunDirectory,
+    lines: Vec<Metrics>,
+    since: Since,
+}
+
+fn start_or_resume<F, P, S>(
+    stack: FlowStack<4, F, P, S>,
+    train: &Images,
+    batches: &Batches,
+    plan: &Plan,
+    out: &Path,
+    config: &impl Serialize,
+    device: &Device,
+) -> Result<Started<F, P, S>>
+where
+    F: Flow<4>,
+    P: Prior<4>,
+    S: SplitPrior<4>,
+    FlowStack<4, F, P, S>: Module,
+{
+    let checkpoints = out.join("checkpoint");
+    let schedule = Schedule::new(plan.learning_rate, plan.num_steps).with_warm_up(plan.warm_up);
+    let trainer =
+        |stack| Trainer::new(stack, schedule).with_max_gradient_norm(plan.max_gradient_norm);
+    if plan.resume {
+        let (trainer, note) = trainer(stack.clone()).resume(&checkpoints)?;
+        if let Some(note) = note {
+            let (run, lines) = RunDirectory::reopen(out, config, trainer.num_steps())?;
+            let since = serde_json::from_str(&note).map_err(|error| FlowError::Record {
+                path: checkpoints,
+                reason: format!("the checkpoint's note cannot be read ({error})"),
+                advice: "leave out --resume to start from the beginning".into(),
+            })?;
+            return Ok(Started { trainer, run, lines, since });
+        }
+        println!("no checkpoint in {}: starting from the beginning", out.display());
+    }
+    let run = RunDirectory::create(out, config)?;
+    // Left there, the checkpoint of an earlier run could be taken for one of this run.
+    if checkpoints.exists() {
+        std::fs::remove_dir_all(&checkpoints).map_err(|source| FlowError::Io {
+            action: "remove the checkpoint",
+            path: checkpoints,
+            source,
+            advice: "give --out another folder",
+        })?;
+    }
+    let first: Vec<usize> =
+        batches.epoch(0).concat().into_iter().take(plan.initialization_batch).collect();
+    let mut rng = random_for(plan.seed, streams::PARAMETERS, 1);
+    let first = to_tensor(train, &first, plan, &mut rng, device);
+    let (stack, _) = stack.initialize(first);
+    Ok(Started { trainer: trainer(stack), run, lines: Vec::new(), since: Since::default() })
+}
+
+/// A flag that the first Ctrl-C sets; the second one ends the program at once.
+fn watch_for_interrupt() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    // Where handlers cannot be set, Ctrl-C ends the program as it always does and the last checkpoint
+    // stays.
+    let _ = signal_hook::flag::register_conditional_shutdown(
+        signal_hook::consts::SIGINT,
+        130,
+        flag.clone(),
+    );
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGINT, flag.clone());
+    flag
+}
+
+fn to_tensor(
+    images: &Images,
+    indices: &[usize],
+    plan: &Plan,
+    rng: &mut impl rand::Rng,
+    device: &Device,
+) -> Tensor<4> {
+    let [c, h, w] = images.image_shape();
+    let values = plan.quantization.dequantize(&images.gather(indices), rng);
+    Tensor::from_data(TensorData::new(values, [indices.len(), c, h, w]), (device, DType::F32))
+}
+
+/// Mean bits/dim and largest inversion error over the first `count` images.
+fn measure_on<F, P, S>(
+    model: &FlowStack<4, F, P, S>,
+    images: &Images,
+    count: usize,
+    plan: &Plan,
+    device: &Device,
+) -> Result<(f64, f64)>
+where
+    F: Flow<4>,
+    P: Prior<4>,
+    S: SplitPrior<4>,
+    FlowStack<4, F, P, S>: Module,
+{
+    let mut sum = 0.0;
+    let mut inversion_error: f64 = 0.0;
+    for (index, batch) in Batches::evaluation(count, MEASURING_BATCH)?.epoch(0).iter().enumerate() {
+        let mut rng = random_for(plan.seed, streams::EVALUATE, index as u64);
+        let x = to_tensor(images, batch, plan, &mut rng, device);
+        if index == 0 {
+            inversion_error = metrics::inversion_error(model, x.clone());
+        }
+        let bits = model.bits_per_dim(x, plan.quantization.num_levels());
+        sum += bits.sum().into_scalar::<f64>();
+    }
+    Ok((sum / count as f64, inversion_error))
+}
+
+fn write_pictures<F, P, S>(
+    model: &FlowStack<4, F, P, S>,
+    test: &Images,
+    plan: &Plan,
+    run: &RunDirectory,
+    device: &Device,
+) -> Result<()>
+where
+    F: Flow<4>,
+    P: Prior<4>,
+    S: SplitPrior<4>,
+    FlowStack<4, F, P, S>: Module,
+{
+    let rows: Vec<_> = plan
+        .temperatures
+        .iter()
+        .map(|&temperature| {
+            // The same draws at every temperature, so that a column is one digit growing bolder.
+            let mut rng = random_for(plan.seed, streams::SAMPLE, 0);
+            model.sample_with(COLUMNS, temperature, &mut rng)
+        })
+        .collect();
+    pictures::write_grid(&run.file("samples.png"), &rows, plan.quantization)?;
+    let indices: Vec<usize> = (0..test.len().min(COLUMNS)).collect();
+    let mut rng = random_for(plan.seed, streams::EVALUATE, 0);
+    let x = to_tensor(test, &indices, plan, &mut rng, device);
+    let back = model.decode(model.encode(x.clone()).0);
+    pictures::write_grid(&run.file("reconstructions.png"), &[x, back], plan.quantization)
+}

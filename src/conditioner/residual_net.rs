@@ -1,0 +1,291 @@
+//! The residual net of RealNVP's couplings.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, activation};
+use serde::{Deserialize, Serialize};
+
+use super::Conditioner;
+use super::weight_norm::WeightNormConv;
+use crate::coupling::per_channel;
+use crate::error::{FlowError, Result};
+use crate::norm::{BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, Moments, RunningMoments};
+
+/// Configuration of a [`ResidualNet`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResidualNetConfig {
+    /// Channels of the input.
+    pub channels_in: usize,
+    /// Channels inside.
+    pub hidden_width: usize,
+    /// Channels of the output.
+    pub channels_out: usize,
+    /// Residual blocks.
+    pub num_blocks: usize,
+    /// Factor on the normalized input; default 1. RealNVP's is 2 where a checkerboard mask zeroes
+    /// half of the input, and with it half of its deviation.
+    pub input_gain: f64,
+    /// Weight of a new batch in the running moments; default 0.1.
+    pub momentum: f64,
+    /// Added to the variances; default 1e-4.
+    pub epsilon: f64,
+}
+
+impl ResidualNetConfig {
+    /// A net `channels_in -> hidden_width -> ... -> channels_out` of `num_blocks` blocks.
+    pub fn new(
+        channels_in: usize,
+        hidden_width: usize,
+        channels_out: usize,
+        num_blocks: usize,
+    ) -> Self {
+        Self {
+            channels_in,
+            hidden_width,
+            channels_out,
+            num_blocks,
+            input_gain: 1.0,
+            momentum: BATCH_NORM_MOMENTUM,
+            epsilon: BATCH_NORM_EPSILON,
+        }
+    }
+
+    /// Replaces the factor on the normalized input.
+    pub fn with_input_gain(mut self, input_gain: f64) -> Self {
+        self.input_gain = input_gain;
+        self
+    }
+
+    /// Replaces what is added to the variances.
+    pub fn with_epsilon(mut self, epsilon: f64) -> Self {
+        self.epsilon = epsilon;
+        self
+    }
+
+    /// Builds the net; until trained it maps everything to zero.
+    ///
+    /// # Errors
+    /// If a width is zero, or momentum, epsilon or input gain is out of range.
+    pub fn init(&self, device: &Device) -> Result<ResidualNet> {
+        for (parameter, value) in [
+            ("channels_in", self.channels_in),
+            ("hidden_width", self.hidden_width),
+            ("channels_out", self.channels_out),
+        ] {
+            if value == 0 {
+                return Err(FlowError::config(
+                    "ResidualNet",
+                    parameter,
+                    0,
+                    "at least 1",
+                    "give every layer a width",
+                ));
+            }
+        }
+        if !(self.input_gain > 0.0 && self.input_gain.is_finite()) {
+            return Err(FlowError::config(
+                "ResidualNet",
+                "input_gain",
+                self.input_gain,
+                "positive and finite",
+                "2 is RealNVP's for checkerboard masks, 1 for the others",
+            ));
+        }
+        let width = self.hidden_width;
+        let norm = |channels| NetBatchNorm::new(channels, self.momentum, self.epsilon, device);
+        let conv = |channels, kernel, gain, bias| {
+            WeightNormConv::new(channels, kernel, gain, bias, device)
+        };
+        let blocks = (0..self.num_blocks).map(|_| {
+            Ok(ResidualBlock {
+                norm1: norm(width)?,
+                conv1: conv([width, width], 3, 1.0, false),
+                norm2: norm(width)?,
+                conv2: conv([width, width], 3, 1.0, true),
+            })
+        });
+        Ok(ResidualNet {
+            norm_in: norm(self.channels_in)?,
+            conv_in: conv([2 * self.channels_in, width], 3, 1.0, true),
+            skip_in: conv([width, width], 1, 1.0, true),
+            blocks: blocks.collect::<Result<_>>()?,
+            skips: (0..self.num_blocks).map(|_| conv([width, width], 1, 1.0, true)).collect(),
+            norm_out: norm(width)?,
+            conv_out: conv([width, self.channels_out], 1, 0.0, true),
+            input_gain: self.input_gain,
+        })
+    }
+}
+
+/// The residual net of RealNVP's couplings, with weight and batch normalization:
+///
+/// `h = conv_in(relu([n, -n]))` for `n = input_gain norm_in(x)`; then blocks
+/// `h <- h + conv2(relu(norm2(conv1(relu(norm1(h))))))`; the output is
+/// `conv_out(relu(norm_out(skip_in(h_0) + sum_k skip_k(h_k))))`.
+///
+/// All convolutions are weight normalized ([`WeightNormConv`]), 3x3 inside, 1x1 in the skips and at
+/// the output, whose gains start at zero. The batch normalizations use running moments in training
+/// as well, brought up to date by [`initialize`](Conditioner::initialize) before a step, for the
+/// reason told at [`BatchNorm`](crate::norm::BatchNorm): a coupling's `inverse` must meet the very
+/// net that its `forward` used.
+///
+/// Source: Dinh et al., *Density estimation using Real NVP*,
+/// [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), section 4.1; the layout, with its sum of
+/// skips, is that of chrischute/real-nvp, `models/resnet`, which follows the published code.
+#[derive(Module, Debug)]
+pub struct ResidualNet {
+    /// Of the input.
+    pub norm_in: NetBatchNorm,
+    /// 3x3, `2 channels_in -> hidden`.
+    pub conv_in: WeightNormConv,
+    /// 1x1, of what comes out of `conv_in`.
+    pub skip_in: WeightNormConv,
+    /// The residual blocks.
+    pub blocks: Vec<ResidualBlock>,
+    /// 1x1, one for each block's output.
+    pub skips: Vec<WeightNormConv>,
+    /// Of the sum of the skips.
+    pub norm_out: NetBatchNorm,
+    /// 1x1, `hidden -> channels_out`.
+    pub conv_out: WeightNormConv,
+    #[module(skip)]
+    input_gain: f64,
+}
+
+impl ResidualNet {
+    fn enter(&self, normalized: Tensor<4>) -> Tensor<4> {
+        let h = normalized * self.input_gain;
+        let both = Tensor::cat(vec![h.clone(), h.neg()], 1);
+        self.conv_in.forward(activation::relu(both))
+    }
+}
+
+impl Conditioner<4> for ResidualNet {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let mut h = self.enter(self.norm_in.forward(x));
+        let mut sum = self.skip_in.forward(h.clone());
+        for (block, skip) in self.blocks.iter().zip(&self.skips) {
+            h = block.forward(h);
+            sum = sum + skip.forward(h.clone());
+        }
+        self.conv_out.forward(activation::relu(self.norm_out.forward(sum)))
+    }
+
+    fn initialize(mut self, x: Tensor<4>) -> (Self, Tensor<4>) {
+        let (norm_in, normalized) = self.norm_in.clone().initialize(x);
+        self.norm_in = norm_in;
+        let mut h = self.enter(normalized);
+        let mut sum = self.skip_in.forward(h.clone());
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for (block, skip) in std::mem::take(&mut self.blocks).into_iter().zip(&self.skips) {
+            let (block, out) = block.initialize(h);
+            h = out;
+            sum = sum + skip.forward(h.clone());
+            blocks.push(block);
+        }
+        self.blocks = blocks;
+        let (norm_out, h) = self.norm_out.clone().initialize(sum);
+        self.norm_out = norm_out;
+        let y = self.conv_out.forward(activation::relu(h));
+        (self, y)
+    }
+}
+
+/// `h + conv2(relu(norm2(conv1(relu(norm1(h))))))`.
+#[derive(Module, Debug)]
+pub struct ResidualBlock {
+    /// Of the block's input.
+    pub norm1: NetBatchNorm,
+    /// 3x3, without bias.
+    pub conv1: WeightNormConv,
+    /// Between the convolutions.
+    pub norm2: NetBatchNorm,
+    /// 3x3.
+    pub conv2: WeightNormConv,
+}
+
+impl ResidualBlock {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let h = self.conv1.forward(activation::relu(self.norm1.forward(x.clone())));
+        x + self.conv2.forward(activation::relu(self.norm2.forward(h)))
+    }
+
+    fn initialize(mut self, x: Tensor<4>) -> (Self, Tensor<4>) {
+        let (norm1, h) = self.norm1.initialize(x.clone());
+        let h = self.conv1.forward(activation::relu(h));
+        let (norm2, h) = self.norm2.initialize(h);
+        (self.norm1, self.norm2) = (norm1, norm2);
+        let y = x + self.conv2.forward(activation::relu(h));
+        (self, y)
+    }
+}
+
+/// Batch normalization inside a net: `weight (x - mean) / sqrt(variance + epsilon) + bias`, by
+/// running moments.
+#[derive(Module, Debug)]
+pub struct NetBatchNorm {
+    /// Running moments.
+    pub moments: RunningMoments,
+    /// `[channels]`.
+    pub weight: Param<Tensor<1>>,
+    /// `[channels]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+impl NetBatchNorm {
+    /// Weight 1 and bias 0.
+    ///
+    /// # Errors
+    /// As [`RunningMoments::new`].
+    pub fn new(channels: usize, momentum: f64, epsilon: f64, device: &Device) -> Result<Self> {
+        Ok(Self {
+            moments: RunningMoments::new(channels, momentum, epsilon, device)?,
+            weight: Param::from_tensor(Tensor::ones([channels], device)),
+            bias: Param::from_tensor(Tensor::zeros([channels], device)),
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.moments.assert_channels(&x);
+        let (z, _) = self.moments.normalize(x, self.moments.current());
+        z * per_channel(self.weight.val()) + per_channel(self.bias.val())
+    }
+
+    fn initialize(mut self, x: Tensor<4>) -> (Self, Tensor<4>) {
+        self.moments.assert_channels(&x);
+        self.moments = self.moments.update(Moments::of(x.clone()));
+        let y = self.forward(x);
+        (self, y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fresh_net_maps_to_zero_and_takes_its_moments_from_data() {
+        let device = crate::backend::device();
+        let net = ResidualNetConfig::new(2, 4, 3, 2).with_input_gain(2.0).init(&device).unwrap();
+        let x = Tensor::ones([2, 2, 4, 4], &device);
+        let (net, y) = net.initialize(x.clone());
+        assert_eq!(y.dims(), [2, 3, 4, 4]);
+        assert_eq!(y.abs().max().into_scalar::<f32>(), 0.0);
+        assert!(net.blocks[1].norm2.moments.is_initialized());
+        assert_eq!(net.forward(x).dims(), [2, 3, 4, 4]);
+    }
+
+    #[test]
+    fn wrong_configurations_are_refused() {
+        let device = crate::backend::device();
+        assert!(ResidualNetConfig::new(0, 4, 3, 2).init(&device).is_err());
+        assert!(ResidualNetConfig::new(2, 0, 3, 2).init(&device).is_err());
+        assert!(ResidualNetConfig::new(2, 4, 0, 2).init(&device).is_err());
+        assert!(ResidualNetConfig::new(2, 4, 3, 2).with_epsilon(0.0).init(&device).is_err());
+        let gain = ResidualNetConfig::new(2, 4, 3, 2).with_input_gain(0.0).init(&device);
+        assert_eq!(
+            gain.unwrap_err().to_string(),
+            "ResidualNet: input_gain is 0, but must be positive and finite; 2 is RealNVP's for \
+             checkerboard masks, 1 for the others"
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! The fast road of a coupling on the CPU: net, elementwise map and log-determinant fused.
+//!
+//! Taken where the device computes in main memory, the net [folds](Conditioner::fold), the mask
+//! divides channels and no autodiff graph is wanted; the formulation in tensors beside it is its
+//! test oracle and serves everything else.
+
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Element, Tensor, TensorData};
+
+use super::scale::LOG_SCALE_LIMIT;
+use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
+use crate::backend::is_host;
+use crate::conditioner::{Conditioner, FoldedNet};
+use crate::flow::{accumulate, add_grad};
+use crate::kernels::{self, Layer, LogScale, Map, Net, Order, Scalar, Shape, Window};
+
+/// What the fused kernels need to know of an elementwise map.
+#[derive(Debug, Clone)]
+pub enum FusedMap {
+    /// `z = x + shift`.
+    Additive,
+    /// `z = x * scale + shift` or `(x + shift) * scale`.
+    Affine {
+        /// From raw output to log-scale.
+        scale_map: ScaleMap,
+        /// Which comes first.
+        order: AffineOrder,
+        /// Learned gain of [`ScaleMap::Tanh`].
+        gain: Option<burn::module::Param<Tensor<1>>>,
+    },
+}
+
+/// A coupling whose parts all have a fused form, for tensors of one shape.
+pub(super) struct Fused<'a, const D: usize, C> {
+    conditioner: &'a C,
+    net: FoldedNet,
+    map: FusedMap,
+    mask: Mask,
+    shape: [usize; D],
+}
+
+impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
+    /// The fused form for inputs like `x`, if there is one.
+    pub(super) fn of<T: Transform>(coupling: &'a Coupling<C, T>, x: &Tensor<D>) -> Option<Self> {
+        let device = x.device();
+        let runs = is_host(&device)
+            && !device.is_autodiff()
+            && matches!(x.dtype(), DType::F32 | DType::F64)
+            && matches!(coupling.mask, Mask::ChannelHalves(_) | Mask::Alternating(_))
+            && (D == 2 || D == 4);
+        if !runs {
+            return None;
+        }
+        let map = coupling.transform.fused()?;
+        let net = coupling.conditioner.fold()?;
+        let fused = Self {
+            conditioner: &coupling.conditioner,
+            net,
+            map,
+            mask: coupling.mask,
+            shape: x.dims(),
+        };
+        fused.fits().then_some(fused)
+    }
+
+    /// Whether the net's widths are those the shape asks for; the tensor formulation says what is
+    /// wrong where they are not.
+    fn fits(&self) -> bool {
+        let channels = self.shape[1];
+        let (identity, transformed) =
+            (self.mask.num_identity(channels), self.mask.num_transformed(channels));
+        let per_channel = match self.map {
+            FusedMap::Additive => 1,
+            FusedMap::Affine { .. } => 2,
+        };
+        let taps = |window| if window { 9 } else { 1 };
+        let (first, last) = (self.net.layers.first(), self.net.layers.last());
+        transformed > 0
+            && self.shape.iter().all(|&size| size > 0)
+            && first
+                .is_some_and(|(weight, _)| weight.dims()[1] == identity * taps(self.net.first_3x3))
+            && last.is_some_and(|(weight, _)| {
+                weight.dims()[0] == per_channel * transformed * taps(self.net.last_3x3)
+            })
+    }
+
+    pub(super) fn forward(self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        match x.dtype() {
+            DType::F64 => self.forward_as::<f64>(x),
+            _ => self.forward_as::<f32>(x),
+        }
+    }
+
+    pub(super) fn inverse(self, z: Tensor<D>) -> Tensor<D> {
+        match z.dtype() {
+            DType::F64 => self.inverse_as::<f64>(z),
+            _ => self.inverse_as::<f32>(z),
+        }
+    }
+
+    pub(super) fn pull_back(
+        self,
+        z: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        match z.dtype() {
+            DType::F64 => self.pull_back_as::<f64>(z, dz, dlog_det, grads),
+            _ => self.pull_back_as::<f32>(z, dz, dlog_det, grads),
+        }
+    }
+
+    fn forward_as<T: Scalar + Element>(self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        let (device, dtype) = (x.device(), x.dtype());
+        let data = values(self.in_halves(x));
+        let (z, log_det) =
+            self.with_kernel::<T, _>(|kernel, shape| kernel.forward(slice(&data), shape));
+        let z = Tensor::from_data(TensorData::new(z, self.shape), (&device, dtype));
+        let log_det =
+            Tensor::from_data(TensorData::new(log_det, [self.shape[0]]), (&device, dtype));
+        (self.out_of_halves(z), log_det)
+    }
+
+    fn inverse_as<T: Scalar + Element>(self, z: Tensor<D>) -> Tensor<D> {
+        let (device, dtype) = (z.device(), z.dtype());
+        let data = values(self.in_halves(z));
+        let x = self.with_kernel::<T, _>(|kernel, shape| kernel.inverse(slice(&data), shape));
+        self.out_of_halves(Tensor::from_data(TensorData::new(x, self.shape), (&device, dtype)))
+    }
+
+    fn pull_back_as<T: Scalar + Element>(
+        self,
+        z: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        let (device, dtype) = (z.device(), z.dtype());
+        let z = values(self.in_halves(z));
+        let dz = values(self.in_halves(dz));
+        let dlog_det = values(dlog_det);
+        let back = self.with_kernel::<T, _>(|kernel, shape| {
+            kernel.pull_back(slice(&z), slice(&dz), slice(&dlog_det), shape)
+        });
+        let tensor = |values: Vec<T>| {
+            Tensor::<D>::from_data(TensorData::new(values, self.shape), (&device, dtype))
+        };
+        let (x, dx) = (self.out_of_halves(tensor(back.x)), self.out_of_halves(tensor(back.dx)));
+        if let FusedMap::Affine { gain: Some(gain), .. } = &self.map
+            && gain.is_require_grad()
+        {
+            let channels = back.gradients.gain.len();
+            let dgain = TensorData::new(back.gradients.gain, [channels]);
+            add_grad(grads, gain, Tensor::from_data(dgain, (&device, dtype)));
+        }
+        // The folded layers are differentiable in the parameters: the surrogate sum(W * dW) has the
+        // gradient that the chain rule asks for.
+        let mut surrogate: Option<Tensor<1>> = None;
+        for ((weight, bias), back) in self.net.layers.into_iter().zip(back.gradients.layers) {
+            let (weight_shape, bias_shape) = (weight.dims(), bias.dims());
+            let dweight = TensorData::new(back.weight, weight_shape);
+            let dbias = TensorData::new(back.bias, bias_shape);
+            for term in [
+                weighted(weight, Tensor::from_data(dweight, (&device, dtype))),
+                weighted(bias, Tensor::from_data(dbias, (&device, dtype))),
+            ]
+            .into_iter()
+            .flatten()
+            {
+                surrogate = Some(match surrogate {
+                    None => term,
+                    Some(sum) => sum + term,
+                });
+            }
+        }
+        if let Some(surrogate) = surrogate {
+            let mut tape = surrogate.backward();
+            let new = GradientsParams::from_module(&mut tape, self.conditioner);
+            accumulate(self.conditioner, new, grads);
+        }
+        (x, dx)
+    }
+
+    /// The channels as the kernels take them: two contiguous ranges.
+    fn in_halves(&self, x: Tensor<D>) -> Tensor<D> {
+        match self.mask {
+            Mask::Alternating(_) => {
+                let (identity, transformed) = self.mask.split(x);
+                Tensor::cat(vec![identity, transformed], 1)
+            }
+            _ => x,
+        }
+    }
+
+    fn out_of_halves(&self, z: Tensor<D>) -> Tensor<D> {
+        match self.mask {
+            Mask::Alternating(_) => {
+                let identity = self.mask.num_identity(self.shape[1]);
+                let transformed = self.shape[1] - identity;
+                let (a, b) = (z.clone().narrow(1, 0, identity), z.narrow(1, identity, transformed));
+                self.mask.merge(a, b)
+            }
+            _ => z,
+        }
+    }
+
+    fn with_kernel<T: Scalar + Element, R>(
+        &self,
+        run: impl FnOnce(kernels::Coupling<'_, T>, Shape) -> R,
+    ) -> R {
+        let channels = self.shape[1];
+        let identity = self.mask.num_identity(channels);
+        let transformed = channels - identity;
+        let (identity, transformed) = match self.mask {
+            Mask::ChannelHalves(Parity::Odd) => (transformed..channels, 0..transformed),
+            _ => (0..identity, identity..channels),
+        };
+        let layers: Vec<_> = self
+            .net
+            .layers
+            .iter()
+            .map(|(weight, bias)| (weight.dims(), values(weight.clone()), values(bias.clone())))
+            .collect();
+        let layers = layers
+            .iter()
+            .map(|([outputs, inputs], weight, bias)| Layer {
+                inputs: *inputs,
+                outputs: *outputs,
+                weight: slice(weight),
+                bias: slice(bias),
+            })
+            .collect();
+        let window = |window| if window { Window::Square3 } else { Window::Pixel };
+        let net = Net {
+            layers,
+            first: window(self.net.first_3x3),
+            last: window(self.net.last_3x3),
+            negative_slope: T::from_f64(self.net.negative_slope),
+        };
+        let cap = T::from_f64(LOG_SCALE_LIMIT);
+        let gain = match &self.map {
+            FusedMap::Affine { gain: Some(gain), .. } => Some(values(gain.val())),
+            _ => None,
+        };
+        let map = match &self.map {
+            FusedMap::Additive => Map::Additive,
+            FusedMap::Affine { scale_map, order, .. } => Map::Affine {
+                order: match order {
+                    AffineOrder::ScaleThenShift => Order::ScaleThenShift,
+                    AffineOrder::ShiftThenScale => Order::ShiftThenScale,
+                },
+                log_scale: match scale_map {
+                    ScaleMap::Sigmoid => LogScale::Sigmoid { cap },
+                    ScaleMap::InverseSigmoid => LogScale::InverseSigmoid { cap },
+                    ScaleMap::Exp => LogScale::Exp { cap },
+                    ScaleMap::BoundedExp { bound } => {
+                        LogScale::Bounded { bound: T::from_f64(*bound) }
+                    }
+                    ScaleMap::Tanh => LogScale::Tanh {
+                        gain: gain.as_ref().map(slice).expect("ScaleMap::Tanh has a gain"),
+                    },
+                },
+            },
+        };
+        let (height, width) = if D == 4 { (self.shape[2], self.shape[3]) } else { (1, 1) };
+        let shape = Shape { batch: self.shape[0], channels, height, width };
+        run(kernels::Coupling { identity, transformed, map, net }, shape)
+    }
+}
+
+/// `sum(parameter * gradient)`, or nothing for a parameter that is not trained.
+fn weighted<const N: usize>(parameter: Tensor<N>, gradient: Tensor<N>) -> Option<Tensor<1>> {
+    parameter.is_tracked().then(|| (parameter * Tensor::from_inner(gradient)).sum())
+}
+
+fn values<const N: usize>(tensor: Tensor<N>) -> TensorData {
+    tensor.into_data()
+}
+
+fn slice<T: Element>(data: &TensorData) -> &[T] {
+    data.as_slice().expect("model and batch have one dtype; cast one of them")
+}

@@ -1,0 +1,123 @@
+//! Batches: their shape, and their division among the threads.
+
+use std::ops::Range;
+
+use super::Scalar;
+
+/// Multiplications below which a second thread costs more than it saves.
+const SERIAL: usize = 200_000;
+
+/// Sizes of a batch in NCHW order; vectors have height and width 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Samples.
+    pub batch: usize,
+    /// Channels, or features.
+    pub channels: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Shape {
+    pub(super) fn pixels(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// Numbers in a sample.
+    pub(super) fn sample(&self) -> usize {
+        self.channels * self.pixels()
+    }
+
+    /// Numbers in the batch.
+    pub(super) fn numbers(&self) -> usize {
+        self.batch * self.sample()
+    }
+
+    pub(super) fn check(&self, name: &str, len: usize) {
+        assert_eq!(len, self.numbers(), "{name} has {len} numbers, its shape is {self:?}");
+    }
+}
+
+/// Runs `f` on each part, the first one on this thread; the results are in the order of the parts.
+///
+/// That this thread takes part hides the time it takes to wake another one, which for small
+/// couplings is as long as their work.
+fn run<I: Send, R: Send>(parts: Vec<I>, f: impl Fn(I) -> R + Sync) -> Vec<R> {
+    let mut results: Vec<Option<R>> = parts.iter().map(|_| None).collect();
+    rayon::in_place_scope(|scope| {
+        let f = &f;
+        let mut tasks = parts.into_iter().zip(&mut results);
+        let first = tasks.next();
+        for (part, result) in tasks {
+            scope.spawn(move |_| *result = Some(f(part)));
+        }
+        if let Some((part, result)) = first {
+            *result = Some(f(part));
+        }
+    });
+    results.into_iter().map(|result| result.expect("the scope waits for every part")).collect()
+}
+
+/// Numbers below which one thread is faster at copying or adding them.
+const FEW: usize = 1 << 15;
+
+/// Calls `f` with the index and the numbers of each block of `size` numbers, on all threads if
+/// there are many.
+pub(super) fn for_blocks<T: Scalar>(
+    numbers: &mut [T],
+    size: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) {
+    let threads = if numbers.len() < FEW { 1 } else { rayon::current_num_threads() };
+    let blocks = numbers.len().div_ceil(size).div_ceil(threads).max(1);
+    let parts: Vec<_> = numbers.chunks_mut(blocks * size).enumerate().collect();
+    run(parts, |(part, numbers)| {
+        for (index, block) in numbers.chunks_mut(size).enumerate() {
+            f(part * blocks + index, block);
+        }
+    });
+}
+
+/// The batch cut into one contiguous part a thread.
+///
+/// The cut, and with it the order of every sum, follows from the shape and the number of threads
+/// alone.
+pub(super) struct Chunks {
+    pub ranges: Vec<Range<usize>>,
+}
+
+impl Chunks {
+    /// `work`: multiplications a pixel.
+    pub fn new(shape: Shape, work: usize) -> Self {
+        let is_small = shape.batch * shape.pixels() * work < SERIAL;
+        let threads = if is_small { 1 } else { rayon::current_num_threads() };
+        let count = threads.min(shape.batch).max(1);
+        let bound = |i| shape.batch * i / count;
+        Self { ranges: (0..count).map(|i| bound(i)..bound(i + 1)).collect() }
+    }
+
+    pub fn largest(&self) -> usize {
+        self.ranges.iter().map(Range::len).max().unwrap_or(0)
+    }
+
+    pub fn split<'a, T>(&self, numbers: &'a [T], sample: usize) -> Vec<&'a [T]> {
+        self.ranges.iter().map(|range| &numbers[range.start * sample..range.end * sample]).collect()
+    }
+
+    pub fn split_mut<'a, T>(&self, mut numbers: &'a mut [T], sample: usize) -> Vec<&'a mut [T]> {
+        let mut parts = Vec::with_capacity(self.ranges.len());
+        for range in &self.ranges {
+            let (part, rest) = numbers.split_at_mut(range.len() * sample);
+            parts.push(part);
+            numbers = rest;
+        }
+        parts
+    }
+
+    /// Runs `f` on each part; the results are in the order of the parts.
+    pub fn run<I: Send, R: Send>(&self, parts: Vec<I>, f: impl Fn(I) -> R + Sync) -> Vec<R> {
+        run(parts, f)
+    }
+}

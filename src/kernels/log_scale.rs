@@ -1,0 +1,230 @@
+//! The elementwise maps of a coupling: what the conditioner's numbers do to the transformed
+//! channels.
+
+use super::Scalar;
+
+/// From a conditioner's raw number `r` to the log-scale `l` of an affine coupling.
+#[derive(Clone, Copy, Debug)]
+pub enum LogScale<'a, T> {
+    /// `l = max(ln sigmoid(r + 2), -cap)`, at most 0: Glow's scale, kept from vanishing.
+    Sigmoid {
+        /// Largest `-l`.
+        cap: T,
+    },
+    /// `l = min(-ln sigmoid(r + 2), cap)`, at least 0: the same for a coupling that is run the
+    /// other way.
+    InverseSigmoid {
+        /// Largest `l`.
+        cap: T,
+    },
+    /// `l = r`, clamped to `[-cap, cap]`.
+    Exp {
+        /// Largest `|l|`.
+        cap: T,
+    },
+    /// `l = bound · tanh(r / bound)`.
+    Bounded {
+        /// Least upper bound of `|l|`.
+        bound: T,
+    },
+    /// `l = gain · tanh(r)`, with a learned gain for each transformed channel (RealNVP).
+    Tanh {
+        /// One number a transformed channel.
+        gain: &'a [T],
+    },
+}
+
+/// Which comes first on the way from data to latent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// `z = x · exp(l) + t`.
+    ScaleThenShift,
+    /// `z = (x + t) · exp(l)`, as in Glow.
+    ShiftThenScale,
+}
+
+/// The elementwise map of a coupling.
+#[derive(Clone, Copy, Debug)]
+pub enum Map<'a, T> {
+    /// `z = x + t`.
+    Additive,
+    /// Scale and shift.
+    Affine {
+        /// Which comes first.
+        order: Order,
+        /// How the scale follows from the conditioner.
+        log_scale: LogScale<'a, T>,
+    },
+}
+
+impl<T> Map<'_, T> {
+    /// Conditioner outputs for each transformed channel.
+    pub fn params_per_channel(&self) -> usize {
+        match self {
+            Map::Additive => 1,
+            Map::Affine { .. } => 2,
+        }
+    }
+}
+
+/// Log-scale, its derivative by `r`, and its derivative by the gain (zero if there is none).
+type Scaled<T> = (T, T, T);
+
+#[inline(always)]
+fn sigmoid<T: Scalar>(r: T, cap: T) -> Scaled<T> {
+    let u = r + T::ONE + T::ONE;
+    let small = (-u.abs()).exp();
+    // ln(1 + e^-u), from e^-|u| so that nothing overflows.
+    let softplus = (-u).at_least(T::ZERO) + small.ln_1p_unit();
+    // 1 - sigmoid(u) without its cancellation.
+    let complement = (if u > T::ZERO { small } else { T::ONE }) / (T::ONE + small);
+    let slope = if softplus > cap { T::ZERO } else { complement };
+    (-softplus.at_most(cap), slope, T::ZERO)
+}
+
+#[inline(always)]
+fn exp<T: Scalar>(r: T, cap: T) -> Scaled<T> {
+    let slope = if r.abs() > cap { T::ZERO } else { T::ONE };
+    (r.at_least(-cap).at_most(cap), slope, T::ZERO)
+}
+
+#[inline(always)]
+fn bounded<T: Scalar>(r: T, bound: T) -> Scaled<T> {
+    let tanh = (r / bound).tanh();
+    (bound * tanh, T::ONE - tanh * tanh, T::ZERO)
+}
+
+#[inline(always)]
+fn gained<T: Scalar>(r: T, gain: T) -> Scaled<T> {
+    let tanh = r.tanh();
+    (gain * tanh, gain * (T::ONE - tanh * tanh), tanh)
+}
+
+/// One transformed channel of a block, and what is to be done with it. All slices have a number a
+/// pixel.
+pub(super) struct MapRow<'a, T> {
+    pub map: Map<'a, T>,
+    pub channel: usize,
+    /// Input of the task and, after it, its output.
+    pub value: &'a mut [T],
+    /// Shift; after a gradient task the gradient by the shift.
+    pub shift: &'a mut [T],
+    /// Raw log-scale (empty for an additive map); after a gradient task the gradient by it.
+    pub raw: &'a mut [T],
+    pub task: Task<'a, T>,
+}
+
+/// What a [`MapRow`] computes.
+pub(super) enum Task<'a, T> {
+    /// `value`: x to z; adds the log-scale to `log_det`.
+    Forward { log_det: &'a mut [T] },
+    /// `value`: z to x.
+    Inverse,
+    /// Gradients, from `dvalue` = dz to dx. With `invert`, `value` goes from z to x, otherwise it
+    /// is x and stays.
+    Gradient { invert: bool, dvalue: &'a mut [T], dlog_det: &'a [T], dgain: &'a mut T },
+}
+
+/// Runs a [`MapRow`].
+#[inline(always)]
+pub(super) fn map_row<T: Scalar>(row: &mut MapRow<T>) {
+    match row.map {
+        Map::Additive => additive(row),
+        Map::Affine { order, log_scale } => {
+            let channel = row.channel;
+            // One loop for each log-scale, so that the choice is not made for each pixel.
+            match log_scale {
+                LogScale::Sigmoid { cap } => affine(row, order, |r| sigmoid(r, cap)),
+                LogScale::InverseSigmoid { cap } => affine(row, order, |r| {
+                    let (l, slope, gain) = sigmoid(r, cap);
+                    (-l, -slope, gain)
+                }),
+                LogScale::Exp { cap } => affine(row, order, |r| exp(r, cap)),
+                LogScale::Bounded { bound } => affine(row, order, |r| bounded(r, bound)),
+                LogScale::Tanh { gain } => {
+                    let gain = gain[channel];
+                    affine(row, order, |r| gained(r, gain));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn additive<T: Scalar>(row: &mut MapRow<T>) {
+    let values = row.value.iter_mut().zip(row.shift.iter_mut());
+    match &mut row.task {
+        Task::Forward { .. } => values.for_each(|(value, shift)| *value += *shift),
+        Task::Inverse => values.for_each(|(value, shift)| *value = *value - *shift),
+        Task::Gradient { invert, dvalue, .. } => {
+            if *invert {
+                values.for_each(|(value, shift)| *value = *value - *shift);
+            }
+            row.shift.copy_from_slice(dvalue);
+        }
+    }
+}
+
+/// Lanes of partial sums, enough for the widest vectors and the latency of an addition.
+const SUMS: usize = 64;
+
+#[inline(always)]
+fn affine<T: Scalar>(row: &mut MapRow<T>, order: Order, f: impl Fn(T) -> Scaled<T>) {
+    let count = row.value.len();
+    let (value, shift, raw) =
+        (&mut row.value[..count], &mut row.shift[..count], &mut row.raw[..count]);
+    let shift_first = order == Order::ShiftThenScale;
+    match &mut row.task {
+        Task::Forward { log_det } => {
+            let log_det = &mut log_det[..count];
+            for i in 0..count {
+                let (l, _, _) = f(raw[i]);
+                let (scale, t) = (l.exp(), shift[i]);
+                value[i] = if shift_first { (value[i] + t) * scale } else { value[i] * scale + t };
+                log_det[i] += l;
+            }
+        }
+        Task::Inverse => {
+            for i in 0..count {
+                let (l, _, _) = f(raw[i]);
+                let (scale, t) = ((-l).exp(), shift[i]);
+                value[i] = if shift_first { value[i] * scale - t } else { (value[i] - t) * scale };
+            }
+        }
+        Task::Gradient { invert, dvalue, dlog_det, dgain } => {
+            let (dvalue, dlog_det) = (&mut dvalue[..count], &dlog_det[..count]);
+            let invert = *invert;
+            let mut sums = [T::ZERO; SUMS];
+            for start in (0..count).step_by(SUMS) {
+                // A constant count where possible: the loop then needs no remainder.
+                let width = if count - start >= SUMS { SUMS } else { count - start };
+                for (lane, sum) in sums[..width].iter_mut().enumerate() {
+                    let i = start + lane;
+                    let (l, slope, by_gain) = f(raw[i]);
+                    let (scale, t, dz) = (l.exp(), shift[i], dvalue[i]);
+                    // What the scale multiplies times the scale: z itself, or z without the shift.
+                    let scaled = match (invert, shift_first) {
+                        (true, true) => value[i],
+                        (true, false) => value[i] - t,
+                        (false, true) => (value[i] + t) * scale,
+                        (false, false) => value[i] * scale,
+                    };
+                    if invert {
+                        let back = (-l).exp();
+                        value[i] = if shift_first { scaled * back - t } else { scaled * back };
+                    }
+                    let dl = dz * scaled + dlog_det[i];
+                    shift[i] = if shift_first { dz * scale } else { dz };
+                    raw[i] = dl * slope;
+                    *sum += dl * by_gain;
+                    dvalue[i] = dz * scale;
+                }
+            }
+            let mut sum = T::ZERO;
+            for lane in sums {
+                sum += lane;
+            }
+            **dgain += sum;
+        }
+    }
+}

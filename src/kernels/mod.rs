@@ -1,0 +1,41 @@
+//! Fused couplings on the CPU: conditioner, elementwise map and log-determinant in one pass over
+//! cache-sized blocks.
+//!
+//! A coupling leaves the *identity* channels as they are and changes the *transformed* ones by a
+//! map whose parameters a conditioner computes from the identity channels. [`Coupling::forward`]
+//! goes from data to latent, [`Coupling::inverse`] back, [`Coupling::pull_back`] from latent and
+//! gradients to data and gradients without any stored activation, [`Coupling::backward`] does the
+//! same where the data is at hand. All are written for slices, in NCHW order, and know nothing of
+//! tensors. Results are the same, bit for bit, from call to call on the same number of threads.
+//!
+//! From the narrow to the wide: `scalar` number types; `vector` a register; `product` the matrix
+//! products on packed operands; `log_scale` the elementwise maps; `window` planes, panels, 3x3
+//! windows; `dispatch` the table of these routines for this processor; `net` layers and packed
+//! weights; `conditioner` and `backward` the net on a block of pictures; `batch` threads;
+//! `coupling` what is called from outside; `workspace` reused buffers.
+
+mod backward;
+mod batch;
+mod conditioner;
+mod coupling;
+mod dispatch;
+mod log_scale;
+mod net;
+mod product;
+mod scalar;
+mod vector;
+mod window;
+mod workspace;
+
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use batch::Shape;
+pub use coupling::Coupling;
+pub use dispatch::Ops;
+pub use log_scale::{LogScale, Map, Order};
+pub use net::{Gradients, Layer, Net};
+pub use scalar::Scalar;
+pub use window::Window;

@@ -1,0 +1,210 @@
+//! The conditioner of a coupling: layers, their gradients, and the checks of their sizes.
+
+use super::batch::for_blocks;
+use super::workspace::{Lease, lease};
+use super::{Ops, Scalar, Window};
+
+/// One affine layer, `weight · input + bias`.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a, T> {
+    /// Columns of the weight: input channels times the taps of the window in front of the layer.
+    pub inputs: usize,
+    /// Rows of the weight: output channels times the taps of the window behind it.
+    pub outputs: usize,
+    /// `[outputs, inputs]`, row-major.
+    pub weight: &'a [T],
+    /// A number for each output channel.
+    pub bias: &'a [T],
+}
+
+/// A conditioner: affine layers with (leaky) ReLU between them, applied at each pixel.
+///
+/// With [`Window::Square3`] as `first`, input `channel * 9 + k` of the first layer is the neighbour
+/// `k = 3 (dy + 1) + dx + 1` of the pixel: the order of a convolution's weight `[outputs, channels,
+/// 3, 3]`, flattened. With `Square3` as `last`, row `channel * 9 + k` of the last layer is the tap
+/// `k` of a 3x3 convolution to that channel: a convolution's weight `[channels, inputs, 3, 3]`
+/// permuted to `[channels, 3, 3, inputs]`. Its product is then on the narrow side of the window, a
+/// ninth of the size of the hidden activations.
+#[derive(Clone, Debug)]
+pub struct Net<'a, T> {
+    /// At least one layer; each as wide as the next one reads.
+    pub layers: Vec<Layer<'a, T>>,
+    /// What the first layer sees.
+    pub first: Window,
+    /// What the last layer's outputs are spread over.
+    pub last: Window,
+    /// Slope of the activation left of zero, in `[0, 1]`; 0 is ReLU.
+    pub negative_slope: T,
+}
+
+/// Gradient of one layer, in the layouts of [`Layer`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerGradients<T> {
+    /// `[outputs, inputs]`, row-major.
+    pub weight: Vec<T>,
+    /// A number for each output channel.
+    pub bias: Vec<T>,
+}
+
+/// Gradients of a coupling's parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gradients<T> {
+    /// One entry a layer.
+    pub layers: Vec<LayerGradients<T>>,
+    /// Gradient of the gain of [`LogScale::Tanh`](super::LogScale::Tanh); empty for other maps.
+    pub gain: Vec<T>,
+}
+
+impl<T: Scalar> Net<'_, T> {
+    /// Channels the net reads.
+    pub fn inputs(&self) -> usize {
+        self.layers[0].inputs / self.first.taps()
+    }
+
+    /// Channels the net writes.
+    pub fn outputs(&self) -> usize {
+        self.layers[self.layers.len() - 1].outputs / self.last.taps()
+    }
+
+    /// Number of weights, which is the multiplications for one pixel.
+    pub(super) fn weights(&self) -> usize {
+        self.layers.iter().map(|layer| layer.weight.len()).sum()
+    }
+
+    /// # Panics
+    /// If a size does not fit its neighbour.
+    pub(super) fn validate(&self) {
+        assert!(!self.layers.is_empty(), "Net: at least one layer is needed");
+        let slope = self.negative_slope;
+        assert!(
+            slope >= T::ZERO && slope <= T::ONE,
+            "Net: negative_slope must be in [0, 1], got {slope:?}"
+        );
+        let last = self.layers.len() - 1;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let &Layer { inputs, outputs, weight, bias } = layer;
+            assert!(
+                inputs > 0 && outputs > 0,
+                "Net: layer {index} is empty, [{outputs}, {inputs}]"
+            );
+            assert_eq!(
+                weight.len(),
+                inputs * outputs,
+                "Net: weight of layer {index} must be [{outputs}, {inputs}]"
+            );
+            let taps = if index == last { self.last.taps() } else { 1 };
+            assert_eq!(
+                outputs % taps,
+                0,
+                "Net: the last layer's outputs must be 9 for each channel"
+            );
+            assert_eq!(
+                bias.len(),
+                outputs / taps,
+                "Net: bias of layer {index} must have one number a channel"
+            );
+            if index == 0 {
+                let taps = self.first.taps();
+                assert_eq!(
+                    inputs % taps,
+                    0,
+                    "Net: the first layer's inputs must be 9 for each channel"
+                );
+            } else {
+                let before = self.layers[index - 1].outputs;
+                assert_eq!(
+                    inputs, before,
+                    "Net: layer {index} reads {inputs} channels, but gets {before}"
+                );
+            }
+        }
+    }
+}
+
+/// A layer with its weights in the order the products read them.
+pub(super) struct PackedLayer<T> {
+    pub inputs: usize,
+    /// Outputs, rounded up to whole granules.
+    pub rows: usize,
+    /// Inputs, rounded up to whole granules.
+    pub back_rows: usize,
+    /// Inputs, rounded up to whole vectors.
+    pub columns: usize,
+    pub weight: Lease<T>,
+    /// The transposed weight, for the gradient by the input.
+    pub back: Option<Lease<T>>,
+    pub bias: Lease<T>,
+}
+
+impl<T: Scalar> PackedLayer<T> {
+    pub fn new(layer: &Layer<T>, ops: &Ops<T>, with_gradient: bool) -> Self {
+        let &Layer { inputs, outputs, weight, bias } = layer;
+        let rows = outputs.next_multiple_of(ops.granule);
+        let back_rows = inputs.next_multiple_of(ops.granule);
+        let mut packed_bias = lease(rows);
+        packed_bias.fill(T::ZERO);
+        packed_bias[..bias.len()].copy_from_slice(bias);
+        let block = 3 * ops.granule;
+        Self {
+            inputs,
+            rows,
+            back_rows,
+            columns: inputs.next_multiple_of(ops.lanes),
+            weight: pack(weight, inputs, rows, block),
+            back: with_gradient.then(|| pack_transposed(weight, inputs, back_rows, block)),
+            bias: packed_bias,
+        }
+    }
+}
+
+/// Blocks of up to `block` rows of a `[_, columns]` matrix, each block `[columns, rows of the
+/// block]`.
+///
+/// `rows` may be more than there are; the rest is zero.
+fn pack<T: Scalar>(matrix: &[T], columns: usize, rows: usize, block: usize) -> Lease<T> {
+    let mut packed = lease(rows * columns);
+    for_blocks(&mut packed, columns * block, |index, part| {
+        let there = &matrix[(index * block * columns).min(matrix.len())..];
+        match part.len() / columns {
+            2 => interleave::<T, 2>(there, columns, part),
+            4 => interleave::<T, 4>(there, columns, part),
+            6 => interleave::<T, 6>(there, columns, part),
+            8 => interleave::<T, 8>(there, columns, part),
+            12 => interleave::<T, 12>(there, columns, part),
+            height => unreachable!("{height} rows in a block"),
+        }
+    });
+    packed
+}
+
+/// Writes the first `N` rows of a matrix column by column; rows that are missing are zero.
+fn interleave<T: Scalar, const N: usize>(matrix: &[T], columns: usize, to: &mut [T]) {
+    let steps = to.as_chunks_mut::<N>().0;
+    if matrix.len() < N * columns {
+        steps.fill([T::ZERO; N]);
+        for (i, row) in matrix.chunks_exact(columns).enumerate() {
+            steps.iter_mut().zip(row).for_each(|(step, value)| step[i] = *value);
+        }
+        return;
+    }
+    let steps = &mut steps[..columns];
+    let rows: [&[T]; N] = std::array::from_fn(|i| &matrix[i * columns..][..columns]);
+    for column in 0..columns {
+        steps[column] = std::array::from_fn(|i| rows[i][column]);
+    }
+}
+
+/// [`pack`] of the transposed matrix, `rows` of which are at least the matrix's columns.
+fn pack_transposed<T: Scalar>(matrix: &[T], columns: usize, rows: usize, block: usize) -> Lease<T> {
+    let depth = matrix.len() / columns;
+    let mut packed = lease(rows * depth);
+    for_blocks(&mut packed, depth * block, |index, part| {
+        let (height, first) = (part.len() / depth, index * block);
+        let there = height.min(columns - first);
+        for (step, row) in part.chunks_exact_mut(height).zip(matrix.chunks_exact(columns)) {
+            step[..there].copy_from_slice(&row[first..first + there]);
+            step[there..].fill(T::ZERO);
+        }
+    });
+    packed
+}

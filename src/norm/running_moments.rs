@@ -1,0 +1,149 @@
+//! Running means and variances of channels, kept in the record.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+
+use crate::coupling::per_channel;
+use crate::error::{FlowError, Result};
+use crate::param::{frozen, replace};
+
+/// Mean and variance of every channel over batch and space, `[channels]` each.
+#[derive(Debug, Clone)]
+pub struct Moments {
+    /// Means.
+    pub mean: Tensor<1>,
+    /// Variances, divided by the number of values (not by one less).
+    pub variance: Tensor<1>,
+}
+
+impl Moments {
+    /// The moments of a batch `[batch, channels, ...]`.
+    pub fn of<const D: usize>(x: Tensor<D>) -> Self {
+        let channels = x.dims()[1];
+        let rows = x.swap_dims(0, 1).reshape([channels as i32, -1]);
+        let mean = rows.clone().mean_dim(1);
+        let variance = (rows - mean.clone()).square().mean_dim(1);
+        Self { mean: mean.reshape([channels]), variance: variance.reshape([channels]) }
+    }
+}
+
+/// Running moments: `running = (1 - momentum) running + momentum batch`; the first batch is taken as
+/// it is.
+///
+/// They are parameters that are saved but not trained.
+#[derive(Module, Debug)]
+pub struct RunningMoments {
+    /// Running means, `[channels]`, not trained.
+    pub mean: Param<Tensor<1>>,
+    /// Running variances, `[channels]`, not trained.
+    pub variance: Param<Tensor<1>>,
+    /// 1 once a batch was seen, else 0; `[1]`, not trained.
+    pub initialized: Param<Tensor<1>>,
+    #[module(skip)]
+    momentum: f64,
+    #[module(skip)]
+    epsilon: f64,
+}
+
+impl RunningMoments {
+    /// Mean 0 and variance 1 for `num_channels` channels, waiting for the first batch.
+    ///
+    /// # Errors
+    /// If `num_channels` is zero, `momentum` not within 0 to 1, or `epsilon` not positive.
+    pub fn new(num_channels: usize, momentum: f64, epsilon: f64, device: &Device) -> Result<Self> {
+        let error = |parameter, got: String, needed, advice| {
+            Err(FlowError::config("BatchNorm", parameter, got, needed, advice))
+        };
+        if num_channels == 0 {
+            return error(
+                "num_channels",
+                "0".into(),
+                "at least 1",
+                "give the number of channels of the input",
+            );
+        }
+        if !(momentum > 0.0 && momentum <= 1.0) {
+            return error(
+                "momentum",
+                momentum.to_string(),
+                "above 0, at most 1",
+                "0.1 averages over about ten batches, 1 takes the last batch alone",
+            );
+        }
+        if !(epsilon > 0.0 && epsilon.is_finite()) {
+            return error("epsilon", epsilon.to_string(), "positive and finite", "1e-4 is usual");
+        }
+        Ok(Self {
+            mean: frozen(Tensor::zeros([num_channels], device)),
+            variance: frozen(Tensor::ones([num_channels], device)),
+            initialized: frozen(Tensor::zeros([1], device)),
+            momentum,
+            epsilon,
+        })
+    }
+
+    /// Weight of a new batch in the average.
+    pub fn momentum(&self) -> f64 {
+        self.momentum
+    }
+
+    /// Added to the variance.
+    pub fn epsilon(&self) -> f64 {
+        self.epsilon
+    }
+
+    /// Whether a batch was seen (also before saving and loading).
+    pub fn is_initialized(&self) -> bool {
+        self.initialized.val().into_scalar::<f32>() > 0.5
+    }
+
+    /// The moments as they are now.
+    pub fn current(&self) -> Moments {
+        Moments { mean: self.mean.val(), variance: self.variance.val() }
+    }
+
+    /// Takes in the moments of a batch.
+    pub fn update(mut self, batch: Moments) -> Self {
+        let momentum = if self.is_initialized() { self.momentum } else { 1.0 };
+        let blend = |running: Tensor<1>, batch: Tensor<1>| {
+            running * (1.0 - momentum) + batch.detach() * momentum
+        };
+        let mean = blend(self.mean.val(), batch.mean);
+        let variance = blend(self.variance.val(), batch.variance);
+        let mark = self.initialized.val().ones_like();
+        self.mean = replace(self.mean, mean);
+        self.variance = replace(self.variance, variance);
+        self.initialized = replace(self.initialized, mark);
+        self
+    }
+
+    /// `(x - mean) / sqrt(variance + epsilon)`, the moments being constants, and the logarithm of
+    /// `1 / sqrt(variance + epsilon)`, `[channels]`.
+    pub(crate) fn normalize<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        moments: Moments,
+    ) -> (Tensor<D>, Tensor<1>) {
+        let log_scale = self.log_scale(&moments);
+        let z = (x - per_channel(moments.mean.detach())) * per_channel(log_scale.clone().exp());
+        (z, log_scale)
+    }
+
+    /// The inverse of [`normalize`](RunningMoments::normalize).
+    pub(crate) fn denormalize<const D: usize>(&self, z: Tensor<D>, moments: Moments) -> Tensor<D> {
+        z * per_channel(self.log_scale(&moments).neg().exp()) + per_channel(moments.mean.detach())
+    }
+
+    fn log_scale(&self, moments: &Moments) -> Tensor<1> {
+        (moments.variance.clone().detach() + self.epsilon).log() * -0.5
+    }
+
+    pub(crate) fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {
+        let channels = self.mean.dims()[0];
+        assert!(
+            x.dims()[1] == channels,
+            "BatchNorm: got shape {:?}, but was built for {channels} channels on axis 1",
+            x.dims()
+        );
+    }
+}

@@ -1,0 +1,74 @@
+//! What is asked of gradients before a step: their norm, and where they are not finite.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+
+/// The Euclidean norm of all gradients of `module` together.
+pub fn gradient_norm<M: Module>(module: &M, grads: &GradientsParams) -> f64 {
+    struct Norm<'a> {
+        grads: &'a GradientsParams,
+        squares: Vec<Tensor<1>>,
+    }
+    impl ModuleVisitor for Norm<'_> {
+        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            if let Some(grad) = self.grads.get::<N>(param.id) {
+                self.squares.push(grad.square().sum());
+            }
+        }
+    }
+    let mut norm = Norm { grads, squares: Vec::new() };
+    module.visit(&mut norm);
+    if norm.squares.is_empty() {
+        return 0.0;
+    }
+    // One read from the device instead of one a parameter.
+    Tensor::cat(norm.squares, 0).sum().into_scalar::<f64>().sqrt()
+}
+
+/// Multiplies all gradients of `module` by `factor`.
+pub fn scale_gradients<M: Module>(module: &M, grads: &mut GradientsParams, factor: f64) {
+    struct Scale<'a> {
+        grads: &'a mut GradientsParams,
+        factor: f64,
+    }
+    impl ModuleVisitor for Scale<'_> {
+        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            if let Some(grad) = self.grads.remove::<N>(param.id) {
+                self.grads.register(param.id, grad * self.factor);
+            }
+        }
+    }
+    module.visit(&mut Scale { grads, factor });
+}
+
+/// The path of the first parameter of `module` that is not finite, or whose gradient is not.
+pub fn first_not_finite<M: Module>(module: &M, grads: &GradientsParams) -> Option<String> {
+    struct Find<'a> {
+        grads: &'a GradientsParams,
+        path: Vec<String>,
+        found: Option<String>,
+    }
+    impl ModuleVisitor for Find<'_> {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.into());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            if self.found.is_some() {
+                return;
+            }
+            let finite = |tensor: Tensor<N>| tensor.is_finite().all().into_scalar::<bool>();
+            let value = param.val();
+            let value = if value.device().is_autodiff() { value.inner() } else { value };
+            if !finite(value) || !self.grads.get::<N>(param.id).is_none_or(finite) {
+                self.found = Some(self.path.join("."));
+            }
+        }
+    }
+    let mut find = Find { grads, path: Vec::new(), found: None };
+    module.visit(&mut find);
+    find.found
+}
