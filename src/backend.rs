@@ -19,9 +19,11 @@ pub fn device() -> Device {
     device()
 }
 
-/// Every compiled-in device by name, the preferred one first; made when called, so that a GPU is
-/// only looked for when it is used.
-pub fn devices() -> Vec<(&'static str, fn() -> Device)> {
+/// A device by name; made when called, so that a GPU is only looked for when it is used.
+pub type NamedDevice = (&'static str, fn() -> Device);
+
+/// Every compiled-in device, the preferred one first.
+pub fn devices() -> Vec<NamedDevice> {
     vec![
         #[cfg(feature = "wgpu")]
         ("wgpu", wgpu),

@@ -16,6 +16,9 @@ use crate::error::{FlowError, Result};
 /// How many differences an error message names.
 const NAMED_DIFFERENCES: usize = 3;
 
+/// What the metadata of a record says about its origin.
+const PRODUCER: &str = concat!("burn-flows ", env!("CARGO_PKG_VERSION"));
+
 /// Writes every parameter of `module`, trained or not, to a safetensors file.
 ///
 /// The record is written to a temporary file beside `path`, brought to the disk and renamed: an
@@ -57,7 +60,8 @@ pub fn load<M: Module>(module: M, path: impl AsRef<Path>) -> Result<M> {
     from_bytes(module, bytes, path)
 }
 
-/// The record of `module` as [`save`] writes it, in memory; values are not checked.
+/// The record of `module` as [`save`] writes it, in memory: equal models give equal bytes. Values are
+/// not checked.
 ///
 /// # Errors
 /// [`FlowError::Record`] if a parameter cannot be read from its device.
@@ -90,7 +94,10 @@ pub fn from_bytes<M: Module>(mut module: M, bytes: Vec<u8>, origin: &Path) -> Re
 }
 
 fn collect<M: Module>(module: &M, path: &Path) -> Result<SafetensorsStore> {
-    let mut store = SafetensorsStore::from_bytes(None);
+    // One entry of metadata: Burn's own three come in another order every time, and equal models
+    // would give unequal files.
+    let mut store =
+        SafetensorsStore::from_bytes(None).clear_metadata().metadata("producer", PRODUCER);
     module.save_into(&mut store).map_err(|error| {
         record(path, format!("a parameter cannot be read ({error})"), "look at the device")
     })?;

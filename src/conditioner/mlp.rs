@@ -84,6 +84,12 @@ impl Conditioner<2> for Mlp {
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let mut layers = self.layers.iter();
         let first = layers.next().expect("an Mlp has at least one layer");
+        let [features, _] = first.weight.dims();
+        assert!(
+            x.dims()[1] == features,
+            "Mlp: got shape {:?}, but was built for {features} features on axis 1",
+            x.dims()
+        );
         layers.fold(first.forward(x), |h, layer| layer.forward(activation::relu(h)))
     }
 

@@ -113,20 +113,20 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
 
     fn forward_as<T: Scalar + Element>(self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         let (device, dtype) = (x.device(), x.dtype());
-        let data = values(self.to_halves(x));
+        let data = values(self.in_halves(x));
         let (z, log_det) =
             self.with_kernel::<T, _>(|kernel, shape| kernel.forward(slice(&data), shape));
         let z = Tensor::from_data(TensorData::new(z, self.shape), (&device, dtype));
         let log_det =
             Tensor::from_data(TensorData::new(log_det, [self.shape[0]]), (&device, dtype));
-        (self.from_halves(z), log_det)
+        (self.out_of_halves(z), log_det)
     }
 
     fn inverse_as<T: Scalar + Element>(self, z: Tensor<D>) -> Tensor<D> {
         let (device, dtype) = (z.device(), z.dtype());
-        let data = values(self.to_halves(z));
+        let data = values(self.in_halves(z));
         let x = self.with_kernel::<T, _>(|kernel, shape| kernel.inverse(slice(&data), shape));
-        self.from_halves(Tensor::from_data(TensorData::new(x, self.shape), (&device, dtype)))
+        self.out_of_halves(Tensor::from_data(TensorData::new(x, self.shape), (&device, dtype)))
     }
 
     fn pull_back_as<T: Scalar + Element>(
@@ -137,8 +137,8 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
         let (device, dtype) = (z.device(), z.dtype());
-        let z = values(self.to_halves(z));
-        let dz = values(self.to_halves(dz));
+        let z = values(self.in_halves(z));
+        let dz = values(self.in_halves(dz));
         let dlog_det = values(dlog_det);
         let back = self.with_kernel::<T, _>(|kernel, shape| {
             kernel.pull_back(slice(&z), slice(&dz), slice(&dlog_det), shape)
@@ -146,7 +146,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         let tensor = |values: Vec<T>| {
             Tensor::<D>::from_data(TensorData::new(values, self.shape), (&device, dtype))
         };
-        let (x, dx) = (self.from_halves(tensor(back.x)), self.from_halves(tensor(back.dx)));
+        let (x, dx) = (self.out_of_halves(tensor(back.x)), self.out_of_halves(tensor(back.dx)));
         if let FusedMap::Affine { gain: Some(gain), .. } = &self.map
             && gain.is_require_grad()
         {
@@ -183,7 +183,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
     }
 
     /// The channels as the kernels take them: two contiguous ranges.
-    fn to_halves(&self, x: Tensor<D>) -> Tensor<D> {
+    fn in_halves(&self, x: Tensor<D>) -> Tensor<D> {
         match self.mask {
             Mask::Alternating(_) => {
                 let (identity, transformed) = self.mask.split(x);
@@ -193,7 +193,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         }
     }
 
-    fn from_halves(&self, z: Tensor<D>) -> Tensor<D> {
+    fn out_of_halves(&self, z: Tensor<D>) -> Tensor<D> {
         match self.mask {
             Mask::Alternating(_) => {
                 let identity = self.mask.num_identity(self.shape[1]);

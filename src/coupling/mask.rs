@@ -87,6 +87,12 @@ impl Mask {
     /// Divides `x` into `(identity, transformed)`.
     pub(crate) fn split<const D: usize>(self, x: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
         let channels = x.dims()[1];
+        assert!(
+            channels >= 2 || matches!(self, Self::Checkerboard(_)),
+            "Coupling: got shape {:?}, but a split along axis 1 needs at least 2 there; squeeze the \
+             image first, or use a checkerboard mask",
+            x.dims()
+        );
         match self {
             Self::ChannelHalves(parity) => {
                 let first = channels.div_ceil(2);

@@ -186,12 +186,16 @@ impl<C: Module, T: Transform> Coupling<C, T> {
         mut self,
         x: Tensor<D>,
         pass: fn(C, Tensor<D>) -> (C, Tensor<D>),
-    ) -> (Self, Tensor<D>) {
-        let (identity, transformed) = self.mask.split(x);
-        let (conditioner, params) = pass(self.conditioner, identity.clone());
-        self.conditioner = conditioner;
-        let (z, _) = self.transform_forward(transformed, params);
-        let z = self.mask.merge(identity, z);
+    ) -> (Self, Tensor<D>)
+    where
+        C: Conditioner<D>,
+        Self: Flow<D>,
+    {
+        let (identity, _) = self.mask.split(x.clone());
+        self.conditioner = pass(self.conditioner, identity).0;
+        // By `forward`, so that the flows behind see to the last bit what they will see in training:
+        // a small batch can make an ActNorm that amplifies the difference between two roads.
+        let z = self.forward(x).0;
         (self, z)
     }
 

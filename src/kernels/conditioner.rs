@@ -146,13 +146,6 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         }
     }
 
-    /// The first half of [`forward`](Self::forward): the layers' inputs, without the output.
-    pub fn hidden(&self, buffers: &mut Buffers<T>, identity: &Planes<T>, pictures: usize) {
-        for (first, panels) in self.tiles(pictures) {
-            self.hidden_tile(buffers, identity, first, panels);
-        }
-    }
-
     /// The inputs of all layers on one tile.
     pub fn hidden_tile(
         &self,

@@ -38,7 +38,7 @@ pub struct PullBack<T> {
     pub gradients: Gradients<T>,
 }
 
-/// Result of [`Coupling::backward`] and [`net_backward`](super::net_backward).
+/// Result of [`Coupling::backward`].
 #[derive(Clone, Debug)]
 pub struct Gradient<T> {
     /// Gradient by the input.
@@ -247,6 +247,7 @@ impl<T: Scalar> Coupling<'_, T> {
     ///
     /// # Panics
     /// As [`forward`](Self::forward).
+    #[cfg(test)]
     pub fn backward(&self, x: &[T], dz: &[T], dlog_det: &[T], shape: Shape) -> Gradient<T> {
         self.gradient(x, None, dz, dlog_det, shape)
     }

@@ -15,7 +15,6 @@ use super::window::{Taps, gather, scatter};
 /// Calling one asks that the set is available, which holds for the table a
 /// [`Scalar`](super::Scalar) hands out, and what the routine itself asks.
 pub struct Ops<T: 'static> {
-    pub(super) name: &'static str,
     /// Numbers in a vector.
     pub(super) lanes: usize,
     /// Pixels in a panel.
@@ -38,15 +37,10 @@ impl<T> Ops<T> {
         // SAFETY: this is the processor's table.
         unsafe { (self.total)(row) }
     }
-
-    /// Name of the instruction set.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
 }
 
 macro_rules! instruction_set {
-    ($module:ident, $scalar:ty, $vector:ty, $name:literal $(, $feature:meta)?) => {
+    ($module:ident, $scalar:ty, $vector:ty $(, $feature:meta)?) => {
         mod $module {
             use super::*;
 
@@ -103,7 +97,6 @@ macro_rules! instruction_set {
             }
 
             pub(super) static OPS: Ops<S> = Ops {
-                name: $name,
                 lanes: <$vector as Vector>::LANES,
                 panel: <$vector as Vector>::PANEL,
                 granule: <$vector as Vector>::GRANULE,
@@ -120,30 +113,18 @@ macro_rules! instruction_set {
     };
 }
 
-instruction_set!(portable_f32, f32, Portable<f32>, "portable");
-instruction_set!(portable_f64, f64, Portable<f64>, "portable");
+instruction_set!(portable_f32, f32, Portable<f32>);
+instruction_set!(portable_f64, f64, Portable<f64>);
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::super::vector::{Avx2F32, Avx2F64, Avx512F32, Avx512F64};
     use super::*;
 
-    instruction_set!(avx2_f32, f32, Avx2F32, "AVX2", target_feature(enable = "avx2,fma"));
-    instruction_set!(avx2_f64, f64, Avx2F64, "AVX2", target_feature(enable = "avx2,fma"));
-    instruction_set!(
-        avx512_f32,
-        f32,
-        Avx512F32,
-        "AVX-512",
-        target_feature(enable = "avx512f,avx2,fma")
-    );
-    instruction_set!(
-        avx512_f64,
-        f64,
-        Avx512F64,
-        "AVX-512",
-        target_feature(enable = "avx512f,avx2,fma")
-    );
+    instruction_set!(avx2_f32, f32, Avx2F32, target_feature(enable = "avx2,fma"));
+    instruction_set!(avx2_f64, f64, Avx2F64, target_feature(enable = "avx2,fma"));
+    instruction_set!(avx512_f32, f32, Avx512F32, target_feature(enable = "avx512f,avx2,fma"));
+    instruction_set!(avx512_f64, f64, Avx512F64, target_feature(enable = "avx512f,avx2,fma"));
 
     macro_rules! best {
         ($avx512:ident, $avx2:ident, $portable:ident) => {

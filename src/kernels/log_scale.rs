@@ -100,31 +100,6 @@ fn gained<T: Scalar>(r: T, gain: T) -> Scaled<T> {
     (gain * tanh, gain * (T::ONE - tanh * tanh), tanh)
 }
 
-impl<T: Scalar> LogScale<'_, T> {
-    /// The log-scale of raw number `r` in transformed channel `channel`.
-    pub fn value(&self, r: T, channel: usize) -> T {
-        self.evaluate(r, channel).0
-    }
-
-    /// `dl/dr`; zero where the log-scale is clamped.
-    pub fn derivative(&self, r: T, channel: usize) -> T {
-        self.evaluate(r, channel).1
-    }
-
-    fn evaluate(&self, r: T, channel: usize) -> Scaled<T> {
-        match *self {
-            LogScale::Sigmoid { cap } => sigmoid(r, cap),
-            LogScale::InverseSigmoid { cap } => {
-                let (l, slope, _) = sigmoid(r, cap);
-                (-l, -slope, T::ZERO)
-            }
-            LogScale::Exp { cap } => exp(r, cap),
-            LogScale::Bounded { bound } => bounded(r, bound),
-            LogScale::Tanh { gain } => gained(r, gain[channel]),
-        }
-    }
-}
-
 /// One transformed channel of a block, and what is to be done with it. All slices have a number a
 /// pixel.
 pub(super) struct MapRow<'a, T> {

@@ -12,7 +12,7 @@
 //! products on packed operands; `log_scale` the elementwise maps; `window` planes, panels, 3x3
 //! windows; `dispatch` the table of these routines for this processor; `net` layers and packed
 //! weights; `conditioner` and `backward` the net on a block of pictures; `batch` threads;
-//! `coupling` and `standalone` what is called from outside; `workspace` reused buffers.
+//! `coupling` what is called from outside; `workspace` reused buffers.
 
 mod backward;
 mod batch;
@@ -23,7 +23,6 @@ mod log_scale;
 mod net;
 mod product;
 mod scalar;
-mod standalone;
 mod vector;
 mod window;
 mod workspace;
@@ -34,11 +33,9 @@ mod reference;
 mod tests;
 
 pub use batch::Shape;
-pub use coupling::{Coupling, Gradient, PullBack};
+pub use coupling::Coupling;
 pub use dispatch::Ops;
 pub use log_scale::{LogScale, Map, Order};
-pub use net::{Gradients, Layer, LayerGradients, Net};
+pub use net::{Gradients, Layer, Net};
 pub use scalar::Scalar;
-pub use standalone::{net_backward, net_forward};
 pub use window::Window;
-pub use workspace::release_workspaces;

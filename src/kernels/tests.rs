@@ -4,7 +4,7 @@ use super::conditioner::Conditioner;
 use super::dispatch::{all_f32, all_f64};
 use super::reference::{CouplingCase, NetCase, Parameters, close, numbers};
 use super::window::Planes;
-use super::{Gradients, LogScale, Ops, Order, Scalar, net_backward, net_forward};
+use super::{Gradients, LogScale, Ops, Order, Scalar};
 
 /// Every map in both orders, on every odd size, with the identity part on either side.
 fn cases() -> Vec<CouplingCase> {
@@ -163,29 +163,6 @@ fn gradients_agree_with_finite_differences() {
                 case.coupling(&parameters, gain).forward(&rows[layers], case.shape());
             let value: f64 = z.iter().zip(&dz).map(|(a, b)| a * b).sum();
             value + log_det.iter().zip(&dlog_det).map(|(a, b)| a * b).sum::<f64>()
-        });
-    }
-}
-
-#[test]
-fn net_alone_agrees_with_direct_loops_and_differences() {
-    for case in NetCase::odd_ones() {
-        let (parameters, input) = (case.parameters(), case.input());
-        let shape = case.shape(case.inputs);
-        let output = net_forward(&case.net(&parameters), &input, shape);
-        close(&output, &case.naive(&parameters, &input), 1e-12);
-        let doutput = numbers(output.len(), 4);
-        let result = net_backward(&case.net(&parameters), &input, &doutput, shape);
-        let mut rows: Vec<_> =
-            parameters.iter().flat_map(|(weight, bias)| [weight.clone(), bias.clone()]).collect();
-        let layers = rows.len();
-        let mut gradients = flat(&result.gradients);
-        gradients.pop();
-        rows.push(input);
-        gradients.push(result.dx);
-        check_differences(&mut rows, &gradients, |rows| {
-            let output = net_forward(&case.net(&paired(&rows[..layers])), &rows[layers], shape);
-            output.iter().zip(&doutput).map(|(a, b)| a * b).sum()
         });
     }
 }

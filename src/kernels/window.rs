@@ -150,6 +150,7 @@ impl<T: Scalar> Planes<T> {
     }
 
     /// Zeroes all pixels of all channels.
+    #[cfg(test)]
     pub fn clear(&mut self) {
         self.data.fill(T::ZERO);
     }

@@ -50,14 +50,6 @@ pub(super) fn lease_zeros<T: Scalar>(len: usize) -> Lease<T> {
     buffer
 }
 
-/// Frees the memory of all buffers that are not in use.
-///
-/// The pool holds what the largest couplings so far needed at once, a few MB per thread; call this
-/// after the last of them if that memory is wanted elsewhere.
-pub fn release_workspaces() {
-    POOL.lock().unwrap_or_else(PoisonError::into_inner).clear();
-}
-
 impl<T> Drop for Lease<T> {
     fn drop(&mut self) {
         let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);

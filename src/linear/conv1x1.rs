@@ -181,7 +181,15 @@ impl InvertibleConv1x1 {
             pivot: derived.pivots.0,
             largest: derived.pivots.1,
         })?;
-        Ok(host::from_f64(inverse, [size, size], &matrix.device(), matrix.dtype()))
+        let inverse: Tensor<2> =
+            host::from_f64(inverse, [size, size], &matrix.device(), matrix.dtype());
+        if !matrix.device().is_autodiff() {
+            return Ok(inverse);
+        }
+        // d W^-1 = -W^-1 dW W^-1. The surrogate has that derivative; its own value (W^-1 up to
+        // rounding) is taken off again.
+        let surrogate = inverse.clone().matmul(matrix).matmul(inverse.clone());
+        Ok(inverse + surrogate.clone().detach() - surrogate)
     }
 
     /// `ln|det W|`, `[1]`.

@@ -321,6 +321,7 @@ pub enum GlowPrior {
 
 /// The prior of what a split factors out.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // all splits of a model are of one kind
 pub enum GlowSplitPrior {
     /// Standard normal.
     Standard(StandardNormal),

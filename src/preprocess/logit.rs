@@ -125,9 +125,10 @@ impl<const D: usize> Flow<D> for Logit {
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-        // sigmoid(z) = (tanh(z / 2) + 1) / 2; a sigmoid of its own is in f32 on some backends.
+        // sigmoid(z) = (tanh(z / 2) + 1) / 2: Burn's own sigmoid is in f32 on ndarray. Not a division:
+        // Burn 0.22 rounds the gradient of a division by a scalar to f32.
         let p = ((z * 0.5).tanh() + 1.0) * 0.5;
-        (p - self.alpha) / self.slope()
+        (p - self.alpha) * self.slope().recip()
     }
 }
 

@@ -240,7 +240,7 @@ pub fn masked_affine(weights: &Weights, scale: MaskedScale) -> Result<VectorStep
 fn alternating(weights: &Weights) -> Result<Mask> {
     let b = weights.array("b")?;
     let parity = if b.values().first() == Some(&1.0) { Parity::Even } else { Parity::Odd };
-    let expected = |i: usize| f64::from(u8::from((i % 2 == 0) == (parity == Parity::Even)));
+    let expected = |i: usize| f64::from(u8::from(i.is_multiple_of(2) == (parity == Parity::Even)));
     if b.values().iter().enumerate().any(|(i, &kept)| kept != expected(i)) {
         return Err(weights.error(
             format!("the mask b is {:?}", b.values()),
