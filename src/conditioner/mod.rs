@@ -27,16 +27,18 @@ pub use weight_norm::WeightNormConv;
 /// use burn_flows::{conditioner::Conditioner, coupling::{AffineCoupling, Mask, ScaleMap}};
 ///
 /// #[derive(Module, Debug)]
-/// struct OneLayer(Linear);
+/// struct OneLayer {
+///     linear: Linear,
+/// }
 ///
 /// impl Conditioner<2> for OneLayer {
 ///     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-///         self.0.forward(x)
+///         self.linear.forward(x)
 ///     }
 /// }
 ///
 /// let device = burn_flows::backend::device();
-/// let net = OneLayer(LinearConfig::new(2, 4).init(&device));
+/// let net = OneLayer { linear: LinearConfig::new(2, 4).init(&device) };
 /// AffineCoupling::affine(net, Mask::first_half(), ScaleMap::default(), 4, &device)?;
 /// # Ok::<(), burn_flows::FlowError>(())
 /// ```
