@@ -222,11 +222,11 @@ where
     }
 
     fn initialize(mut self, x: Tensor<D>) -> (Self, Tensor<D>) {
-        let (identity, transformed) = self.mask.split(x);
-        let (conditioner, params) = self.conditioner.initialize(identity.clone());
-        self.conditioner = conditioner;
-        let (z, _) = self.transform_forward(transformed, params);
-        let z = self.mask.merge(identity, z);
+        let (identity, _) = self.mask.split(x.clone());
+        self.conditioner = self.conditioner.initialize(identity).0;
+        // By `forward`, so that the flows behind see to the last bit what they will see in training:
+        // a small batch can make an ActNorm that amplifies the difference between two roads.
+        let z = self.forward(x).0;
         (self, z)
     }
 

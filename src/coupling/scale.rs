@@ -67,7 +67,8 @@ impl ScaleMap {
                 ln_sigmoid(h + SIGMOID_OFFSET).clamp_min(-LOG_SCALE_LIMIT).neg()
             }
             Self::Exp => h.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT),
-            Self::BoundedExp { bound } => (h / bound).tanh() * bound,
+            // Not `h / bound`: Burn 0.22 rounds the gradient of a division by a scalar to f32.
+            Self::BoundedExp { bound } => (h * bound.recip()).tanh() * bound,
             Self::Tanh => {
                 let gain = gain.expect("ScaleMap::Tanh has a learned gain");
                 h.tanh() * gain

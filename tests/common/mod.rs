@@ -1,0 +1,44 @@
+//! What several tests need.
+
+#![allow(dead_code)] // no test uses all of it
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor};
+use burn_flows::backend;
+
+/// Every compiled-in device that computes in main memory.
+pub fn hosts() -> Vec<Device> {
+    let host = |(name, _): &(&str, _)| *name != "wgpu";
+    backend::devices().into_iter().filter(host).map(|(_, device)| device()).collect()
+}
+
+/// The values of a tensor, row-major.
+pub fn flat<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    tensor.try_into_vec_as().expect("a float tensor converts to f64")
+}
+
+/// Every gradient by the path of its parameter, in the order of the module.
+pub fn gradients<M: Module>(module: &M, grads: &GradientsParams) -> Vec<(String, Vec<f64>)> {
+    struct Collect<'a> {
+        grads: &'a GradientsParams,
+        path: Vec<String>,
+        found: Vec<(String, Vec<f64>)>,
+    }
+    impl ModuleVisitor for Collect<'_> {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.into());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            if let Some(grad) = self.grads.get::<N>(param.id) {
+                self.found.push((self.path.join("."), flat(grad)));
+            }
+        }
+    }
+    let mut collect = Collect { grads, path: Vec::new(), found: Vec::new() };
+    module.visit(&mut collect);
+    collect.found
+}

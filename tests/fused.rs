@@ -1,0 +1,163 @@
+//! The fused couplings of the CPU against the formulation in tensors.
+//!
+//! A tensor that takes part in autodiff goes through the formulation in tensors, a plain one through
+//! the fused kernels: the same coupling computes both.
+
+mod common;
+
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Tensor};
+use burn_flows::conditioner::{GlowNetConfig, MlpConfig, NetNorm};
+use burn_flows::coupling::{AffineOrder, Coupling, Mask, Parity, ScaleMap};
+use burn_flows::testing::{inputs, move_parameters, to_f64};
+use burn_flows::{Flow, backend};
+use common::{flat, gradients, hosts};
+use proptest::prelude::*;
+
+/// Largest error relative to one plus the largest value of the tensor: rounding of sums of at most a
+/// few thousand products.
+const F32: f64 = 1e-4;
+const F64: f64 = 1e-10;
+
+fn compare(what: &str, got: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0.0f64, |max, value| max.max(value.abs()));
+    for (index, (a, b)) in got.iter().zip(expected).enumerate() {
+        let error = (a - b).abs() / (1.0 + largest);
+        assert!(error <= tolerance, "{what}[{index}]: {a} is not {b} (largest {largest:e})");
+    }
+}
+
+/// Outputs, inverse and every gradient, in f32 and f64.
+fn check<const D: usize, F: Flow<D>>(flow: F, shape: [usize; D], device: &Device) {
+    // Moved little: with `Exp`, rounding in the inverse grows with the scale itself.
+    let flow = move_parameters(flow, 1, 0.1);
+    agree(&to_f64(flow.clone()), shape, device, DType::F64, F64);
+    agree(&flow, shape, device, DType::F32, F32);
+}
+
+fn agree<const D: usize, F: Flow<D>>(
+    flow: &F,
+    shape: [usize; D],
+    device: &Device,
+    dtype: DType,
+    tolerance: f64,
+) {
+    let x = inputs(shape, 2, device, dtype);
+    let dz = inputs(shape, 3, device, dtype);
+    let dlog_det: Tensor<1> = inputs([shape[0]], 4, device, dtype);
+
+    let training = flow.clone().train();
+    let tracked = x.clone().autodiff().require_grad();
+    let (z, log_det) = training.forward(tracked.clone());
+    let (plain_z, plain_log_det) = (flat(z.clone().inner()), flat(log_det.clone().inner()));
+    let loss = (z * dz.clone().autodiff()).sum() + (log_det * dlog_det.clone().autodiff()).sum();
+    let mut tape = loss.backward();
+    let plain_dx = flat(tracked.grad_remove(&mut tape).expect("x is tracked"));
+    let plain = gradients(&training, &GradientsParams::from_grads(tape, &training));
+
+    let (z, log_det) = flow.forward(x.clone());
+    compare("z", &flat(z.clone()), &plain_z, tolerance);
+    compare("log_det", &flat(log_det), &plain_log_det, tolerance);
+    compare("inverse", &flat(flow.inverse(z.clone())), &flat(x.clone()), tolerance);
+
+    let mut grads = GradientsParams::new();
+    let (back, dx) = training.pull_back(z, dz, dlog_det, &mut grads);
+    compare("x", &flat(back), &flat(x), tolerance);
+    compare("dx", &flat(dx), &plain_dx, tolerance);
+    let fused = gradients(&training, &grads);
+    assert_eq!(fused.len(), plain.len(), "every parameter has its gradient");
+    for ((name, got), (_, expected)) in fused.iter().zip(&plain) {
+        compare(name, got, expected, tolerance);
+    }
+}
+
+fn scale_maps() -> impl Strategy<Value = ScaleMap> {
+    prop_oneof![
+        Just(ScaleMap::Sigmoid),
+        Just(ScaleMap::InverseSigmoid),
+        Just(ScaleMap::Exp),
+        (0.5..3.0f64).prop_map(|bound| ScaleMap::BoundedExp { bound }),
+        Just(ScaleMap::Tanh),
+    ]
+}
+
+fn masks() -> impl Strategy<Value = Mask> {
+    (any::<bool>(), any::<bool>()).prop_map(|(halves, even)| {
+        let parity = if even { Parity::Even } else { Parity::Odd };
+        if halves { Mask::ChannelHalves(parity) } else { Mask::Alternating(parity) }
+    })
+}
+
+fn orders() -> impl Strategy<Value = AffineOrder> {
+    prop_oneof![Just(AffineOrder::ScaleThenShift), Just(AffineOrder::ShiftThenScale)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn images(
+        (batch, channels, height, width) in (1usize..4, 2usize..7, 1usize..8, 1usize..8),
+        (hidden, act_norm, slope) in (1usize..20, any::<bool>(), prop_oneof![Just(0.0), Just(0.1)]),
+        (scale_map, mask, order) in (scale_maps(), masks(), orders()),
+    ) {
+        for device in hosts() {
+            let (seen, changed) = (mask.num_identity(channels), mask.num_transformed(channels));
+            let net = |outputs| {
+                GlowNetConfig::new(seen, hidden, outputs)
+                    .with_norm(if act_norm { NetNorm::ActNorm } else { NetNorm::Bias })
+                    .with_negative_slope(slope)
+                    .init(&device)
+                    .unwrap()
+            };
+            let shape = [batch, channels, height, width];
+            check(Coupling::additive(net(changed), mask), shape, &device);
+            let affine = Coupling::affine_ordered(
+                net(2 * changed), mask, scale_map, order, channels, &device,
+            );
+            check(affine.unwrap(), shape, &device);
+        }
+    }
+
+    #[test]
+    fn vectors(
+        (batch, features) in (1usize..70, 2usize..9),
+        hidden in proptest::collection::vec(1usize..40, 0..4),
+        (scale_map, mask, order) in (scale_maps(), masks(), orders()),
+    ) {
+        for device in hosts() {
+            let (seen, changed) = (mask.num_identity(features), mask.num_transformed(features));
+            let net = |outputs| MlpConfig::new(seen, hidden.clone(), outputs).init(&device).unwrap();
+            check(Coupling::additive(net(changed), mask), [batch, features], &device);
+            let affine = Coupling::affine_ordered(
+                net(2 * changed), mask, scale_map, order, features, &device,
+            );
+            check(affine.unwrap(), [batch, features], &device);
+        }
+    }
+}
+
+/// Sizes of a real model, where several blocks and threads take part.
+#[test]
+fn blocks_and_threads() {
+    for device in hosts() {
+        let net = GlowNetConfig::new(2, 128, 4).init(&device).unwrap();
+        let coupling = Coupling::affine_ordered(
+            net,
+            Mask::first_half(),
+            ScaleMap::Sigmoid,
+            AffineOrder::ShiftThenScale,
+            4,
+            &device,
+        )
+        .unwrap();
+        agree(&move_parameters(coupling, 1, 0.02), [33, 4, 14, 14], &device, DType::F32, F32);
+    }
+}
+
+/// The backend under test must not change which road is taken.
+#[test]
+fn a_host_device_is_compiled_in() {
+    assert!(!hosts().is_empty() || backend::devices().iter().all(|(name, _)| *name == "wgpu"));
+}
