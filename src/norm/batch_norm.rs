@@ -169,7 +169,7 @@ mod tests {
     fn norm(momentum: f64) -> BatchNorm {
         let device = crate::backend::device();
         let moments = RunningMoments::new(2, momentum, BATCH_NORM_EPSILON, &device).unwrap();
-        BatchNorm::from_moments(moments).affine()
+        crate::testing::to_f64(BatchNorm::from_moments(moments).affine())
     }
 
     fn largest(x: Tensor<2>) -> f64 {
