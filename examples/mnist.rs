@@ -66,7 +66,7 @@ struct Configuration<'a> {
 }
 
 fn main() -> ExitCode {
-    support::report(run(&Arguments::parse()))
+    support::run(run)
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

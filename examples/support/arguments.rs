@@ -42,16 +42,10 @@ pub struct TrainingArguments {
 impl TrainingArguments {
     /// Checks what does not depend on model or data.
     pub fn validate(&self) -> Result<()> {
-        for (option, value) in
-            [("--epochs", self.epochs), ("--steps", self.steps), ("--batch", self.batch)]
-        {
-            if value == Some(0) {
-                return Err(invalid(option, "0", "at least 1", "leave it out for the default"));
-            }
-        }
-        if self.checkpoint_every == 0 {
-            return Err(invalid("--checkpoint-every", "0", "at least 1", "500 is the default"));
-        }
+        at_least_one("--epochs", self.epochs)?;
+        at_least_one("--steps", self.steps)?;
+        at_least_one("--batch", self.batch)?;
+        at_least_one("--checkpoint-every", Some(self.checkpoint_every))?;
         if let Some(rate) = self.learning_rate
             && !(rate > 0.0 && rate.is_finite())
         {
@@ -63,6 +57,14 @@ impl TrainingArguments {
             ));
         }
         burn_flows::preprocess::Quantization::new(self.bits).map(|_| ())
+    }
+}
+
+/// Checks an option that counts something.
+pub fn at_least_one(option: &str, value: Option<usize>) -> Result<()> {
+    match value {
+        Some(0) => Err(invalid(option, "0", "at least 1", "leave it out for the default")),
+        _ => Ok(()),
     }
 }
 
