@@ -24,10 +24,10 @@ use burn_flows::norm::ActNorm;
 use burn_flows::prior::StandardNormal;
 use burn_flows::testing::{Laws, check_laws, inputs};
 use burn_flows::training::{Schedule, Trainer};
-use burn_flows::{Flow, FlowError, FlowStack, Result, backend, choice_of_flows, metrics};
+use burn_flows::{Flow, FlowError, FlowStack, Result, choice_of_flows, metrics};
 use clap::Parser;
 use rand::{Rng, RngExt};
-use support::arguments::at_least_one;
+use support::arguments::{DeviceArgument, at_least_one};
 
 /// Write a flow of your own, prove it and train it.
 #[derive(Parser)]
@@ -41,6 +41,8 @@ struct Arguments {
     /// Seed of parameters and points
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    device: DeviceArgument,
 }
 
 // ---- The layer --------------------------------------------------------------------------------
@@ -150,7 +152,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     at_least_one("--steps", Some(arguments.steps))?;
     at_least_one("--batch", Some(arguments.batch))?;
-    let device = backend::device();
+    let device = arguments.device.get()?;
     device.seed(arguments.seed);
 
     // One call: inverse both ways, log-determinant against the Jacobian that autodiff computes, samples

@@ -12,11 +12,11 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use burn_flows::Result;
 use burn_flows::coupling::ScaleMap;
 use burn_flows::data::{Mnist, random_for, streams};
 use burn_flows::models::{GlowConfig, GlowCouplingKind};
 use burn_flows::preprocess::Quantization;
-use burn_flows::{Result, backend};
 use clap::Parser;
 use serde::Serialize;
 use support::arguments::{TrainingArguments, invalid};
@@ -75,9 +75,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     if arguments.model != "glow" {
         return Err(invalid("--model", &arguments.model, "glow", "pass --model glow"));
     }
+    let device = training.device.get()?;
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
     let data = Mnist::load(arguments.data.as_deref().unwrap_or(&bundled))?;
-    let device = backend::device();
     device.seed(training.seed);
 
     let config = GlowConfig::new(

@@ -15,15 +15,17 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use burn::tensor::Device;
+use burn_flows::coupling::ScaleMap;
 use burn_flows::data::{random_for, streams};
 use burn_flows::models::{RealNvpVector, RealNvpVectorConfig};
 use burn_flows::training::{Schedule, Trainer};
-use burn_flows::{Latents, Result, backend, metrics};
+use burn_flows::{Latents, Result, metrics};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::style::{Color, RGBColor};
 use serde::Serialize;
-use support::arguments::at_least_one;
+use support::arguments::{DeviceArgument, at_least_one};
 use support::moons::{self, Point};
 use support::plane::{Layer, Panel, write_panels};
 use support::run::create_folder;
@@ -35,7 +37,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser, Serialize)]
 struct Arguments {
     /// Optimizer steps
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 4000)]
     steps: usize,
     /// Points a step
     #[arg(long, default_value_t = 256)]
@@ -43,14 +45,18 @@ struct Arguments {
     /// Seed of parameters, points and samples
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    #[serde(skip)]
+    device: DeviceArgument,
     /// Folder of the pictures
     #[arg(long, default_value = "runs/two-moons")]
     #[serde(skip)]
     out: PathBuf,
 }
 
-/// Couplings: with fewer, the two moons stay connected by a thread of density.
-const NUM_COUPLINGS: usize = 16;
+/// A normal prior is in one piece and so is every density that a flow makes of it: a thread stays between
+/// the moons, thinner with every coupling.
+const NUM_COUPLINGS: usize = 24;
 const HIDDEN: usize = 64;
 const LEARNING_RATE: f64 = 2e-3;
 const WARM_UP: usize = 100;
@@ -90,12 +96,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     at_least_one("--steps", Some(arguments.steps))?;
     at_least_one("--batch", Some(arguments.batch))?;
     let out = &arguments.out;
+    let device = arguments.device.get()?;
     create_folder(out, arguments)?;
-    let model = train(arguments)?;
+    let model = train(arguments, &device)?;
 
     let mut rng = random_for(arguments.seed, streams::EVALUATE, 0);
     let held_out = moons::draw(NUM_HELD_OUT, &mut rng);
-    let x = moons::to_tensor(&held_out, &backend::device());
+    let x = moons::to_tensor(&held_out, &device);
     let log_prob = model.log_prob(x.clone()).mean().into_scalar::<f64>();
     let inversion_error = metrics::inversion_error(&model, x);
 
@@ -104,9 +111,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     let held_out = &held_out[..NUM_DRAWN];
     let mut rng = random_for(arguments.seed, streams::SAMPLE, 0);
     let samples = moons::to_points(model.sample_with(NUM_DRAWN, 1.0, &mut rng));
-    draw_density(&out.join("density.png"), &model, &samples)?;
+    draw_density(&out.join("density.png"), &model, &samples, &device)?;
     draw_samples(&out.join("samples.png"), held_out, &samples)?;
-    draw_latent(&out.join("latent.png"), &model, held_out)?;
+    draw_latent(&out.join("latent.png"), &model, held_out, &device)?;
     println!(
         "{log_prob:.3} nats a point over {NUM_HELD_OUT} held-out points, where the moons' own density \
          has {best:.3}; largest inversion error {inversion_error:.1e}, in {}",
@@ -115,14 +122,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn train(arguments: &Arguments) -> Result<RealNvpVector> {
-    let device = backend::device();
+fn train(arguments: &Arguments, device: &Device) -> Result<RealNvpVector> {
     device.seed(arguments.seed);
-    let config = RealNvpVectorConfig::new(2, NUM_COUPLINGS, vec![HIDDEN, HIDDEN]);
+    let config = RealNvpVectorConfig::new(2, NUM_COUPLINGS, vec![HIDDEN, HIDDEN])
+        .with_scale_map(ScaleMap::default());
     let schedule = Schedule::new(LEARNING_RATE, arguments.steps)
         .with_warm_up(WARM_UP.min(arguments.steps / 10));
     let mut trainer =
-        Trainer::new(config.init(&device)?, schedule).with_max_gradient_norm(MAX_GRADIENT_NORM);
+        Trainer::new(config.init(device)?, schedule).with_max_gradient_norm(MAX_GRADIENT_NORM);
 
     let bar = ProgressBar::new(arguments.steps as u64);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {msg}  {eta} left");
@@ -130,7 +137,7 @@ fn train(arguments: &Arguments) -> Result<RealNvpVector> {
     for step in 0..arguments.steps {
         // Every step has points of its own: nothing can be learned by heart.
         let mut rng = random_for(arguments.seed, streams::USER, step as u64);
-        let x = moons::to_tensor(&moons::draw(arguments.batch, &mut rng), &device);
+        let x = moons::to_tensor(&moons::draw(arguments.batch, &mut rng), device);
         let loss = trainer.step(x)?.loss;
         bar.set_message(format!("{:.3} nats a point", -loss));
         bar.inc(1);
@@ -139,9 +146,14 @@ fn train(arguments: &Arguments) -> Result<RealNvpVector> {
     Ok(trainer.model())
 }
 
-fn draw_density(path: &Path, model: &RealNvpVector, samples: &[Point]) -> Result<()> {
+fn draw_density(
+    path: &Path,
+    model: &RealNvpVector,
+    samples: &[Point],
+    device: &Device,
+) -> Result<()> {
     let density = |points: &[Point]| {
-        let log_prob = model.log_prob(moons::to_tensor(points, &backend::device()));
+        let log_prob = model.log_prob(moons::to_tensor(points, device));
         log_prob.exp().try_into_vec_as().expect("a density is a float")
     };
     write_panels(
@@ -163,14 +175,18 @@ fn draw_samples(path: &Path, held_out: &[Point], samples: &[Point]) -> Result<()
     )
 }
 
-fn draw_latent(path: &Path, model: &RealNvpVector, held_out: &[Point]) -> Result<()> {
-    let device = backend::device();
-    let (latents, _) = model.encode(moons::to_tensor(held_out, &device));
+fn draw_latent(
+    path: &Path,
+    model: &RealNvpVector,
+    held_out: &[Point],
+    device: &Device,
+) -> Result<()> {
+    let (latents, _) = model.encode(moons::to_tensor(held_out, device));
     let latents = moons::to_points(latents.flatten());
     let [upright, level] = [true, false].map(grid);
     let to_data = |lines: &[Vec<Point>]| -> Vec<Vec<Point>> {
         let map = |line: &Vec<Point>| {
-            let latents = Latents::new(vec![moons::to_tensor(line, &device)]);
+            let latents = Latents::new(vec![moons::to_tensor(line, device)]);
             moons::to_points(model.decode(latents))
         };
         lines.iter().map(map).collect()
@@ -179,7 +195,7 @@ fn draw_latent(path: &Path, model: &RealNvpVector, held_out: &[Point]) -> Result
     let [upper, lower] = [0, 1].map(|moon| every_second(&latents, moon));
     let [data_upper, data_lower] = [0, 1].map(|moon| every_second(held_out, moon));
     let side = -LATENT_SIDE..LATENT_SIDE;
-    let grid_color = GREY.mix(0.8);
+    let grid_color = GREY.mix(0.6);
     write_panels(
         path,
         &[

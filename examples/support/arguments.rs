@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use burn_flows::{FlowError, Result};
+use burn::tensor::Device;
+use burn_flows::{FlowError, Result, backend};
 use clap::Args;
 use serde::Serialize;
 
@@ -37,6 +38,32 @@ pub struct TrainingArguments {
     /// Folder of the run
     #[arg(long)]
     pub out: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub device: DeviceArgument,
+}
+
+/// The option that chooses between the backends that are compiled in.
+#[derive(Args, Debug, Clone)]
+pub struct DeviceArgument {
+    /// Where to compute: ndarray, flex or wgpu [default: wgpu, else flex, else ndarray]
+    #[arg(long = "device")]
+    name: Option<String>,
+}
+
+impl DeviceArgument {
+    /// The device asked for.
+    pub fn get(&self) -> Result<Device> {
+        let Some(wanted) = &self.name else { return Ok(backend::device()) };
+        let devices = backend::devices();
+        let found = devices.iter().find(|(name, _)| name == wanted);
+        let (_, device) = found.ok_or_else(|| {
+            let names: Vec<_> = devices.iter().map(|(name, _)| *name).collect();
+            let advice = "others are compiled in with --features NAME";
+            invalid("--device", wanted, &names.join(" or "), advice)
+        })?;
+        Ok(device())
+    }
 }
 
 impl TrainingArguments {
@@ -56,7 +83,11 @@ impl TrainingArguments {
                 "1e-3 is a good start",
             ));
         }
-        burn_flows::preprocess::Quantization::new(self.bits).map(|_| ())
+        if !(1..=8).contains(&self.bits) {
+            let advice = "8 keeps the pixels as they are, 5 is what Glow uses for faces";
+            return Err(invalid("--bits", &self.bits.to_string(), "1 to 8", advice));
+        }
+        Ok(())
     }
 }
 

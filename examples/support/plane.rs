@@ -39,7 +39,7 @@ const STRIDE: f64 = 3.0 * SCALE as f64;
 pub enum Layer<'a> {
     /// A density, given by its values at many points; with a bar of colours.
     Density(&'a dyn Fn(&[Point]) -> Vec<f64>),
-    /// Dots of a radius in pixels.
+    /// Dots of a radius in pixels of the final picture.
     Points(&'a [Point], RGBAColor, u32),
     /// Connected points.
     Curves(&'a [Vec<Point>], RGBAColor),
@@ -141,6 +141,7 @@ fn draw_panel(area: &Area, panel: &Panel) -> Drawn {
         .y_labels(7)
         .label_style(("sans-serif", LABEL_SIZE))
         .axis_style(BLACK.mix(0.6))
+        .set_all_tick_mark_size(5 * SCALE)
         .draw()?;
     if let Some(largest) = bar {
         draw_bar(area, panel, largest)?;
@@ -180,7 +181,7 @@ fn draw_density(
 
 /// A curve where it is inside of the window, broken where it leaves it.
 ///
-/// Points less than [`STRIDE`] pixels after the last one are left out: strokes shorter than a pixel
+/// Points less than [`STRIDE`] after the last one are left out: strokes shorter than a pixel
 /// would make a row of dots.
 fn draw_curve(
     chart: &mut Chart<'_, '_>,

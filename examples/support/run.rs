@@ -61,8 +61,7 @@ impl RunDirectory {
         let advice = "give --out the folder of the interrupted run";
         let before = fs::read_to_string(&config_path)
             .map_err(|source| io("read", &config_path, source, advice))?;
-        let now = serde_json::to_value(config).expect("a configuration is plain data");
-        if serde_json::from_str::<serde_json::Value>(&before).ok() != Some(now) {
+        if before != config_text(config) {
             return Err(FlowError::Record {
                 path: config_path,
                 reason: "the interrupted run had another configuration".into(),
@@ -110,8 +109,12 @@ const WRITABLE: &str = "give --out a folder that can be written";
 /// Makes a folder with `config.json` in it.
 pub fn create_folder(path: &Path, config: &impl Serialize) -> Result<()> {
     fs::create_dir_all(path).map_err(|source| io("create the folder", path, source, WRITABLE))?;
+    write_atomically(&path.join("config.json"), config_text(config).as_bytes())
+}
+
+fn config_text(config: &impl Serialize) -> String {
     let text = serde_json::to_string_pretty(config).expect("a configuration is plain data");
-    write_atomically(&path.join("config.json"), format!("{text}\n").as_bytes())
+    format!("{text}\n")
 }
 
 /// Writes a file beside and renames it, so that a reader never sees half of it.
