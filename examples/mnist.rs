@@ -12,11 +12,11 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use burn_flows::Result;
 use burn_flows::coupling::ScaleMap;
 use burn_flows::data::{Mnist, random_for, streams};
 use burn_flows::models::{GlowConfig, GlowCouplingKind, NiceConfig, RealNvpConfig};
 use burn_flows::preprocess::{LogitForm, Quantization};
-use burn_flows::{Result, backend};
 use clap::Parser;
 use serde::Serialize;
 use support::arguments::{TrainingArguments, invalid};
@@ -118,12 +118,13 @@ struct Configuration<'a> {
 }
 
 fn main() -> ExitCode {
-    support::report(run(&Arguments::parse()))
+    support::run(run)
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
     let training = &arguments.training;
     training.validate()?;
+    let device = training.device.get()?;
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
     let data = Mnist::load(arguments.data.as_deref().unwrap_or(&bundled))?;
     let model = Model::choose(arguments, data.train.image_shape())?;
@@ -158,7 +159,6 @@ fn run(arguments: &Arguments) -> Result<()> {
         bits: training.bits,
         seed: training.seed,
     };
-    let device = backend::device();
     device.seed(training.seed);
     let outcome = match &model {
         Model::Glow(glow) => {

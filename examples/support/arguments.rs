@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use burn_flows::{FlowError, Result};
+use burn::tensor::Device;
+use burn_flows::{FlowError, Result, backend};
 use clap::Args;
 use serde::Serialize;
 
@@ -37,21 +38,41 @@ pub struct TrainingArguments {
     /// Folder of the run
     #[arg(long)]
     pub out: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub device: DeviceArgument,
+}
+
+/// The option that chooses between the backends that are compiled in.
+#[derive(Args, Debug, Clone)]
+pub struct DeviceArgument {
+    /// Which of the compiled-in backends computes [default: the preferred one]
+    #[arg(long = "device")]
+    name: Option<String>,
+}
+
+impl DeviceArgument {
+    /// The device asked for.
+    pub fn get(&self) -> Result<Device> {
+        let Some(wanted) = &self.name else { return Ok(backend::device()) };
+        let devices = backend::devices();
+        let found = devices.iter().find(|(name, _)| name == wanted);
+        let (_, device) = found.ok_or_else(|| {
+            let names: Vec<_> = devices.iter().map(|(name, _)| *name).collect();
+            let advice = "others are compiled in with --features NAME";
+            invalid("--device", wanted, &names.join(" or "), advice)
+        })?;
+        Ok(device())
+    }
 }
 
 impl TrainingArguments {
     /// Checks what does not depend on model or data.
     pub fn validate(&self) -> Result<()> {
-        for (option, value) in
-            [("--epochs", self.epochs), ("--steps", self.steps), ("--batch", self.batch)]
-        {
-            if value == Some(0) {
-                return Err(invalid(option, "0", "at least 1", "leave it out for the default"));
-            }
-        }
-        if self.checkpoint_every == 0 {
-            return Err(invalid("--checkpoint-every", "0", "at least 1", "500 is the default"));
-        }
+        at_least_one("--epochs", self.epochs)?;
+        at_least_one("--steps", self.steps)?;
+        at_least_one("--batch", self.batch)?;
+        at_least_one("--checkpoint-every", Some(self.checkpoint_every))?;
         if let Some(rate) = self.learning_rate
             && !(rate > 0.0 && rate.is_finite())
         {
@@ -62,7 +83,19 @@ impl TrainingArguments {
                 "1e-3 is a good start",
             ));
         }
-        burn_flows::preprocess::Quantization::new(self.bits).map(|_| ())
+        if !(1..=8).contains(&self.bits) {
+            let advice = "8 keeps the pixels as they are, 5 is what Glow uses for faces";
+            return Err(invalid("--bits", &self.bits.to_string(), "1 to 8", advice));
+        }
+        Ok(())
+    }
+}
+
+/// Checks an option that counts something.
+pub fn at_least_one(option: &str, value: Option<usize>) -> Result<()> {
+    match value {
+        Some(0) => Err(invalid(option, "0", "at least 1", "leave it out for the default")),
+        _ => Ok(()),
     }
 }
 

@@ -3,20 +3,43 @@
 #![allow(dead_code)] // no example uses all of it
 
 pub mod arguments;
+pub mod moons;
 pub mod pictures;
+pub mod plane;
 pub mod plot;
 pub mod run;
 pub mod train;
 
 use std::process::ExitCode;
 
-/// Runs an example: an error is one line on standard error and a status that is not zero.
-pub fn report(result: burn_flows::Result<()>) -> ExitCode {
-    match result {
+use clap::Parser;
+
+/// Runs an example with its arguments: whatever goes wrong, a wrong argument included, is one line on
+/// standard error and a status that is not zero.
+pub fn run<A: Parser>(example: fn(&A) -> burn_flows::Result<()>) -> ExitCode {
+    let arguments = match A::try_parse() {
+        Ok(arguments) => arguments,
+        // --help and --version
+        Err(answer) if !answer.use_stderr() => {
+            print!("{answer}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("{}", one_line(&error.to_string()));
+            return ExitCode::FAILURE;
+        }
+    };
+    match example(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// A message of several lines in one.
+fn one_line(message: &str) -> String {
+    let lines: Vec<&str> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join("; ")
 }

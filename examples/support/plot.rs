@@ -80,7 +80,8 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     (low - air, high + air)
 }
 
-fn register_font() {
+/// Makes "sans-serif" a font that is compiled in, whatever the system has.
+pub fn register_font() {
     // A second registration under the same name is refused and changes nothing.
     let _ = plotters::style::register_font(
         "sans-serif",

@@ -42,13 +42,10 @@ pub struct RunDirectory {
 impl RunDirectory {
     /// Makes the folder, with `config.json` and an empty `metrics.jsonl` in it.
     pub fn create(path: &Path, config: &impl Serialize) -> Result<Self> {
-        let advice = "give --out a folder that can be written";
-        fs::create_dir_all(path).map_err(|source| io("create the folder", path, source, advice))?;
-        let text = serde_json::to_string_pretty(config).expect("a configuration is plain data");
-        write_atomically(&path.join("config.json"), format!("{text}\n").as_bytes())?;
+        create_folder(path, config)?;
         let metrics_path = path.join("metrics.jsonl");
         let metrics = File::create(&metrics_path)
-            .map_err(|source| io("write", &metrics_path, source, advice))?;
+            .map_err(|source| io("write", &metrics_path, source, WRITABLE))?;
         Ok(Self { path: path.into(), metrics })
     }
 
@@ -64,8 +61,7 @@ impl RunDirectory {
         let advice = "give --out the folder of the interrupted run";
         let before = fs::read_to_string(&config_path)
             .map_err(|source| io("read", &config_path, source, advice))?;
-        let now = serde_json::to_value(config).expect("a configuration is plain data");
-        if serde_json::from_str::<serde_json::Value>(&before).ok() != Some(now) {
+        if before != config_text(config) {
             return Err(FlowError::Record {
                 path: config_path,
                 reason: "the interrupted run had another configuration".into(),
@@ -108,6 +104,19 @@ impl RunDirectory {
     }
 }
 
+const WRITABLE: &str = "give --out a folder that can be written";
+
+/// Makes a folder with `config.json` in it.
+pub fn create_folder(path: &Path, config: &impl Serialize) -> Result<()> {
+    fs::create_dir_all(path).map_err(|source| io("create the folder", path, source, WRITABLE))?;
+    write_atomically(&path.join("config.json"), config_text(config).as_bytes())
+}
+
+fn config_text(config: &impl Serialize) -> String {
+    let text = serde_json::to_string_pretty(config).expect("a configuration is plain data");
+    format!("{text}\n")
+}
+
 /// Writes a file beside and renames it, so that a reader never sees half of it.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let beside = path.with_extension("tmp");
@@ -117,7 +126,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         file.sync_all()?;
         fs::rename(&beside, path)
     };
-    write().map_err(|source| io("write", path, source, "give --out a folder that can be written"))
+    write().map_err(|source| io("write", path, source, WRITABLE))
 }
 
 fn io(

@@ -12,10 +12,10 @@ use burn_flows::metrics;
 use burn_flows::preprocess::Quantization;
 use burn_flows::prior::{Prior, SplitPrior};
 use burn_flows::record;
-use burn_flows::training::{Schedule, Trainer};
+use burn_flows::training::{Schedule, Trainer, remove_checkpoint};
 use burn_flows::{Flow, FlowError, FlowStack, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::pictures;
 use super::plot;
@@ -166,7 +166,7 @@ where
 }
 
 /// What a checkpoint keeps beside model and optimizer: the steps since the last line of the metrics.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default)]
 struct Since {
     sum: f64,
     count: usize,
@@ -186,8 +186,20 @@ impl Since {
         mean
     }
 
+    /// Rust reads every float back as it wrote it, which serde_json does not promise.
     fn to_note(&self) -> String {
-        serde_json::to_string(self).expect("numbers are plain data")
+        let Self { sum, count, last, seconds } = self;
+        format!("{sum} {count} {last} {seconds}")
+    }
+
+    fn from_note(note: &str) -> Option<Self> {
+        let [sum, count, last, seconds] = note.split(' ').collect::<Vec<_>>().try_into().ok()?;
+        Some(Self {
+            sum: sum.parse().ok()?,
+            count: count.parse().ok()?,
+            last: last.parse().ok()?,
+            seconds: seconds.parse().ok()?,
+        })
     }
 }
 
@@ -224,25 +236,19 @@ where
         let (trainer, note) = trainer(stack.clone()).resume(&checkpoints)?;
         if let Some(note) = note {
             let (run, lines) = RunDirectory::reopen(out, config, trainer.num_steps())?;
-            let since = serde_json::from_str(&note).map_err(|error| FlowError::Record {
+            let since = Since::from_note(&note).ok_or_else(|| FlowError::Record {
                 path: checkpoints,
-                reason: format!("the checkpoint's note cannot be read ({error})"),
+                reason: "the checkpoint's note is not one of this example".into(),
                 advice: "leave out --resume to start from the beginning".into(),
             })?;
             return Ok(Started { trainer, run, lines, since });
         }
         println!("no checkpoint in {}: starting from the beginning", out.display());
     }
+    // First of all: a checkpoint of an earlier run, beside the files of this one, could be taken for its
+    // own.
+    remove_checkpoint(&checkpoints)?;
     let run = RunDirectory::create(out, config)?;
-    // Left there, the checkpoint of an earlier run could be taken for one of this run.
-    if checkpoints.exists() {
-        std::fs::remove_dir_all(&checkpoints).map_err(|source| FlowError::Io {
-            action: "remove the checkpoint",
-            path: checkpoints,
-            source,
-            advice: "give --out another folder",
-        })?;
-    }
     let first: Vec<usize> =
         batches.epoch(0).concat().into_iter().take(plan.initialization_batch).collect();
     let mut rng = random_for(plan.seed, streams::PARAMETERS, 1);

@@ -6,6 +6,7 @@
 //! the one before.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -41,7 +42,8 @@ impl<M: Module> Trainer<M> {
         record::write_atomically(&optimizer_path(folder, step), &optimizer)?;
         let pointer = format!("{FORMAT}\nstep {step}\n{note}");
         record::write_atomically(&folder.join(POINTER), pointer.as_bytes())?;
-        remove_others(folder, step);
+        let keep = [model_path(folder, step), optimizer_path(folder, step), folder.join(POINTER)];
+        remove_all_but(folder, &keep);
         Ok(())
     }
 
@@ -58,7 +60,7 @@ impl<M: Module> Trainer<M> {
         let pointer = folder.join(POINTER);
         let text = match fs::read_to_string(&pointer) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((self, None)),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((self, None)),
             Err(source) => return Err(FlowError::io("read", &pointer, source, ADVICE)),
         };
         let (step, note) = parse(&text).ok_or_else(|| FlowError::Record {
@@ -84,6 +86,23 @@ impl<M: Module> Trainer<M> {
     }
 }
 
+/// Removes the checkpoint in `folder`, if there is one; however the call is interrupted, what is left
+/// is the whole checkpoint or none.
+///
+/// # Errors
+/// [`FlowError::Io`] if it cannot be removed.
+pub fn remove_checkpoint(folder: impl AsRef<Path>) -> Result<()> {
+    let folder = folder.as_ref();
+    let pointer = folder.join(POINTER);
+    match fs::remove_file(&pointer).map_err(|error| (error.kind(), error)) {
+        // No checkpoint, or no folder that could hold one.
+        Ok(()) | Err((ErrorKind::NotFound | ErrorKind::NotADirectory, _)) => {}
+        Err((_, source)) => return Err(FlowError::io("remove", &pointer, source, ADVICE)),
+    }
+    remove_all_but(folder, &[]);
+    Ok(())
+}
+
 const ADVICE: &str = "give a folder that can be read and written";
 
 fn model_path(folder: &Path, step: usize) -> PathBuf {
@@ -100,14 +119,14 @@ fn parse(text: &str) -> Option<(usize, &str)> {
     Some((step.parse().ok()?, note))
 }
 
-/// Removes what older checkpoints left; whether that works does not matter for the new one.
-fn remove_others(folder: &Path, step: usize) {
-    let keep = [model_path(folder, step), optimizer_path(folder, step), folder.join(POINTER)];
+/// Removes the files of checkpoints other than those to keep, and what interrupted writes left;
+/// whether that works does not matter to the checkpoint that is there.
+fn remove_all_but(folder: &Path, keep: &[PathBuf]) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        let ours = name.starts_with("model-") || name.starts_with("optimizer-");
+        let ours = ["model-", "optimizer-", POINTER].iter().any(|start| name.starts_with(start));
         if ours && !keep.contains(&path) {
             let _ = fs::remove_file(path);
         }

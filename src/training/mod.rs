@@ -6,6 +6,7 @@ pub mod reversible;
 mod schedule;
 mod trainer;
 
+pub use checkpoint::remove_checkpoint;
 pub use gradients::{first_not_finite, gradient_norm, scale_gradients};
 pub use schedule::Schedule;
 pub use trainer::{Step, Trainer};

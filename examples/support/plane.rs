@@ -1,0 +1,246 @@
+//! Pictures of the plane: densities, points and curves, panel beside panel.
+
+use std::ops::Range;
+use std::path::Path;
+
+use burn_flows::Result;
+use image::RgbImage;
+use image::imageops::{self, FilterType};
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+
+use super::moons::Point;
+use super::pictures::write_png;
+use super::plot::register_font;
+
+/// Everything is drawn this many times larger and then shrunk, which smooths thin curves.
+const SCALE: u32 = 2;
+
+/// Height of the plotted part of a panel; its width follows from the window, so that a circle is round.
+const HEIGHT: u32 = 420 * SCALE;
+
+const TITLE_SIZE: u32 = 22 * SCALE;
+const LABEL_SIZE: u32 = 16 * SCALE;
+
+/// Around a panel, for its title, its numbers, and the gap to the next one.
+const TOP: u32 = 48 * SCALE;
+const BOTTOM: u32 = 40 * SCALE;
+const LEFT: u32 = 52 * SCALE;
+const RIGHT: u32 = 18 * SCALE;
+
+/// Width of a bar of colours, and of the numbers beside it.
+const BAR: u32 = 18 * SCALE;
+const BAR_LABELS: u32 = 48 * SCALE;
+
+/// Least length of a stroke of a curve.
+const STRIDE: f64 = 3.0 * SCALE as f64;
+
+/// What is drawn into a panel, the first layer at the bottom.
+pub enum Layer<'a> {
+    /// A density, given by its values at many points; with a bar of colours.
+    Density(&'a dyn Fn(&[Point]) -> Vec<f64>),
+    /// Dots of a radius in pixels of the final picture.
+    Points(&'a [Point], RGBAColor, u32),
+    /// Connected points.
+    Curves(&'a [Vec<Point>], RGBAColor),
+}
+
+/// A titled window of the plane.
+pub struct Panel<'a> {
+    pub title: String,
+    pub x: Range<f64>,
+    pub y: Range<f64>,
+    pub layers: Vec<Layer<'a>>,
+}
+
+impl Panel<'_> {
+    fn has_bar(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer, Layer::Density(_)))
+    }
+
+    fn plot_width(&self) -> u32 {
+        let ratio = (self.x.end - self.x.start) / (self.y.end - self.y.start);
+        // A multiple of the scale, so that shrinking mixes no two panels.
+        (f64::from(HEIGHT / SCALE) * ratio).round() as u32 * SCALE
+    }
+
+    fn bar_width(&self) -> u32 {
+        if self.has_bar() { RIGHT + BAR + BAR_LABELS } else { 0 }
+    }
+
+    fn width(&self) -> u32 {
+        LEFT + self.plot_width() + self.bar_width() + RIGHT
+    }
+
+    fn contains(&self, [x, y]: Point) -> bool {
+        self.x.contains(&x) && self.y.contains(&y)
+    }
+}
+
+/// Writes the panels beside each other as PNG.
+pub fn write_panels(path: &Path, panels: &[Panel]) -> Result<()> {
+    register_font();
+    let width = panels.iter().map(Panel::width).sum::<u32>();
+    let height = TOP + HEIGHT + BOTTOM;
+    let mut pixels = vec![255; (width * height * 3) as usize];
+    draw_panels(&mut pixels, (width, height), panels).expect("drawing into memory does not fail");
+    let picture = RgbImage::from_raw(width, height, pixels).expect("the buffer has that size");
+    let (width, height) = (width / SCALE, height / SCALE);
+    write_png(path, &imageops::resize(&picture, width, height, FilterType::Triangle))
+}
+
+type Drawn<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
+type Chart<'a, 'b> =
+    ChartContext<'a, BitMapBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+fn draw_panels(pixels: &mut [u8], size: (u32, u32), panels: &[Panel]) -> Drawn {
+    let root = BitMapBackend::with_buffer(pixels, size).into_drawing_area();
+    root.fill(&WHITE)?;
+    let mut rest = root.clone();
+    for panel in panels {
+        let (area, right) = rest.split_horizontally(panel.width());
+        draw_panel(&area, panel)?;
+        rest = right;
+    }
+    root.present()?;
+    Ok(())
+}
+
+fn draw_panel(area: &Area, panel: &Panel) -> Drawn {
+    let title = ("sans-serif", TITLE_SIZE).into_font();
+    area.draw(&Text::new(panel.title.as_str(), (LEFT as i32, (14 * SCALE) as i32), title))?;
+    let mut chart = ChartBuilder::on(area)
+        .margin_top(TOP)
+        .margin_right(RIGHT + panel.bar_width())
+        .x_label_area_size(BOTTOM)
+        .y_label_area_size(LEFT)
+        .build_cartesian_2d(panel.x.clone(), panel.y.clone())?;
+    let mut bar = None;
+    for layer in &panel.layers {
+        match *layer {
+            Layer::Density(density) => bar = Some(draw_density(&chart, panel, density)?),
+            Layer::Points(points, color, radius) => {
+                let inside = points.iter().filter(|point| panel.contains(**point));
+                let dots =
+                    inside.map(|&[x, y]| Circle::new((x, y), radius * SCALE, color.filled()));
+                chart.draw_series(dots)?;
+            }
+            Layer::Curves(curves, color) => {
+                for curve in curves {
+                    draw_curve(&mut chart, panel, curve, color)?;
+                }
+            }
+        }
+    }
+    // The axes come last, over what was drawn up to the border.
+    chart
+        .configure_mesh()
+        .disable_mesh()
+        .x_labels(7)
+        .y_labels(7)
+        .label_style(("sans-serif", LABEL_SIZE))
+        .axis_style(BLACK.mix(0.6))
+        .set_all_tick_mark_size(5 * SCALE)
+        .draw()?;
+    if let Some(largest) = bar {
+        draw_bar(area, panel, largest)?;
+    }
+    Ok(())
+}
+
+/// Colours every pixel of the final picture by the density at its middle; gives back the largest one.
+fn draw_density(
+    chart: &Chart<'_, '_>,
+    panel: &Panel,
+    density: &dyn Fn(&[Point]) -> Vec<f64>,
+) -> Drawn<f64> {
+    let area = chart.plotting_area().strip_coord_spec();
+    let (width, height) = area.dim_in_pixel();
+    let (width, height) = (width / SCALE, height / SCALE);
+    let at = |range: &Range<f64>, share: f64| range.start + (range.end - range.start) * share;
+    let rows: Vec<Vec<f64>> = (0..height)
+        .map(|row| {
+            let y = at(&panel.y, 1.0 - (f64::from(row) + 0.5) / f64::from(height));
+            let point =
+                |column: u32| [at(&panel.x, (f64::from(column) + 0.5) / f64::from(width)), y];
+            density(&(0..width).map(point).collect::<Vec<_>>())
+        })
+        .collect();
+    let largest = rows.iter().flatten().copied().fold(f64::MIN_POSITIVE, f64::max);
+    for (row, values) in rows.iter().enumerate() {
+        for (column, value) in values.iter().enumerate() {
+            let corner = |more| [column, row].map(|place| ((place + more) as u32 * SCALE) as i32);
+            let [[left, top], [right, bottom]] = [corner(0), corner(1)];
+            let color = heat(value / largest).filled();
+            area.draw(&Rectangle::new([(left, top), (right, bottom)], color))?;
+        }
+    }
+    Ok(largest)
+}
+
+/// A curve where it is inside of the window, broken where it leaves it.
+///
+/// Points less than [`STRIDE`] after the last one are left out: strokes shorter than a pixel
+/// would make a row of dots.
+fn draw_curve(
+    chart: &mut Chart<'_, '_>,
+    panel: &Panel,
+    curve: &[Point],
+    color: RGBAColor,
+) -> Drawn {
+    let pixel = (panel.y.end - panel.y.start) / f64::from(HEIGHT);
+    for inside in curve.split(|&point| !panel.contains(point)) {
+        let mut points: Vec<(f64, f64)> = Vec::new();
+        for (index, &[x, y]) in inside.iter().enumerate() {
+            let near = |&(u, v): &(f64, f64)| (x - u).hypot(y - v) < STRIDE * pixel;
+            if index + 1 == inside.len() || !points.last().is_some_and(near) {
+                points.push((x, y));
+            }
+        }
+        chart.draw_series(LineSeries::new(points, color.stroke_width(SCALE)))?;
+    }
+    Ok(())
+}
+
+fn draw_bar(area: &Area, panel: &Panel, largest: f64) -> Drawn {
+    let left = (LEFT + panel.plot_width() + RIGHT) as i32;
+    let (top, height) = (TOP as i32, HEIGHT as i32);
+    for row in 0..height {
+        let color = heat(1.0 - f64::from(row) / f64::from(height - 1));
+        let line = [(left, top + row), (left + BAR as i32, top + row + 1)];
+        area.draw(&Rectangle::new(line, color.filled()))?;
+    }
+    let font = ("sans-serif", LABEL_SIZE).into_font();
+    for quarter in 0..=4 {
+        let share = f64::from(quarter) / 4.0;
+        let y = top + ((1.0 - share) * f64::from(height - LABEL_SIZE as i32)) as i32;
+        let label = format!("{:.2}", share * largest);
+        area.draw(&Text::new(label, (left + (BAR + 8 * SCALE) as i32, y), font.clone()))?;
+    }
+    Ok(())
+}
+
+/// Matplotlib's colour map *magma* at nine equal steps.
+const MAGMA: [[f64; 3]; 9] = [
+    [0.0, 0.0, 4.0],
+    [28.0, 16.0, 68.0],
+    [79.0, 18.0, 123.0],
+    [129.0, 37.0, 129.0],
+    [181.0, 54.0, 122.0],
+    [229.0, 80.0, 100.0],
+    [251.0, 135.0, 97.0],
+    [254.0, 194.0, 135.0],
+    [252.0, 253.0, 191.0],
+];
+
+/// The colour of a share of the largest value.
+fn heat(share: f64) -> RGBColor {
+    let place = share.clamp(0.0, 1.0) * (MAGMA.len() - 1) as f64;
+    let below = (place as usize).min(MAGMA.len() - 2);
+    let rest = place - below as f64;
+    let [r, g, b] = std::array::from_fn(|i| {
+        (MAGMA[below][i] * (1.0 - rest) + MAGMA[below + 1][i] * rest).round() as u8
+    });
+    RGBColor(r, g, b)
+}

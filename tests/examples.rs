@@ -1,0 +1,556 @@
+//! The examples, run as a user runs them: what they write, what they say to bad input, and that an
+//! interrupted training goes on to the numbers of an uninterrupted one.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use burn_flows::data::{Images, Mnist};
+use burn_flows::models::GlowConfig;
+use burn_flows::{backend, record};
+use image::RgbImage;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Images of the small data set: what the bundled one has first.
+const NUM_TRAIN: usize = 200;
+const NUM_TEST: usize = 100;
+
+/// The smallest model that has all the parts of the default one.
+const SMALLEST: [&str; 6] = ["--batch", "8", "--hidden", "8", "--steps-per-level", "1"];
+
+// ---- Running an example -----------------------------------------------------------------------
+
+/// The program of an example, compiled with this test and beside it.
+fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows where it is");
+    // target/PROFILE/deps/examples-HASH and target/PROFILE/examples/NAME
+    let profile = test.ancestors().nth(2).expect("the test is in a target folder");
+    let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(
+        path.exists(),
+        "{} is missing; build the examples with the profile and the features of this test: \
+         cargo build --examples",
+        path.display()
+    );
+    path
+}
+
+/// An example, ready for its options.
+fn example(name: &str) -> Command {
+    let mut command = Command::new(program(name));
+    // Where there is a choice, the CPU: these tests are about files and processes.
+    let devices = backend::devices();
+    if let Some((name, _)) = devices.iter().find(|(_, device)| backend::is_host(&device())) {
+        command.args(["--device", name]);
+    }
+    command
+}
+
+/// What an example said, and how it ended.
+struct Answer {
+    succeeded: bool,
+    stdout: String,
+    stderr: String,
+}
+
+impl Answer {
+    fn of(output: Output) -> Self {
+        Self {
+            succeeded: output.status.success(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    fn last_line(&self) -> &str {
+        assert!(self.succeeded, "{}", self.stderr);
+        self.stdout.lines().last().expect("the example says how it went")
+    }
+}
+
+fn answer(command: &mut Command) -> Answer {
+    Answer::of(command.output().unwrap())
+}
+
+fn mnist(data: &Path, out: &Path, options: &[&str]) -> Command {
+    let mut command = example("mnist");
+    command.arg("--data").arg(data).arg("--out").arg(out).args(SMALLEST).args(options);
+    command
+}
+
+/// The number between two texts.
+fn number(text: &str, before: &str, after: &str) -> f64 {
+    let rest = &text[text.find(before).unwrap_or_else(|| panic!("no {before:?}: {text}"))..];
+    let rest = &rest[before.len()..];
+    let end = rest.find(after).unwrap_or_else(|| panic!("no {after:?}: {text}"));
+    rest[..end].trim().parse().unwrap_or_else(|_| panic!("no number: {text}"))
+}
+
+// ---- Data -------------------------------------------------------------------------------------
+
+/// The first images of the bundled data, as plain IDX files under the standard names.
+fn small_mnist() -> TempDir {
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
+    let Mnist { train, test } = Mnist::load(bundled).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    write_idx(folder.path(), "train", &train, NUM_TRAIN);
+    write_idx(folder.path(), "t10k", &test, NUM_TEST);
+    folder
+}
+
+fn write_idx(folder: &Path, part: &str, images: &Images, count: usize) {
+    let [_, height, width] = images.image_shape();
+    let pixels = &images.pixels()[..count * height * width];
+    let labels = &images.labels().unwrap()[..count];
+    fs::write(
+        folder.join(format!("{part}-images-idx3-ubyte")),
+        idx(&[count, height, width], pixels),
+    )
+    .unwrap();
+    fs::write(folder.join(format!("{part}-labels-idx1-ubyte")), idx(&[count], labels)).unwrap();
+}
+
+fn idx(dims: &[usize], values: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0, 0, 8, dims.len() as u8];
+    bytes.extend(dims.iter().flat_map(|&dim| (dim as u32).to_be_bytes()));
+    bytes.extend_from_slice(values);
+    bytes
+}
+
+// ---- What is written --------------------------------------------------------------------------
+
+fn picture(path: PathBuf) -> RgbImage {
+    image::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).into_rgb8()
+}
+
+fn num_colors(picture: &RgbImage) -> usize {
+    picture.pixels().collect::<HashSet<_>>().len()
+}
+
+/// The lines of `metrics.jsonl`.
+fn metrics(out: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).expect("every line is JSON")).collect()
+}
+
+#[test]
+fn mnist_writes_all_it_promises() {
+    let data = small_mnist();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("a/new/folder");
+    let answer = answer(&mut mnist(data.path(), &out, &["--steps", "2", "--seed", "7"]));
+
+    let line = answer.last_line();
+    let bits = number(line, "", " bits/dim over 100 test images");
+    assert!((0.5..20.0).contains(&bits), "{line}");
+    let error = number(line, "largest inversion error ", ", in ");
+    assert!((0.0..1e-3).contains(&error), "{line}");
+    assert!(line.ends_with(&format!("in {}", out.display())), "{line}");
+
+    let lines = metrics(&out);
+    assert_eq!(lines.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2]);
+    for line in &lines {
+        for key in
+            ["epoch", "seconds", "train_bits_per_dim", "test_bits_per_dim", "inversion_error"]
+        {
+            assert!(line[key].as_f64().is_some_and(f64::is_finite), "{key}: {line}");
+        }
+    }
+    assert_eq!(lines[1]["epoch"].as_f64().unwrap(), 2.0 / 25.0, "200 images are 25 batches of 8");
+    assert!((lines[1]["test_bits_per_dim"].as_f64().unwrap() - bits).abs() < 5.1e-4);
+
+    // Six temperatures of ten digits; ten digits and their reconstructions; 56 pixels and a gap of 2.
+    let (samples, pairs) =
+        (picture(out.join("samples.png")), picture(out.join("reconstructions.png")));
+    assert_eq!(samples.dimensions(), (10 * 58 + 2, 6 * 58 + 2));
+    assert_eq!(pairs.dimensions(), (10 * 58 + 2, 2 * 58 + 2));
+    assert!(num_colors(&samples) > 20, "samples of one shade");
+    assert!(num_colors(&pairs) > 20, "reconstructions of one shade");
+    for (x, y, original) in pairs.enumerate_pixels().filter(|(_, y, _)| *y < 58) {
+        assert_eq!(original, pairs.get_pixel(x, y + 58), "a reconstruction differs at {x}, {y}");
+    }
+    let curve = picture(out.join("curve.png"));
+    assert!(curve.width() >= 600 && curve.height() >= 400);
+    assert!(num_colors(&curve) > 20, "an empty curve");
+
+    // The model can be built from the configuration and loaded.
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["seed"], 7);
+    assert_eq!(config["bits"], 8);
+    let glow = config.pointer("/model/glow").or(config.pointer("/glow")).unwrap();
+    let glow: GlowConfig = serde_json::from_value(glow.clone()).unwrap();
+    let model = glow.init(&mut StdRng::seed_from_u64(0), &backend::device()).unwrap();
+    let model = record::load(model, out.join("model.safetensors")).unwrap();
+    assert_eq!(model.sample(1, 1.0).dims(), [1, 1, 28, 28]);
+}
+
+#[test]
+fn two_moons_writes_its_pictures() {
+    let out = tempfile::tempdir().unwrap();
+    let options = ["--steps", "3", "--batch", "16", "--out"];
+    let answer = answer(example("two_moons").args(options).arg(out.path()));
+    let line = answer.last_line();
+    let log_prob = number(line, "", " nats a point over 10000 held-out points");
+    let best = number(line, "density has ", ";");
+    assert!(log_prob < best, "{line}");
+    assert!((-1.1..-0.9).contains(&best), "{line}");
+    assert!(number(line, "largest inversion error ", ", in ") < 1e-4, "{line}");
+    for name in ["density.png", "samples.png", "latent.png"] {
+        let picture = picture(out.path().join(name));
+        assert!(picture.width() >= 1000 && picture.height() >= 400, "{name}");
+        assert!(num_colors(&picture) > 50, "{name} is empty");
+    }
+}
+
+#[test]
+fn custom_flow_proves_its_layer() {
+    let answer = answer(example("custom_flow").args(["--steps", "100", "--batch", "64"]));
+    let line = answer.last_line();
+    assert!(number(line, "Tails is worth ", " nats a point") > 0.0, "{line}");
+    assert!(number(&format!("{line};"), "largest inversion error ", ";") < 1e-3, "{line}");
+    assert!(
+        answer.stdout.contains("Tails keeps the laws of a flow: round trip"),
+        "{}",
+        answer.stdout
+    );
+    assert!(
+        answer.stdout.contains("So does the stack of 3 steps: round trip"),
+        "{}",
+        answer.stdout
+    );
+}
+
+// ---- Bad input --------------------------------------------------------------------------------
+
+/// The one line that an example ends with when it cannot go on, without `error: `.
+fn complaint(command: &mut Command) -> String {
+    let answer = answer(command);
+    assert!(!answer.succeeded, "{command:?} succeeded");
+    let line = answer.stderr.strip_suffix('\n').expect("a line");
+    assert!(!line.contains('\n'), "{command:?} says more than one line: {line}");
+    assert!(!line.contains("panicked"), "{line}");
+    line.strip_prefix("error: ").unwrap_or_else(|| panic!("{command:?}: {line}")).to_string()
+}
+
+#[test]
+fn options_that_cannot_be_used() {
+    let data = small_mnist();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let complaint = |options: &[&str]| {
+        let mut command = example("mnist");
+        complaint(command.arg("--data").arg(data.path()).arg("--out").arg(&out).args(options))
+    };
+    for option in ["--epochs", "--steps", "--batch", "--checkpoint-every"] {
+        let expected = format!("{option}: got 0, needs at least 1; leave it out for the default");
+        assert_eq!(complaint(&[option, "0"]), expected);
+    }
+    for bits in ["0", "99"] {
+        assert_eq!(
+            complaint(&["--bits", bits]),
+            format!(
+                "--bits: got {bits}, needs 1 to 8; 8 keeps the pixels as they are, 5 is what Glow uses \
+                 for faces"
+            )
+        );
+    }
+    let rate = |value| {
+        format!("--learning-rate: got {value}, needs a positive number; 1e-3 is a good start")
+    };
+    for value in ["0", "inf", "NaN"] {
+        assert_eq!(complaint(&["--learning-rate", value]), rate(value));
+    }
+    assert!(complaint(&["--model", "flux"]).starts_with("--model: got flux, needs glow"));
+    let text = self::complaint(Command::new(program("mnist")).args(["--device", "abacus"]));
+    assert!(text.starts_with("--device: got abacus, needs "), "{text}");
+    assert_eq!(
+        complaint(&["--levels", "3"]),
+        "Glow: num_levels is 3, but must be at most 2, as often as both sides of 28x28 halve; \
+         use fewer levels, or pad or crop the images to a multiple of a power of two"
+    );
+    for option in ["--levels", "--steps-per-level", "--hidden"] {
+        assert!(complaint(&[option, "0"]).contains("is 0, but must be at least 1"));
+    }
+    assert_eq!(
+        complaint(&["--batch", "201"]),
+        "Batches: batch_size is 201, but must be at most 200, the number of images to train on; \
+         use smaller batches or more images"
+    );
+    // What is not even a number, and what is not an option.
+    assert_eq!(
+        complaint(&["--batch", "many"]),
+        "invalid value 'many' for '--batch <BATCH>': invalid digit found in string; \
+         For more information, try '--help'."
+    );
+    assert!(complaint(&["--bach", "8"]).starts_with("unexpected argument '--bach' found; "));
+    assert!(!out.exists(), "a run that did not start left a folder");
+
+    for name in ["two_moons", "custom_flow"] {
+        for option in ["--steps", "--batch"] {
+            let text = self::complaint(example(name).args([option, "0"]));
+            assert_eq!(
+                text,
+                format!("{option}: got 0, needs at least 1; leave it out for the default")
+            );
+        }
+    }
+}
+
+#[test]
+fn data_that_cannot_be_read() {
+    let data = small_mnist();
+    let data = data.path();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let complaint = |data: &Path| {
+        let text = complaint(&mut mnist(data, &out, &["--steps", "1"]));
+        assert!(!out.exists(), "a run that did not start left a folder");
+        text
+    };
+
+    let missing = folder.path().join("missing");
+    assert_eq!(
+        complaint(&missing),
+        format!(
+            "cannot read {}: No such file or directory (os error 2); \
+             pass the folder that holds the four IDX files of MNIST",
+            missing.display()
+        )
+    );
+    let empty = tempfile::tempdir().unwrap();
+    assert_eq!(
+        complaint(empty.path()),
+        format!(
+            "{}: no file with the training images, expected one of train-images-idx3-ubyte, \
+             train-images-idx3-ubyte.gz, train-images.idx3-ubyte, train-images.idx3-ubyte.gz; \
+             put it there, or pass the folder that holds all four files",
+            empty.path().display()
+        )
+    );
+
+    // One file at a time is spoiled, then put back.
+    let spoiled = |name: &str, spoil: &dyn Fn(&mut Vec<u8>)| {
+        let path = data.join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut bytes = whole.clone();
+        spoil(&mut bytes);
+        fs::write(&path, bytes).unwrap();
+        let text = complaint(data);
+        fs::write(&path, whole).unwrap();
+        text.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&text).to_string()
+    };
+    assert_eq!(
+        spoiled("train-images-idx3-ubyte", &|bytes| bytes.truncate(1000)),
+        "984 bytes of values, expected 156800 (200 x 28 x 28); \
+         the file is truncated: delete it and download it again"
+    );
+    assert_eq!(
+        spoiled("t10k-images-idx3-ubyte", &|bytes| bytes[..2].copy_from_slice(b"PK")),
+        "the magic number 0x504b0803, expected 0x0000 and then a type and a number of dimensions, as \
+         every IDX file has; pass an IDX file, plain or compressed with gzip"
+    );
+    assert_eq!(
+        spoiled("t10k-labels-idx1-ubyte", &|bytes| *bytes = idx(&[99], &[0; 99])),
+        format!(
+            "99 labels, expected 100, one for each image in {}; take both files from the same data set",
+            data.join("t10k-images-idx3-ubyte").display()
+        )
+    );
+}
+
+#[test]
+fn folders_that_cannot_be_written() {
+    let data = small_mnist();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    let below = file.join("below");
+    for (out, reason) in
+        [(&file, "File exists (os error 17)"), (&below, "Not a directory (os error 20)")]
+    {
+        let expected = format!(
+            "cannot create the folder {}: {reason}; give --out a folder that can be written",
+            out.display()
+        );
+        assert_eq!(complaint(&mut mnist(data.path(), out, &["--steps", "1"])), expected);
+        assert_eq!(complaint(example("two_moons").arg("--out").arg(out)), expected);
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+
+    let locked = folder.path().join("locked");
+    fs::create_dir(&locked).unwrap();
+    let mut permissions = fs::metadata(&locked).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&locked, permissions).unwrap();
+    // Root may write everywhere.
+    if fs::write(locked.join("probe"), "").is_err() {
+        let text = complaint(&mut mnist(data.path(), &locked, &["--steps", "1"]));
+        assert!(text.starts_with("cannot write "), "{text}");
+        assert!(text.ends_with("; give --out a folder that can be written"), "{text}");
+    }
+}
+
+// ---- Interruption -----------------------------------------------------------------------------
+
+#[cfg(unix)]
+mod interruption {
+    use std::thread::sleep;
+    use std::time::{Duration, Instant};
+
+    use rand::RngExt;
+
+    use super::*;
+
+    /// A short run with many lines of metrics, checkpoints that fall between them, and an end that is
+    /// no checkpoint by itself.
+    const RUN: [&str; 6] = ["--steps", "40", "--checkpoint-every", "3", "--seed", "3"];
+
+    /// Moments at which the run is killed.
+    const KILLS: usize = 10;
+
+    /// bits/dim of a resumed run against those of an uninterrupted one. They are the same operations on
+    /// the same numbers; a device may add up in another order.
+    const TOLERANCE: f64 = 1e-6;
+
+    /// An uninterrupted run.
+    struct Reference {
+        data: TempDir,
+        folder: TempDir,
+        lines: Vec<Value>,
+        duration: Duration,
+    }
+
+    impl Reference {
+        fn run() -> Self {
+            let (data, folder) = (small_mnist(), tempfile::tempdir().unwrap());
+            let out = folder.path().join("whole");
+            let start = Instant::now();
+            answer(&mut mnist(data.path(), &out, &RUN)).last_line();
+            let duration = start.elapsed();
+            Self { data, lines: metrics(&out), folder, duration }
+        }
+
+        fn start(&self, out: &Path) -> std::process::Child {
+            let mut command = mnist(self.data.path(), out, &RUN);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        }
+
+        /// Resumes the run in `out` to its end and compares it; what it said.
+        fn resume(&self, out: &Path) -> String {
+            let answer = answer(mnist(self.data.path(), out, &RUN).arg("--resume"));
+            let bits = number(answer.last_line(), "", " bits/dim");
+            let lines = metrics(out);
+            let steps = |lines: &[Value]| -> Vec<u64> {
+                lines.iter().map(|line| line["step"].as_u64().unwrap()).collect()
+            };
+            assert_eq!(steps(&lines), steps(&self.lines), "steps are missing or there twice");
+            for (resumed, whole) in lines.iter().zip(&self.lines) {
+                same_but_for_seconds(resumed, whole);
+            }
+            let whole = self.lines.last().unwrap()["test_bits_per_dim"].as_f64().unwrap();
+            let resumed = lines.last().unwrap()["test_bits_per_dim"].as_f64().unwrap();
+            assert!((resumed - whole).abs() < TOLERANCE, "{resumed} and {whole} bits/dim");
+            assert!((bits - whole).abs() < 5.1e-4, "{bits} and {whole} bits/dim");
+            let seconds: Vec<f64> =
+                lines.iter().map(|line| line["seconds"].as_f64().unwrap()).collect();
+            assert!(seconds.is_sorted(), "time runs backwards: {seconds:?}");
+            for name in ["samples.png", "reconstructions.png", "curve.png", "model.safetensors"] {
+                assert!(out.join(name).exists(), "{name} is missing");
+            }
+            answer.stdout
+        }
+
+        fn out(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+    }
+
+    fn same_but_for_seconds(a: &Value, b: &Value) {
+        let without = |line: &Value| {
+            let mut line = line.as_object().unwrap().clone();
+            line.remove("seconds").unwrap();
+            line
+        };
+        assert_eq!(without(a), without(b));
+    }
+
+    fn no_checkpoint(out: &Path) -> String {
+        format!("no checkpoint in {}: starting from the beginning\n", out.display())
+    }
+
+    #[test]
+    fn ctrl_c_writes_a_checkpoint_and_resume_goes_on() {
+        let reference = Reference::run();
+        let out = reference.out("interrupted");
+        let child = reference.start(&out);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !out.join("checkpoint/checkpoint.txt").exists() {
+            assert!(Instant::now() < deadline, "no checkpoint after a minute");
+            sleep(Duration::from_millis(1));
+        }
+        let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        assert!(kill.success());
+        let answer = Answer::of(child.wait_with_output().unwrap());
+        let line = answer.last_line();
+        let step = number(line, "interrupted after step ", ";");
+        assert!(line.ends_with("; go on with the same command and --resume"), "{line}");
+        let lines = metrics(&out);
+        assert!(lines.len() < reference.lines.len());
+        assert!(lines.last().is_none_or(|line| line["step"].as_f64().unwrap() <= step));
+
+        // Not with other options.
+        let mut other = mnist(reference.data.path(), &out, &RUN);
+        assert_eq!(
+            complaint(other.args(["--learning-rate", "1e-4", "--resume"])),
+            format!(
+                "{}: the interrupted run had another configuration; \
+                 resume with the options that it was started with",
+                out.join("config.json").display()
+            )
+        );
+        let stdout = reference.resume(&out);
+        assert!(!stdout.contains("no checkpoint"), "{stdout}");
+        // A run that is over has nothing left to do.
+        reference.resume(&out);
+    }
+
+    #[test]
+    fn without_a_checkpoint_resume_says_so_and_starts_from_the_beginning() {
+        let reference = Reference::run();
+        let out = reference.out("nothing");
+        assert!(reference.resume(&out).starts_with(&no_checkpoint(&out)));
+        // Without --resume an old run is not gone on with, and leaves nothing behind.
+        let out = reference.out("again");
+        let run = |options: &[&str]| answer(&mut mnist(reference.data.path(), &out, options));
+        run(&["--steps", "2", "--seed", "9"]).last_line();
+        run(&RUN).last_line();
+        for (again, whole) in metrics(&out).iter().zip(&reference.lines) {
+            same_but_for_seconds(again, whole);
+        }
+    }
+
+    #[test]
+    fn kill_9_at_any_moment_loses_no_more_than_the_last_checkpoint() {
+        let reference = Reference::run();
+        let mut rng = StdRng::seed_from_u64(4);
+        let mut from_the_beginning = 0;
+        for kill in 0..KILLS {
+            let out = reference.out(&format!("killed-{kill}"));
+            let moment = reference.duration.mul_f64(rng.random());
+            let mut child = reference.start(&out);
+            sleep(moment);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let checkpoint = out.join("checkpoint/checkpoint.txt").exists();
+            let stdout = reference.resume(&out);
+            assert_eq!(!checkpoint, stdout.contains(&no_checkpoint(&out)), "{stdout}");
+            from_the_beginning += usize::from(!checkpoint);
+        }
+        assert!(from_the_beginning < KILLS, "no run came as far as its first checkpoint");
+    }
+}
