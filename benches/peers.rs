@@ -12,7 +12,7 @@ use burn::module::Module;
 use burn::optim::{AdamConfig, ModuleOptimizer};
 use burn::tensor::{Distribution, Tensor};
 use burn_flows::conditioner::NetNorm;
-use burn_flows::models::{GlowConfig, GlowMixingKind};
+use burn_flows::models::{GlowConfig, GlowMixingKind, RealNvpVectorConfig, VectorMaskKind};
 use burn_flows::{Flow, FlowStack, backend, prior, training::reversible};
 use clap::Parser;
 use rand::{SeedableRng, rngs::StdRng};
@@ -29,6 +29,9 @@ struct Arguments {
     /// One workload alone.
     #[arg(long)]
     only: Option<String>,
+    /// One of the compiled-in backends by name, instead of the preferred one.
+    #[arg(long)]
+    device: Option<String>,
     /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -73,8 +76,16 @@ const IMAGES: [ImageWorkload; 3] = [
 fn main() {
     let arguments = Arguments::parse();
     let wanted = |name: &str| arguments.only.as_deref().is_none_or(|only| only == name);
+    let device = match &arguments.device {
+        None => backend::device(),
+        Some(wanted) => {
+            let mut devices = backend::devices().into_iter();
+            let (_, device) =
+                devices.find(|(name, _)| name == wanted).expect("--device is compiled in");
+            device()
+        }
+    };
     for workload in IMAGES.iter().filter(|workload| wanted(workload.name)) {
-        let device = backend::device();
         device.seed(0);
         // As normflows builds its GlowBlock: PLU, biases in the net, standard normal priors.
         let glow = GlowConfig::new(
@@ -93,7 +104,19 @@ fn main() {
         let x = Tensor::random([workload.batch, c, h, w], Distribution::Normal(0.0, 1.0), &device);
         time(workload.name, arguments.runs, glow, x);
     }
+    if wanted(FLAT) {
+        device.seed(0);
+        let stack = RealNvpVectorConfig::new(2, 8, vec![64, 64])
+            .with_mask(VectorMaskKind::Halves)
+            .init(&device)
+            .expect("the workload is valid");
+        let x = Tensor::random([1024, 2], Distribution::Normal(0.0, 1.0), &device);
+        time(FLAT, arguments.runs, stack, x);
+    }
 }
+
+/// Batch 1024, 2 features, 8 affine couplings of hidden width 64.
+const FLAT: &str = "realnvp-2d";
 
 fn time<const D: usize, F, P, S>(
     name: &str,

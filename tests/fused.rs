@@ -7,10 +7,10 @@ mod common;
 
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
+use burn_flows::Flow;
 use burn_flows::conditioner::{GlowNetConfig, MlpConfig, NetNorm};
 use burn_flows::coupling::{AffineOrder, Coupling, Mask, Parity, ScaleMap};
 use burn_flows::testing::{inputs, move_parameters, to_f64};
-use burn_flows::Flow;
 use common::{flat, gradients, hosts};
 use proptest::prelude::*;
 

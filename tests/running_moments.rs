@@ -1,5 +1,7 @@
 //! Training of models with batch normalization, whose running moments move before every step.
 
+mod common;
+
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor};
@@ -7,11 +9,12 @@ use burn_flows::models::{RealNvpConfig, RealNvpVectorConfig};
 use burn_flows::preprocess::LogitForm;
 use burn_flows::testing::{inputs, move_parameters, to_f64};
 use burn_flows::training::{Schedule, Trainer, reversible};
-use burn_flows::{Flow, backend, record};
+use burn_flows::{Flow, record};
+use common::host;
 
 /// Points on a parabola with noise, far from standard normal.
 fn points(count: usize, seed: u64) -> Tensor<2> {
-    let noise = inputs([count, 2], seed, &backend::device(), DType::F32);
+    let noise = inputs([count, 2], seed, &host(), DType::F32);
     let (a, b) = (noise.clone().narrow(1, 0, 1), noise.narrow(1, 1, 1));
     Tensor::cat(vec![a.clone() * 3.0 + 5.0, a.square() * 4.0 + b * 0.2], 1)
 }
@@ -19,7 +22,7 @@ fn points(count: usize, seed: u64) -> Tensor<2> {
 #[test]
 fn a_vector_model_learns_and_its_inverse_stays_exact() {
     let config = RealNvpVectorConfig::new(2, 6, vec![32, 32]).with_batch_norm(true);
-    let model = config.init(&backend::device()).unwrap();
+    let model = config.init(&host()).unwrap();
     let mut trainer = Trainer::new(model, Schedule::constant(2e-3));
     let first = trainer.step(points(256, 0)).unwrap().loss;
     for step in 1..300 {
@@ -38,10 +41,10 @@ fn a_vector_model_learns_and_its_inverse_stays_exact() {
 #[test]
 fn an_image_model_learns() {
     let config = RealNvpConfig::new([1, 4, 4], 2, 8, 1).with_logit(None, LogitForm::Code);
-    let model = config.init(&backend::device()).unwrap();
+    let model = config.init(&host()).unwrap();
     let mut trainer = Trainer::new(model, Schedule::constant(2e-3));
     let images = |seed| {
-        let noise = inputs([64, 1, 4, 4], seed, &backend::device(), DType::F32);
+        let noise = inputs([64, 1, 4, 4], seed, &host(), DType::F32);
         noise.clone().mean_dim(3) * 3.0 + noise * 0.3 + 2.0
     };
     let losses: Vec<f64> = (0..60).map(|step| trainer.step(images(step)).unwrap().loss).collect();
@@ -54,7 +57,7 @@ fn an_image_model_learns() {
 /// parameter is what autodiff gives.
 #[test]
 fn reversible_gradients_of_a_whole_model_are_those_of_autodiff() {
-    let device = backend::device();
+    let device = host();
     let config = RealNvpConfig::new([1, 4, 4], 2, 4, 1).with_logit(None, LogitForm::Code);
     let mut model = to_f64(move_parameters(config.init(&device).unwrap(), 1, 0.1));
     let batch = |seed| inputs([3, 1, 4, 4], seed, &device, DType::F64);
@@ -96,7 +99,7 @@ fn reversible_gradients_of_a_whole_model_are_those_of_autodiff() {
 /// The moments are in the record, and a batch that is refused leaves them as they were.
 #[test]
 fn moments_are_saved_and_survive_a_refused_batch() {
-    let device = backend::device();
+    let device = host();
     let config = RealNvpVectorConfig::new(2, 4, vec![8]).with_batch_norm(true);
     let mut trainer = Trainer::new(config.init(&device).unwrap(), Schedule::constant(1e-3));
     trainer.step(points(64, 1)).unwrap();

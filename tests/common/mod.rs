@@ -13,6 +13,11 @@ pub fn hosts() -> Vec<Device> {
     devices.filter(backend::is_host).collect()
 }
 
+/// The first of [`hosts`]; the compiled-in device where there is none.
+pub fn host() -> Device {
+    hosts().into_iter().next().unwrap_or_else(backend::device)
+}
+
 /// The values of a tensor, row-major.
 pub fn flat<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.try_into_vec_as().expect("a float tensor converts to f64")
