@@ -30,13 +30,24 @@ fn program(name: &str) -> PathBuf {
     // target/PROFILE/deps/examples-HASH and target/PROFILE/examples/NAME
     let profile = test.ancestors().nth(2).expect("the test is in a target folder");
     let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    assert!(
-        path.exists(),
-        "{} is missing; build the examples with the profile and the features of this test: \
-         cargo build --examples",
-        path.display()
-    );
+    let build = "build the examples with the profile and the features of this test: \
+                 cargo build --examples";
+    assert!(path.exists(), "{} is missing; {build}", path.display());
+    // `cargo test --test examples` alone builds no example, and would run what an earlier build left.
+    if let Some(source) = newer_source(&path) {
+        panic!("{} is older than {source}; {build}", path.display());
+    }
     path
+}
+
+/// A source file that a program was built from and that has changed since, by the list of them that
+/// cargo leaves beside the program.
+fn newer_source(program: &Path) -> Option<String> {
+    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let list = fs::read_to_string(program.with_extension("d")).ok()?;
+    let built = modified(program)?;
+    let sources = list.split_whitespace().skip(1);
+    sources.map(String::from).find(|source| modified(Path::new(source)) > Some(built))
 }
 
 /// An example, ready for its options.
