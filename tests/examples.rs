@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use burn_flows::backend::{self, NamedDevice};
 use burn_flows::data::{Images, Mnist};
 use burn_flows::models::GlowConfig;
-use burn_flows::{backend, record};
+use burn_flows::record;
 use image::RgbImage;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -21,8 +22,6 @@ const NUM_TEST: usize = 100;
 
 /// The smallest model that has all the parts of the default one.
 const SMALLEST: [&str; 6] = ["--batch", "8", "--hidden", "8", "--steps-per-level", "1"];
-
-// ---- Running an example -----------------------------------------------------------------------
 
 /// The program of an example, compiled with this test and beside it.
 fn program(name: &str) -> PathBuf {
@@ -50,15 +49,18 @@ fn newer_source(program: &Path) -> Option<String> {
     sources.map(String::from).find(|source| modified(Path::new(source)) > Some(built))
 }
 
+/// The last of the compiled-in devices: a CPU if there is one, because these tests are about files and
+/// processes.
+fn device() -> NamedDevice {
+    backend::devices().pop().expect("a backend is compiled in")
+}
+
 /// An example, ready for its options.
 fn example(name: &str) -> Command {
     let mut command = Command::new(program(name));
-    // Where there is a choice, the CPU: these tests are about files and processes.
-    if cfg!(feature = "flex") {
-        command.args(["--device", "flex"]);
-    } else if cfg!(feature = "ndarray") {
-        command.args(["--device", "ndarray"]);
-    }
+    // Where it is not set, the libraries of a GPU that is looked for say so on standard error.
+    command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    command.args(["--device", device().0]);
     command
 }
 
@@ -102,8 +104,6 @@ fn number(text: &str, before: &str, after: &str) -> f64 {
     rest[..end].trim().parse().unwrap_or_else(|_| panic!("no number: {text}"))
 }
 
-// ---- Data -------------------------------------------------------------------------------------
-
 /// The first images of the bundled data, as plain IDX files under the standard names.
 fn small_mnist() -> TempDir {
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
@@ -132,8 +132,6 @@ fn idx(dims: &[usize], values: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(values);
     bytes
 }
-
-// ---- What is written --------------------------------------------------------------------------
 
 fn picture(path: PathBuf) -> RgbImage {
     image::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).into_rgb8()
@@ -196,7 +194,7 @@ fn mnist_writes_all_it_promises() {
     assert_eq!(config["bits"], 8);
     let glow = config.pointer("/model/glow").or(config.pointer("/glow")).unwrap();
     let glow: GlowConfig = serde_json::from_value(glow.clone()).unwrap();
-    let model = glow.init(&mut StdRng::seed_from_u64(0), &backend::device()).unwrap();
+    let model = glow.init(&mut StdRng::seed_from_u64(0), &device().1()).unwrap();
     let model = record::load(model, out.join("model.safetensors")).unwrap();
     assert_eq!(model.sample(1, 1.0).dims(), [1, 1, 28, 28]);
 }
@@ -236,8 +234,6 @@ fn custom_flow_proves_its_layer() {
         answer.stdout
     );
 }
-
-// ---- Bad input --------------------------------------------------------------------------------
 
 /// The one line that an example ends with when it cannot go on, without `error: `.
 fn complaint(command: &mut Command) -> String {
@@ -406,8 +402,6 @@ fn folders_that_cannot_be_written() {
         assert!(text.ends_with("; give --out a folder that can be written"), "{text}");
     }
 }
-
-// ---- Interruption -----------------------------------------------------------------------------
 
 #[cfg(unix)]
 mod interruption {
