@@ -34,8 +34,9 @@ pub fn devices() -> Vec<NamedDevice> {
     ]
 }
 
-/// Whether the device computes in main memory, where the fused kernels of this crate work.
-pub(crate) fn is_host(device: &Device) -> bool {
+/// Whether the device computes in main memory, where the fused kernels of this crate work; f64 is
+/// to be had there too.
+pub fn is_host(device: &Device) -> bool {
     let hosts: Vec<Device> = vec![
         #[cfg(feature = "flex")]
         Device::flex(),

@@ -42,9 +42,12 @@ fn pull_back<'a, const D: usize, F: Flow<D> + 'a>(
     flows.rev().fold((z, dz), |(z, dz), flow| flow.pull_back(z, dz, dlog_det.clone(), grads))
 }
 
-fn initialize_next<const D: usize, F: Flow<D>>(flow: F, x: &mut Option<Tensor<D>>) -> F {
+/// [`Flow::initialize`] or [`Flow::observe`].
+type DataPass<const D: usize, F> = fn(F, Tensor<D>) -> (F, Tensor<D>);
+
+fn next<const D: usize, F>(flow: F, x: &mut Option<Tensor<D>>, pass: DataPass<D, F>) -> F {
     let batch = x.take().expect("the batch is handed on from flow to flow");
-    let (flow, z) = flow.initialize(batch);
+    let (flow, z) = pass(flow, batch);
     *x = Some(z);
     flow
 }
@@ -61,6 +64,10 @@ macro_rules! sequence {
 
         fn latent_shape(&self, shape: [usize; D]) -> Result<[usize; D]> {
             self.iter().try_fold(shape, |shape, flow| flow.latent_shape(shape))
+        }
+
+        fn has_running_statistics(&self) -> bool {
+            self.iter().any(|flow| flow.has_running_statistics())
         }
 
         fn check(&self) -> Result<()> {
@@ -87,7 +94,13 @@ where
 
     fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
         let mut x = Some(x);
-        let flows = self.into_iter().map(|flow| initialize_next(flow, &mut x)).collect();
+        let flows = self.into_iter().map(|flow| next(flow, &mut x, F::initialize)).collect();
+        (flows, x.expect("the batch is handed on from flow to flow"))
+    }
+
+    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        let mut x = Some(x);
+        let flows = self.into_iter().map(|flow| next(flow, &mut x, F::observe)).collect();
         (flows, x.expect("the batch is handed on from flow to flow"))
     }
 }
@@ -100,7 +113,13 @@ where
 
     fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
         let mut x = Some(x);
-        let flows = self.map(|flow| initialize_next(flow, &mut x));
+        let flows = self.map(|flow| next(flow, &mut x, F::initialize));
+        (flows, x.expect("the batch is handed on from flow to flow"))
+    }
+
+    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        let mut x = Some(x);
+        let flows = self.map(|flow| next(flow, &mut x, F::observe));
         (flows, x.expect("the batch is handed on from flow to flow"))
     }
 }
@@ -115,6 +134,16 @@ where
         match self {
             Some(flow) => {
                 let (flow, z) = flow.initialize(x);
+                (Some(flow), z)
+            }
+            None => (None, x),
+        }
+    }
+
+    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        match self {
+            Some(flow) => {
+                let (flow, z) = flow.observe(x);
                 (Some(flow), z)
             }
             None => (None, x),
@@ -146,6 +175,20 @@ macro_rules! tuple {
                 let ($first, x) = $first.initialize(x);
                 $(#[allow(non_snake_case)] let ($flow, x) = $flow.initialize(x);)*
                 (($first, $($flow,)*), x)
+            }
+
+            fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+                #[allow(non_snake_case)]
+                let ($first, $($flow,)*) = self;
+                #[allow(non_snake_case)]
+                let ($first, x) = $first.observe(x);
+                $(#[allow(non_snake_case)] let ($flow, x) = $flow.observe(x);)*
+                (($first, $($flow,)*), x)
+            }
+
+            fn has_running_statistics(&self) -> bool {
+                self.$first_index.has_running_statistics()
+                    $(|| self.$index.has_running_statistics())*
             }
 
             fn latent_shape(&self, shape: [usize; D]) -> Result<[usize; D]> {

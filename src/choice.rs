@@ -72,6 +72,24 @@ macro_rules! choice_of_flows {
             }
         }
 
+        fn observe(
+            self,
+            x: burn::tensor::Tensor<$rank>,
+        ) -> (Self, burn::tensor::Tensor<$rank>) {
+            match self {
+                $(Self::$variant(flow) => {
+                    let (flow, z) = $crate::Flow::<$rank>::observe(flow, x);
+                    (Self::$variant(flow), z)
+                })+
+            }
+        }
+
+        fn has_running_statistics(&self) -> bool {
+            match self {
+                $(Self::$variant(flow) => $crate::Flow::<$rank>::has_running_statistics(flow),)+
+            }
+        }
+
         fn latent_shape(&self, shape: [usize; $rank]) -> $crate::Result<[usize; $rank]> {
             match self {
                 $(Self::$variant(flow) => $crate::Flow::<$rank>::latent_shape(flow, shape),)+

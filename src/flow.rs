@@ -98,6 +98,23 @@ pub trait Flow<const D: usize>: Module {
         (self, z)
     }
 
+    /// Takes a batch into running statistics (BatchNorm), before the training step on that batch:
+    /// returns the flow with its new statistics and the batch mapped through it. Flows without
+    /// running statistics are unchanged.
+    ///
+    /// `forward` uses the statistics as they are and changes none, in training as well. Call it on a
+    /// model that is not in training; [`Trainer`](crate::training::Trainer) does it where
+    /// [`has_running_statistics`](Flow::has_running_statistics) says so.
+    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        let z = self.forward(x).0;
+        (self, z)
+    }
+
+    /// Whether [`observe`](Flow::observe) changes anything.
+    fn has_running_statistics(&self) -> bool {
+        false
+    }
+
     /// The shape of `z` for an `x` of shape `shape`; only flows that reshape override it.
     ///
     /// # Errors

@@ -97,3 +97,8 @@ pub mod weights;
 pub use error::{FlowError, Result};
 pub use flow::Flow;
 pub use stack::{FlowStack, Latents};
+
+/// Compiles and runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

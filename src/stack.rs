@@ -514,25 +514,16 @@ where
         self.decode(self.disassemble(z))
     }
 
-    fn initialize(mut self, x: Tensor<D>) -> (Self, Tensor<D>) {
-        self.assert_sample_shape(&x);
-        let last = self.levels.len() - 1;
-        let (mut levels, mut parts) = (Vec::new(), Vec::new());
-        let mut h = x;
-        for (index, level) in std::mem::take(&mut self.levels).into_iter().enumerate() {
-            let (level, z) = level.initialize(h);
-            levels.push(level);
-            if index == last {
-                parts.push(z);
-                break;
-            }
-            let (kept, out) = split_channels(z);
-            parts.push(out);
-            h = kept;
-        }
-        self.levels = levels;
-        let z = self.assemble(Latents { parts });
-        (self, z)
+    fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        self.data_pass(x, F::initialize)
+    }
+
+    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        self.data_pass(x, F::observe)
+    }
+
+    fn has_running_statistics(&self) -> bool {
+        self.levels.iter().any(|level| level.has_running_statistics())
     }
 
     fn check(&self) -> Result<()> {
@@ -563,6 +554,32 @@ where
 }
 
 impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
+    /// Sends a batch through the levels, which may change on the way.
+    fn data_pass(
+        mut self,
+        x: Tensor<D>,
+        pass: fn(F, Tensor<D>) -> (F, Tensor<D>),
+    ) -> (Self, Tensor<D>) {
+        self.assert_sample_shape(&x);
+        let last = self.levels.len() - 1;
+        let (mut levels, mut parts) = (Vec::new(), Vec::new());
+        let mut h = x;
+        for (index, level) in std::mem::take(&mut self.levels).into_iter().enumerate() {
+            let (level, z) = pass(level, h);
+            levels.push(level);
+            if index == last {
+                parts.push(z);
+                break;
+            }
+            let (kept, out) = split_channels(z);
+            parts.push(out);
+            h = kept;
+        }
+        self.levels = levels;
+        let z = self.assemble(Latents { parts });
+        (self, z)
+    }
+
     fn assemble(&self, latents: Latents<D>) -> Tensor<D> {
         let mut parts = latents.parts.into_iter().rev();
         let mut z = parts.next().expect("a part for each level");

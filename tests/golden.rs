@@ -1,7 +1,7 @@
 //! Every layer and model against numbers of published PyTorch code and of the papers' formulas.
 //!
 //! `tests/golden/README.md` says what the files hold. Each is built from its own metadata, in f64 and
-//! in f32, and everything that it holds is compared, as is the inverse with `x`. Further files are
+//! in f32 on every compiled-in device, and everything that it holds is compared, as is the inverse with `x`. Further files are
 //! checked where `BURN_FLOWS_GOLDEN_DIR` names a folder of them.
 //!
 //! One line a file: `NAME  max_error_z  max_error_log_det  ok`, the errors being those in f64.
@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
+use burn_flows::backend;
 use golden_support::{Computed, Errors, Golden, INVERSE, cases, compare, files, name};
 
 /// `|a - b| / (1 + |b|)`: the files were computed in f64, whose rounding the deepest of them
@@ -25,29 +26,50 @@ const INVERSE_TOLERANCE_F64: f64 = 1e-9;
 /// PyTorch in f32 stays below 3e-6 on the same files.
 const TOLERANCE_F32: f64 = 1e-4;
 
-/// Errors in f64, or what went wrong.
+/// Largest errors in f64 over all compiled-in devices that have it, or what went wrong.
 fn check(path: &Path) -> Result<Errors, String> {
-    let golden = Golden::read(path)?;
-    let single = errors(&golden.with_dtype(DType::F32))?;
-    let double = errors(&golden.with_dtype(DType::F64))?;
-    for (kind, errors) in [("f32", &single), ("f64", &double)] {
-        for (name, &error) in errors {
-            let tolerance = match kind {
-                "f32" => TOLERANCE_F32,
-                _ if name.starts_with(INVERSE) => INVERSE_TOLERANCE_F64,
-                _ => TOLERANCE_F64,
-            };
-            // Written so that a NaN fails.
-            if !(error <= tolerance) {
-                return Err(format!("{name} in {kind} is off by {error:.1e}, not {tolerance:.0e}"));
-            }
+    let mut worst = Errors::new();
+    for (name, device) in backend::devices() {
+        let golden = Golden::read(path, &device())?;
+        let in_f32 = errors(&golden.with_dtype(DType::F32))?;
+        assert_within(name, "f32", &in_f32, |_| TOLERANCE_F32)?;
+        // A GPU has no f64.
+        if !backend::is_host(&device()) {
+            continue;
+        }
+        let in_f64 = errors(&golden.with_dtype(DType::F64))?;
+        assert_within(name, "f64", &in_f64, |name| match name.starts_with(INVERSE) {
+            true => INVERSE_TOLERANCE_F64,
+            false => TOLERANCE_F64,
+        })?;
+        for (name, error) in in_f64 {
+            let worst = worst.entry(name).or_insert(error);
+            *worst = worst.max(error);
         }
     }
-    Ok(double)
+    Ok(worst)
 }
 
 fn errors(golden: &Golden) -> Result<Errors, String> {
     compare(golden, &cases::compute(golden)?)
+}
+
+fn assert_within(
+    device: &str,
+    dtype: &str,
+    errors: &Errors,
+    tolerance: impl Fn(&str) -> f64,
+) -> Result<(), String> {
+    for (name, &error) in errors {
+        let tolerance = tolerance(name);
+        // Written so that a NaN fails.
+        if !(error <= tolerance) {
+            return Err(format!(
+                "{name} on {device} in {dtype} is off by {error:.1e}, not {tolerance:.0e}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// As [`check`], a panic being an error like any other.
@@ -122,7 +144,7 @@ fn what_is_not_known_fails() {
 #[test]
 fn differences_are_found() {
     let path = &files(&folders()[0])[0];
-    let golden = Golden::read(path).unwrap().with_dtype(DType::F64);
+    let golden = Golden::read(path, &backend::device()).unwrap().with_dtype(DType::F64);
     for wrong in [f64::NAN, 1.0] {
         let mut computed: Computed = cases::compute(&golden).unwrap();
         computed.values.get_mut("log_det").unwrap()[0] += wrong;

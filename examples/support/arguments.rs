@@ -46,7 +46,7 @@ pub struct TrainingArguments {
 /// The option that chooses between the backends that are compiled in.
 #[derive(Args, Debug, Clone)]
 pub struct DeviceArgument {
-    /// Where to compute: ndarray, flex or wgpu [default: wgpu, else flex, else ndarray]
+    /// Which of the compiled-in backends computes [default: the preferred one]
     #[arg(long = "device")]
     name: Option<String>,
 }

@@ -97,54 +97,60 @@ impl Conditioner<4> for ZeroConv {
 /// Convolution of `x` `[batch, in, height, width]` with `weight` `[out, in, k, k]`.
 pub(crate) fn convolve(x: Tensor<4>, weight: Tensor<4>) -> Tensor<4> {
     let [out, channels, kernel, _] = weight.dims();
+    let [n, c, h, w] = x.dims();
     assert!(
-        x.dims()[1] == channels,
+        c == channels,
         "Conv: got shape {:?}, but was built for {channels} channels on axis 1",
         x.dims()
     );
-    match kernel {
-        1 => pointwise(x, weight.reshape([out, channels])),
-        _ if channels <= out => pointwise(neighbours(x), weight.reshape([out, 9 * channels])),
+    // Channels last: every copy below then moves whole rows of channels.
+    let x = x.permute([0, 2, 3, 1]);
+    let y = match kernel {
+        1 => product(x, weight.reshape([out, channels])),
+        _ if channels <= out => {
+            let taps = weight.permute([0, 2, 3, 1]).reshape([out, 9 * channels]);
+            product(neighbours(x), taps)
+        }
         _ => {
             // Every pixel's contribution to its nine neighbours, then shift and add.
             let taps = weight.permute([2, 3, 0, 1]).reshape([9 * out, channels]);
-            shift_and_add(pointwise(x, taps), out)
+            shift_and_add(product(x, taps), out)
         }
-    }
+    };
+    y.reshape([n, h, w, out]).permute([0, 3, 1, 2])
 }
 
-/// `y[:, y, x] = weight x[:, y, x]` as one tall matrix product.
-fn pointwise(x: Tensor<4>, weight: Tensor<2>) -> Tensor<4> {
-    let [n, channels, h, w] = x.dims();
+/// `y[.., o] = sum_c weight[o, c] x[.., c]` as one tall matrix product.
+fn product(x: Tensor<4>, weight: Tensor<2>) -> Tensor<4> {
+    let [n, h, w, channels] = x.dims();
     let out = weight.dims()[0];
-    x.reshape([n, channels, h * w])
-        .swap_dims(1, 2)
-        .reshape([n * h * w, channels])
-        .matmul(weight.transpose())
-        .reshape([n, h * w, out])
-        .swap_dims(1, 2)
-        .reshape([n, out, h, w])
+    x.reshape([n * h * w, channels]).matmul(weight.transpose()).reshape([n, h, w, out])
 }
 
-/// `[n, c, h, w] -> [n, 9c, h, w]`: channel `9c + 3(dy + 1) + dx + 1` is `x[c]` shifted by `(dy, dx)`.
+/// `[n, h, w, c] -> [n, h, w, 9c]`: channels `c (3(dy + 1) + dx + 1) ..` are those of the neighbour at
+/// `(dy, dx)`, zero outside.
 fn neighbours(x: Tensor<4>) -> Tensor<4> {
-    let [n, c, h, w] = x.dims();
-    let padded = x.pad((1, 1, 1, 1), PadMode::Constant(0.0));
-    let shifted =
-        (0..9).map(|tap| padded.clone().narrow(2, tap / 3, h).narrow(3, tap % 3, w)).collect();
-    Tensor::stack::<5>(shifted, 2).reshape([n, 9 * c, h, w])
+    let [_, h, w, _] = x.dims();
+    let padded = pad(x);
+    Tensor::cat((0..9).map(|tap| window(padded.clone(), tap, h, w)).collect(), 3)
 }
 
-/// `[n, 9 out, h, w] -> [n, out, h, w]`: adds group `3(dy + 1) + dx + 1` shifted by `(dy, dx)`.
+/// `[n, h, w, 9 out] -> [n, h, w, out]`: adds group `3(dy + 1) + dx + 1` shifted by `(dy, dx)`.
 fn shift_and_add(products: Tensor<4>, out: usize) -> Tensor<4> {
-    let [_, _, h, w] = products.dims();
-    let padded = products.pad((1, 1, 1, 1), PadMode::Constant(0.0));
+    let [_, h, w, _] = products.dims();
+    let padded = pad(products);
     (0..9)
-        .map(|tap| {
-            padded.clone().narrow(1, tap * out, out).narrow(2, tap / 3, h).narrow(3, tap % 3, w)
-        })
+        .map(|tap| window(padded.clone().narrow(3, tap * out, out), tap, h, w))
         .reduce(|sum, shifted| sum + shifted)
         .expect("there are nine taps")
+}
+
+fn pad(x: Tensor<4>) -> Tensor<4> {
+    x.pad([(1, 1), (1, 1), (0, 0)], PadMode::Constant(0.0))
+}
+
+fn window(padded: Tensor<4>, tap: usize, h: usize, w: usize) -> Tensor<4> {
+    padded.narrow(1, tap / 3, h).narrow(2, tap % 3, w)
 }
 
 #[cfg(test)]

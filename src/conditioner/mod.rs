@@ -27,16 +27,18 @@ pub use weight_norm::WeightNormConv;
 /// use burn_flows::{conditioner::Conditioner, coupling::{AffineCoupling, Mask, ScaleMap}};
 ///
 /// #[derive(Module, Debug)]
-/// struct OneLayer(Linear);
+/// struct OneLayer {
+///     linear: Linear,
+/// }
 ///
 /// impl Conditioner<2> for OneLayer {
 ///     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-///         self.0.forward(x)
+///         self.linear.forward(x)
 ///     }
 /// }
 ///
 /// let device = burn_flows::backend::device();
-/// let net = OneLayer(LinearConfig::new(2, 4).init(&device));
+/// let net = OneLayer { linear: LinearConfig::new(2, 4).init(&device) };
 /// AffineCoupling::affine(net, Mask::first_half(), ScaleMap::default(), 4, &device)?;
 /// # Ok::<(), burn_flows::FlowError>(())
 /// ```
@@ -48,6 +50,18 @@ pub trait Conditioner<const D: usize>: Module {
     fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
         let y = self.forward(x);
         (self, y)
+    }
+
+    /// Takes a batch into running statistics (batch normalization inside the net), as
+    /// [`Flow::observe`](crate::Flow::observe); default: none.
+    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        let y = self.forward(x);
+        (self, y)
+    }
+
+    /// Whether [`observe`](Conditioner::observe) changes anything.
+    fn has_running_statistics(&self) -> bool {
+        false
     }
 
     /// The net as affine layers with a (leaky) ReLU between, if it is one: couplings on the CPU then

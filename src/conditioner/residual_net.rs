@@ -10,6 +10,9 @@ use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::norm::{BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, Moments, RunningMoments};
 
+/// [`RunningMoments::initialize`] or [`RunningMoments::update`].
+type MomentsPass = fn(RunningMoments, Moments) -> RunningMoments;
+
 /// Configuration of a [`ResidualNet`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResidualNetConfig {
@@ -124,7 +127,7 @@ impl ResidualNetConfig {
 ///
 /// All convolutions are weight normalized ([`WeightNormConv`]), 3x3 inside, 1x1 in the skips and at
 /// the output, whose gains start at zero. The batch normalizations use running moments in training
-/// as well, brought up to date by [`initialize`](Conditioner::initialize) before a step, for the
+/// as well, brought up to date by [`observe`](Conditioner::observe) before a step, for the
 /// reason told at [`BatchNorm`](crate::norm::BatchNorm): a coupling's `inverse` must meet the very
 /// net that its `forward` used.
 ///
@@ -157,6 +160,26 @@ impl ResidualNet {
         let both = Tensor::cat(vec![h.clone(), h.neg()], 1);
         self.conv_in.forward(activation::relu(both))
     }
+
+    /// Sends a batch through, which `pass` takes into every normalization's moments.
+    fn data_pass(mut self, x: Tensor<4>, pass: MomentsPass) -> (Self, Tensor<4>) {
+        let (norm_in, normalized) = self.norm_in.clone().data_pass(x, pass);
+        self.norm_in = norm_in;
+        let mut h = self.enter(normalized);
+        let mut sum = self.skip_in.forward(h.clone());
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for (block, skip) in std::mem::take(&mut self.blocks).into_iter().zip(&self.skips) {
+            let (block, out) = block.data_pass(h, pass);
+            h = out;
+            sum = sum + skip.forward(h.clone());
+            blocks.push(block);
+        }
+        self.blocks = blocks;
+        let (norm_out, h) = self.norm_out.clone().data_pass(sum, pass);
+        self.norm_out = norm_out;
+        let y = self.conv_out.forward(activation::relu(h));
+        (self, y)
+    }
 }
 
 impl Conditioner<4> for ResidualNet {
@@ -170,23 +193,16 @@ impl Conditioner<4> for ResidualNet {
         self.conv_out.forward(activation::relu(self.norm_out.forward(sum)))
     }
 
-    fn initialize(mut self, x: Tensor<4>) -> (Self, Tensor<4>) {
-        let (norm_in, normalized) = self.norm_in.clone().initialize(x);
-        self.norm_in = norm_in;
-        let mut h = self.enter(normalized);
-        let mut sum = self.skip_in.forward(h.clone());
-        let mut blocks = Vec::with_capacity(self.blocks.len());
-        for (block, skip) in std::mem::take(&mut self.blocks).into_iter().zip(&self.skips) {
-            let (block, out) = block.initialize(h);
-            h = out;
-            sum = sum + skip.forward(h.clone());
-            blocks.push(block);
-        }
-        self.blocks = blocks;
-        let (norm_out, h) = self.norm_out.clone().initialize(sum);
-        self.norm_out = norm_out;
-        let y = self.conv_out.forward(activation::relu(h));
-        (self, y)
+    fn initialize(self, x: Tensor<4>) -> (Self, Tensor<4>) {
+        self.data_pass(x, RunningMoments::initialize)
+    }
+
+    fn observe(self, x: Tensor<4>) -> (Self, Tensor<4>) {
+        self.data_pass(x, RunningMoments::update)
+    }
+
+    fn has_running_statistics(&self) -> bool {
+        true
     }
 }
 
@@ -209,10 +225,10 @@ impl ResidualBlock {
         x + self.conv2.forward(activation::relu(self.norm2.forward(h)))
     }
 
-    fn initialize(mut self, x: Tensor<4>) -> (Self, Tensor<4>) {
-        let (norm1, h) = self.norm1.initialize(x.clone());
+    fn data_pass(mut self, x: Tensor<4>, pass: MomentsPass) -> (Self, Tensor<4>) {
+        let (norm1, h) = self.norm1.data_pass(x.clone(), pass);
         let h = self.conv1.forward(activation::relu(h));
-        let (norm2, h) = self.norm2.initialize(h);
+        let (norm2, h) = self.norm2.data_pass(h, pass);
         (self.norm1, self.norm2) = (norm1, norm2);
         let y = x + self.conv2.forward(activation::relu(h));
         (self, y)
@@ -250,9 +266,9 @@ impl NetBatchNorm {
         z * per_channel(self.weight.val()) + per_channel(self.bias.val())
     }
 
-    fn initialize(mut self, x: Tensor<4>) -> (Self, Tensor<4>) {
+    fn data_pass(mut self, x: Tensor<4>, pass: MomentsPass) -> (Self, Tensor<4>) {
         self.moments.assert_channels(&x);
-        self.moments = self.moments.update(Moments::of(x.clone()));
+        self.moments = pass(self.moments, Moments::of(x.clone()));
         let y = self.forward(x);
         (self, y)
     }

@@ -181,6 +181,24 @@ impl<C: Module, T: Transform> Coupling<C, T> {
         params
     }
 
+    /// Sends a batch through, by which the conditioner may change.
+    fn data_pass<const D: usize>(
+        mut self,
+        x: Tensor<D>,
+        pass: fn(C, Tensor<D>) -> (C, Tensor<D>),
+    ) -> (Self, Tensor<D>)
+    where
+        C: Conditioner<D>,
+        Self: Flow<D>,
+    {
+        let (identity, _) = self.mask.split(x.clone());
+        self.conditioner = pass(self.conditioner, identity).0;
+        // By `forward`, so that the flows behind see to the last bit what they will see in training:
+        // a small batch can make an ActNorm that amplifies the difference between two roads.
+        let z = self.forward(x).0;
+        (self, z)
+    }
+
     /// The transformed part and its elementwise log-scale.
     fn transform_forward<const D: usize>(
         &self,
@@ -221,13 +239,16 @@ where
         self.mask.merge(identity, x)
     }
 
-    fn initialize(mut self, x: Tensor<D>) -> (Self, Tensor<D>) {
-        let (identity, _) = self.mask.split(x.clone());
-        self.conditioner = self.conditioner.initialize(identity).0;
-        // By `forward`, so that the flows behind see to the last bit what they will see in training:
-        // a small batch can make an ActNorm that amplifies the difference between two roads.
-        let z = self.forward(x).0;
-        (self, z)
+    fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        self.data_pass(x, C::initialize)
+    }
+
+    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        self.data_pass(x, C::observe)
+    }
+
+    fn has_running_statistics(&self) -> bool {
+        self.conditioner.has_running_statistics()
     }
 
     fn pull_back(

@@ -34,11 +34,11 @@ pub mod streams {
 /// use burn_flows::data::{random_for, streams};
 /// use rand::RngExt;
 ///
-/// let first: u64 = random_for(42, streams::SAMPLE, 0).random();
-/// assert_eq!(first, random_for(42, streams::SAMPLE, 0).random());
-/// assert_ne!(first, random_for(42, streams::SAMPLE, 1).random());
-/// assert_ne!(first, random_for(42, streams::SHUFFLE, 0).random());
-/// assert_ne!(first, random_for(43, streams::SAMPLE, 0).random());
+/// let first: u64 = random_for(42, streams::SAMPLE, 0).random::<u64>();
+/// assert_eq!(first, random_for(42, streams::SAMPLE, 0).random::<u64>());
+/// assert_ne!(first, random_for(42, streams::SAMPLE, 1).random::<u64>());
+/// assert_ne!(first, random_for(42, streams::SHUFFLE, 0).random::<u64>());
+/// assert_ne!(first, random_for(43, streams::SAMPLE, 0).random::<u64>());
 /// ```
 pub fn random_for(seed: u64, stream: u64, step: u64) -> StdRng {
     // A chain of bijections, so that the map from the triple to the 256-bit key is injective

@@ -203,8 +203,8 @@ impl RealNvpConfig {
 /// of channel halves and a split; four checkerboard couplings in the last scale.
 ///
 /// Couplings are affine, `z = x exp(s) + t` with `s = gain tanh(h)`, their nets residual, their
-/// outputs batch normalized; the priors are standard normal. A batch is taken in by
-/// [`initialize`](crate::Flow::initialize), before every step of the training: see
+/// outputs batch normalized; the priors are standard normal. The running moments take in a batch by
+/// [`observe`](crate::Flow::observe), before the training step on it: see
 /// [`BatchNorm`](crate::norm::BatchNorm).
 ///
 /// The published code undoes the squeeze before the split and squeezes again in another order of the

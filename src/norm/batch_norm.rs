@@ -27,11 +27,11 @@ pub const BATCH_NORM_MOMENTUM: f64 = 0.1;
 /// `forward` and `inverse` use the running moments in training as well, as constants: that keeps the
 /// layer a bijection of each sample alone, whatever its batch, so that every law of [`Flow`] holds in
 /// training too and reversible backpropagation inverts exactly what `forward` did. The moments are
-/// brought up to date by a pass over the batch *before* the step, [`initialize`](Flow::initialize),
-/// which couplings, stacks and whole models hand on: the first call takes the batch's moments, later
-/// ones the moving average
-/// `running = (1 - momentum) running + momentum batch`. This is what the paper does in its appendix E,
-/// "a moving average over recent minibatches"; there the newest batch's share also carries a
+/// brought up to date by a pass over the batch *before* the step, [`observe`](Flow::observe), which
+/// couplings, stacks and whole models hand on and [`Trainer`](crate::training::Trainer) calls: the
+/// first call takes the batch's moments, later ones the moving average
+/// `running = (1 - momentum) running + momentum batch`. The paper as well normalizes by a running
+/// average over recent minibatches (appendix E); there the newest batch's share also carries a
 /// gradient, here it does not.
 ///
 /// ```
@@ -42,7 +42,7 @@ pub const BATCH_NORM_MOMENTUM: f64 = 0.1;
 /// let mut norm = BatchNorm::new(1, &device)?;
 /// for batch in [[[1.0], [3.0]], [[2.0], [4.0]]] {
 ///     let x = Tensor::<2>::from_data(batch, &device);
-///     norm = norm.initialize(x).0; // before the step on this batch
+///     norm = norm.observe(x).0; // before the step on this batch
 /// }
 /// let mean = norm.moments.mean.val().into_scalar::<f32>();
 /// assert!((mean - (0.9 * 2.0 + 0.1 * 3.0)).abs() < 1e-6);
@@ -144,13 +144,24 @@ impl<const D: usize> Flow<D> for BatchNorm {
         self.denormalize_with(z, self.moments.current())
     }
 
-    /// Takes the batch into the running moments, then maps it by them; see *Training* above. Unlike
-    /// other flows' it is meant to be called again, before every step.
+    /// Takes the moments of the first batch; later batches change nothing.
     fn initialize(mut self, x: Tensor<D>) -> (Self, Tensor<D>) {
+        self.moments.assert_channels(&x);
+        self.moments = self.moments.initialize(Moments::of(x.clone()));
+        let z = self.forward(x).0;
+        (self, z)
+    }
+
+    /// Takes the batch into the running moments, then maps it by them; see *Training* above.
+    fn observe(mut self, x: Tensor<D>) -> (Self, Tensor<D>) {
         self.moments.assert_channels(&x);
         self.moments = self.moments.update(Moments::of(x.clone()));
         let z = self.forward(x).0;
         (self, z)
+    }
+
+    fn has_running_statistics(&self) -> bool {
+        true
     }
 }
 
@@ -169,7 +180,7 @@ mod tests {
     fn norm(momentum: f64) -> BatchNorm {
         let device = crate::backend::device();
         let moments = RunningMoments::new(2, momentum, BATCH_NORM_EPSILON, &device).unwrap();
-        BatchNorm::from_moments(moments).affine()
+        crate::testing::to_f64(BatchNorm::from_moments(moments).affine())
     }
 
     fn largest(x: Tensor<2>) -> f64 {
@@ -178,7 +189,8 @@ mod tests {
 
     #[test]
     fn momentum_one_is_ordinary_batch_normalization() {
-        let (norm, z) = norm(1.0).initialize(batch());
+        let norm = norm(1.0).observe(batch() * 5.0).0;
+        let (norm, z) = norm.observe(batch());
         let again = norm.normalize_with(batch(), Moments::of(batch())).0;
         assert!(largest(z - again) < 1e-12);
     }
@@ -204,7 +216,7 @@ mod tests {
         let mut norm = norm(0.3);
         for step in 1..4 {
             let x = batch() * f64::from(step);
-            norm = norm.initialize(x.clone()).0;
+            norm = norm.observe(x.clone()).0;
             let training = norm.clone().train();
             let loss = |z: Tensor<2>, log_det: Tensor<1>| z.powi_scalar(3).sum() - log_det.sum();
 

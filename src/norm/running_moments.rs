@@ -102,6 +102,11 @@ impl RunningMoments {
         Moments { mean: self.mean.val(), variance: self.variance.val() }
     }
 
+    /// Takes the moments of the first batch as they are; later ones change nothing.
+    pub fn initialize(self, batch: Moments) -> Self {
+        if self.is_initialized() { self } else { self.update(batch) }
+    }
+
     /// Takes in the moments of a batch.
     pub fn update(mut self, batch: Moments) -> Self {
         let momentum = if self.is_initialized() { self.momentum } else { 1.0 };

@@ -1,7 +1,7 @@
 //! The logit preprocessing of RealNVP.
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor, activation};
+use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::coupling::sum_per_sample;
@@ -125,8 +125,10 @@ impl<const D: usize> Flow<D> for Logit {
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-        // Not a division: Burn 0.22 rounds the gradient of a division by a scalar to f32.
-        (activation::sigmoid(z) - self.alpha) * self.slope().recip()
+        // sigmoid(z) = (tanh(z / 2) + 1) / 2: Burn's own sigmoid is in f32 on ndarray. Not a division:
+        // Burn 0.22 rounds the gradient of a division by a scalar to f32.
+        let p = ((z * 0.5).tanh() + 1.0) * 0.5;
+        (p - self.alpha) * self.slope().recip()
     }
 }
 

@@ -17,6 +17,13 @@ const SPREAD: f64 = 0.1;
 /// Factors on the inputs at which outputs and gradients must be finite.
 const SCALES: [f64; 4] = [1e-6, 1e-3, 1e2, 1e4];
 
+/// How many times as many samples as there are initialize a flow.
+const INITIALIZATION_COPIES: usize = 8;
+
+/// How much more than elsewhere two computations of a batch may differ after a data-dependent
+/// initialization, which divides by deviations that can be small.
+const INITIALIZATION_GAIN: f64 = 10.0;
+
 /// Checks every law of [`Flow`] on a flow whose parameters are moved by seeded noise first.
 ///
 /// `flow` is not in training; `x` is a batch of at least two samples, on the flow's device and of its
@@ -409,17 +416,28 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
     }
 
     fn initialize(&self) -> Result<(), LawViolation> {
-        let (flow, z) = self.flow.clone().initialize(self.x.clone());
-        let tolerance = self.tolerances.agreement;
-        let expected = host::to_f64(flow.forward(self.x.clone()).0);
-        let compare = |what, got: &[f64], expected: &[f64]| {
-            self.court.compare(Law::Initialize, what, got, expected, tolerance)
+        // Mixtures of the batch and its reverse: inputs that the flow is defined on, and enough of
+        // them for the moments that an initialization divides by to be of the order of one.
+        let reverse = self.x.clone().flip([0]);
+        let mixture = |weight: f64| self.x.clone() * weight + reverse.clone() * (1.0 - weight);
+        let weights = (0..INITIALIZATION_COPIES).map(|i| i as f64 / INITIALIZATION_COPIES as f64);
+        let batch = Tensor::cat(weights.map(mixture).collect(), 0);
+        let (flow, z) = self.flow.clone().initialize(batch.clone());
+        let tolerance = self.tolerances.agreement * INITIALIZATION_GAIN;
+        let compare = |what, got: Tensor<D>, expected: Tensor<D>| {
+            let (got, expected) = (host::to_f64(got), host::to_f64(expected));
+            self.court.compare(Law::Initialize, what, &got, &expected, tolerance)
         };
-        compare("the batch that initialize returns", &host::to_f64(z), &expected)?;
+        compare("the batch that initialize returns", z, flow.forward(batch).0)?;
         // Another batch, other moments: an initialized flow must not look at them.
-        let (again, _) = flow.initialize(self.x.clone() * 3.0 + 1.0);
-        let again = host::to_f64(again.forward(self.x.clone()).0);
-        compare("forward(x) after a second initialize", &again, &expected)?;
+        let (again, _) = flow.clone().initialize(self.x.clone().narrow(0, 0, 1));
+        compare(
+            "forward(x) after a second initialize",
+            again.forward(self.x.clone()).0,
+            flow.forward(self.x.clone()).0,
+        )?;
+        let (observed, z) = flow.observe(self.x.clone());
+        compare("the batch that observe returns", z, observed.forward(self.x.clone()).0)?;
         Ok(())
     }
 }

@@ -16,7 +16,7 @@
 //! assert!(report.round_trip < 1e-5);
 //!
 //! // A CPU device computes in f64 as well, where a wrong log-determinant cannot hide in rounding.
-//! # if !cfg!(feature = "wgpu") {
+//! # if burn_flows::backend::is_host(&device) {
 //! let report = check_laws(&to_f64(flow), inputs([4, 3], 1, &device, DType::F64))?;
 //! assert!(report.jacobian < 1e-12);
 //! # }
@@ -67,7 +67,7 @@ pub fn move_parameters<M: Module>(module: M, seed: u64, spread: f64) -> M {
 }
 
 /// The module with every float parameter cast to f64, for tests in double precision on a CPU device
-/// (wgpu has no f64).
+/// (a GPU has no f64).
 pub fn to_f64<M: Module>(module: M) -> M {
     struct Cast;
     impl ModuleMapper for Cast {

@@ -124,16 +124,31 @@ where
     /// [`FlowError::NotFinite`], with step and layer, where loss or gradients are not finite; the
     /// model is then unchanged.
     pub fn step(&mut self, x: Tensor<D>) -> Result<Step> {
+        let before = self.observe(x.clone());
         let (loss, grads) = reversible::gradients(self.training_model(), x.clone());
         let loss = loss.into_scalar::<f64>();
         match self.update(loss, grads) {
             Err(FlowError::NotFinite { step, layer, what }) => {
                 // Where the activations stop being finite says more than where the gradients do.
                 let layer = self.model().first_not_finite(x).unwrap_or(layer);
+                if before.is_some() {
+                    self.model = before;
+                }
                 Err(FlowError::NotFinite { step, layer, what })
             }
             other => other,
         }
+    }
+
+    /// Takes the batch into the model's running statistics, if it has any; returns the model as it
+    /// was.
+    fn observe(&mut self, x: Tensor<D>) -> Option<FlowStack<D, F, P, S>> {
+        let before = self.training_model();
+        if !before.has_running_statistics() {
+            return None;
+        }
+        let (model, _) = before.valid().observe(x);
+        self.model.replace(model.train())
     }
 }
 

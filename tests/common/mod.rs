@@ -9,8 +9,8 @@ use burn_flows::backend;
 
 /// Every compiled-in device that computes in main memory.
 pub fn hosts() -> Vec<Device> {
-    let host = |(name, _): &(&str, _)| *name != "wgpu";
-    backend::devices().into_iter().filter(host).map(|(_, device)| device()).collect()
+    let devices = backend::devices().into_iter().map(|(_, device)| device());
+    devices.filter(backend::is_host).collect()
 }
 
 /// The values of a tensor, row-major.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_flows::weights::{Array, Weights};
 use serde_json::Value;
 
@@ -18,9 +18,8 @@ pub struct Golden {
 }
 
 impl Golden {
-    pub fn read(path: &Path) -> Result<Self, String> {
-        let weights = Weights::read_safetensors(path, &burn_flows::backend::device())
-            .map_err(|error| error.to_string())?;
+    pub fn read(path: &Path, device: &Device) -> Result<Self, String> {
+        let weights = Weights::read_safetensors(path, device).map_err(|error| error.to_string())?;
         Ok(Self { metadata: metadata(path)?, weights })
     }
 
