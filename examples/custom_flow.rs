@@ -45,8 +45,6 @@ struct Arguments {
     device: DeviceArgument,
 }
 
-// ---- The layer --------------------------------------------------------------------------------
-
 /// The sinh-arcsinh transformation, on every feature by itself:
 ///
 /// `z = sinh(u)`, `u = exp(log_tail) asinh(x) - skew`
@@ -55,9 +53,8 @@ struct Arguments {
 /// tail to the other. At zero parameters it is the identity, which is a good start for any layer.
 ///
 /// Source: Jones and Pewsey, *Sinh-arcsinh distributions*, Biometrika 96 (2009).
-//
-// `Module` gives parameters, records and devices; it is all that a layer derives. What must survive
-// saving and loading is a `Param`: a plain field would not be in the record.
+// `Module` brings training, records and devices. What must survive saving and loading is a `Param`: a
+// plain field would not be in the record.
 #[derive(Module, Debug)]
 struct Tails {
     log_tail: Param<Tensor<1>>,
@@ -90,13 +87,14 @@ impl Flow<2> for Tails {
         (u * self.log_tail.val().neg().exp().unsqueeze()).sinh()
     }
 
-    /// This one is optional: by default it is `forward` without its first half.
+    /// Optional: the default runs `forward` and forgets `z`.
     ///
     /// The Jacobian is diagonal, so its log-determinant is the sum of the logarithms
     /// `ln dz/dx = ln cosh(u) + log_tail - ln sqrt(1 + x^2)`.
     fn log_det(&self, x: Tensor<2>) -> Tensor<1> {
-        let log_slope =
-            ln_cosh(self.bent(&x)) + self.log_tail.val().unsqueeze() - ln_cosh(x.asinh()); // cosh(asinh(x)) = sqrt(1 + x^2)
+        // sqrt(1 + x^2) is cosh(asinh(x)), and x^2 could be infinite where its logarithm is not.
+        let (from, to) = (ln_cosh(x.clone().asinh()), ln_cosh(self.bent(&x)));
+        let log_slope = to - from + self.log_tail.val().unsqueeze();
         log_slope.sum_dim(1).squeeze_dim(1)
     }
 }
@@ -107,8 +105,6 @@ fn ln_cosh(u: Tensor<2>) -> Tensor<2> {
     let u = u.abs();
     u.clone() + (u * -2.0).exp().log1p() - std::f64::consts::LN_2
 }
-
-// ---- The stack --------------------------------------------------------------------------------
 
 /// The steps of the stack. They are of different kinds, and Burn's modules are plain types, not trait
 /// objects: an enum that derives `Module` holds one of several, and `choice_of_flows!` makes it a
@@ -139,8 +135,6 @@ fn steps(with_tails: bool, device: &Device) -> Result<Vec<Step>> {
     steps.push(Step::Couple(coupling));
     Ok(steps)
 }
-
-// ---- Proof and training -----------------------------------------------------------------------
 
 const LEARNING_RATE: f64 = 5e-3;
 const NUM_HELD_OUT: usize = 10_000;

@@ -54,8 +54,8 @@ struct Arguments {
     out: PathBuf,
 }
 
-/// A normal prior is in one piece and so is every density that a flow makes of it: a thread stays between
-/// the moons, thinner with every coupling.
+/// A normal prior is in one piece, and so is every density that a flow makes of it: a thread stays
+/// between the moons, and it takes many couplings to make it faint.
 const NUM_COUPLINGS: usize = 24;
 const HIDDEN: usize = 64;
 const LEARNING_RATE: f64 = 2e-3;

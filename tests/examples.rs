@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use burn_flows::backend::{self, NamedDevice};
 use burn_flows::data::{Images, Mnist};
 use burn_flows::models::GlowConfig;
-use burn_flows::{backend, record};
+use burn_flows::record;
 use image::RgbImage;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -22,31 +23,44 @@ const NUM_TEST: usize = 100;
 /// The smallest model that has all the parts of the default one.
 const SMALLEST: [&str; 6] = ["--batch", "8", "--hidden", "8", "--steps-per-level", "1"];
 
-// ---- Running an example -----------------------------------------------------------------------
-
 /// The program of an example, compiled with this test and beside it.
 fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows where it is");
     // target/PROFILE/deps/examples-HASH and target/PROFILE/examples/NAME
     let profile = test.ancestors().nth(2).expect("the test is in a target folder");
     let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    assert!(
-        path.exists(),
-        "{} is missing; build the examples with the profile and the features of this test: \
-         cargo build --examples",
-        path.display()
-    );
+    let build = "build the examples with the profile and the features of this test: \
+                 cargo build --examples";
+    assert!(path.exists(), "{} is missing; {build}", path.display());
+    // `cargo test --test examples` alone builds no example, and would run what an earlier build left.
+    if let Some(source) = newer_source(&path) {
+        panic!("{} is older than {source}; {build}", path.display());
+    }
     path
+}
+
+/// A source file that a program was built from and that has changed since, by the list of them that
+/// cargo leaves beside the program.
+fn newer_source(program: &Path) -> Option<String> {
+    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let list = fs::read_to_string(program.with_extension("d")).ok()?;
+    let built = modified(program)?;
+    let sources = list.split_whitespace().skip(1);
+    sources.map(String::from).find(|source| modified(Path::new(source)) > Some(built))
+}
+
+/// The last of the compiled-in devices: a CPU if there is one, because these tests are about files and
+/// processes.
+fn device() -> NamedDevice {
+    backend::devices().pop().expect("a backend is compiled in")
 }
 
 /// An example, ready for its options.
 fn example(name: &str) -> Command {
     let mut command = Command::new(program(name));
-    // Where there is a choice, the CPU: these tests are about files and processes.
-    let devices = backend::devices();
-    if let Some((name, _)) = devices.iter().find(|(_, device)| backend::is_host(&device())) {
-        command.args(["--device", name]);
-    }
+    // Where it is not set, the libraries of a GPU that is looked for say so on standard error.
+    command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    command.args(["--device", device().0]);
     command
 }
 
@@ -90,28 +104,30 @@ fn number(text: &str, before: &str, after: &str) -> f64 {
     rest[..end].trim().parse().unwrap_or_else(|_| panic!("no number: {text}"))
 }
 
-// ---- Data -------------------------------------------------------------------------------------
-
-/// The first images of the bundled data, as plain IDX files under the standard names.
-fn small_mnist() -> TempDir {
+/// The first images of the bundled data, as plain IDX files under the standard names; of each the middle
+/// with `side` pixels a side.
+fn small_mnist(side: usize) -> TempDir {
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
     let Mnist { train, test } = Mnist::load(bundled).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    write_idx(folder.path(), "train", &train, NUM_TRAIN);
-    write_idx(folder.path(), "t10k", &test, NUM_TEST);
+    for (part, images, count) in [("train", &train, NUM_TRAIN), ("t10k", &test, NUM_TEST)] {
+        let write = |kind: &str, bytes: Vec<u8>| {
+            fs::write(folder.path().join(format!("{part}-{kind}-ubyte")), bytes).unwrap();
+        };
+        write("images-idx3", idx(&[count, side, side], &middles(images, count, side)));
+        write("labels-idx1", idx(&[count], &images.labels().unwrap()[..count]));
+    }
     folder
 }
 
-fn write_idx(folder: &Path, part: &str, images: &Images, count: usize) {
+fn middles(images: &Images, count: usize, side: usize) -> Vec<u8> {
     let [_, height, width] = images.image_shape();
-    let pixels = &images.pixels()[..count * height * width];
-    let labels = &images.labels().unwrap()[..count];
-    fs::write(
-        folder.join(format!("{part}-images-idx3-ubyte")),
-        idx(&[count, height, width], pixels),
-    )
-    .unwrap();
-    fs::write(folder.join(format!("{part}-labels-idx1-ubyte")), idx(&[count], labels)).unwrap();
+    let (top, left) = ((height - side) / 2, (width - side) / 2);
+    let rows = images.pixels()[..count * height * width].chunks(width).enumerate();
+    rows.filter(|(row, _)| (top..top + side).contains(&(row % height)))
+        .flat_map(|(_, row)| &row[left..left + side])
+        .copied()
+        .collect()
 }
 
 fn idx(dims: &[usize], values: &[u8]) -> Vec<u8> {
@@ -120,8 +136,6 @@ fn idx(dims: &[usize], values: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(values);
     bytes
 }
-
-// ---- What is written --------------------------------------------------------------------------
 
 fn picture(path: PathBuf) -> RgbImage {
     image::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).into_rgb8()
@@ -139,7 +153,7 @@ fn metrics(out: &Path) -> Vec<Value> {
 
 #[test]
 fn mnist_writes_all_it_promises() {
-    let data = small_mnist();
+    let data = small_mnist(28);
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("a/new/folder");
     let answer = answer(&mut mnist(data.path(), &out, &["--steps", "2", "--seed", "7"]));
@@ -182,9 +196,9 @@ fn mnist_writes_all_it_promises() {
         serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["seed"], 7);
     assert_eq!(config["bits"], 8);
-    let glow = config.pointer("/model/glow").or(config.pointer("/glow")).unwrap();
+    let glow = &config["model"]["glow"];
     let glow: GlowConfig = serde_json::from_value(glow.clone()).unwrap();
-    let model = glow.init(&mut StdRng::seed_from_u64(0), &backend::device()).unwrap();
+    let model = glow.init(&mut StdRng::seed_from_u64(0), &device().1()).unwrap();
     let model = record::load(model, out.join("model.safetensors")).unwrap();
     assert_eq!(model.sample(1, 1.0).dims(), [1, 1, 28, 28]);
 }
@@ -225,8 +239,6 @@ fn custom_flow_proves_its_layer() {
     );
 }
 
-// ---- Bad input --------------------------------------------------------------------------------
-
 /// The one line that an example ends with when it cannot go on, without `error: `.
 fn complaint(command: &mut Command) -> String {
     let answer = answer(command);
@@ -239,7 +251,7 @@ fn complaint(command: &mut Command) -> String {
 
 #[test]
 fn options_that_cannot_be_used() {
-    let data = small_mnist();
+    let data = small_mnist(28);
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let complaint = |options: &[&str]| {
@@ -265,7 +277,10 @@ fn options_that_cannot_be_used() {
     for value in ["0", "inf", "NaN"] {
         assert_eq!(complaint(&["--learning-rate", value]), rate(value));
     }
-    assert!(complaint(&["--model", "flux"]).starts_with("--model: got flux, needs glow"));
+    assert_eq!(
+        complaint(&["--model", "flux"]),
+        "--model: got flux, needs glow, realnvp or nice; pass one of the three"
+    );
     let text = self::complaint(Command::new(program("mnist")).args(["--device", "abacus"]));
     assert!(text.starts_with("--device: got abacus, needs "), "{text}");
     assert_eq!(
@@ -303,7 +318,7 @@ fn options_that_cannot_be_used() {
 
 #[test]
 fn data_that_cannot_be_read() {
-    let data = small_mnist();
+    let data = small_mnist(28);
     let data = data.path();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
@@ -365,7 +380,7 @@ fn data_that_cannot_be_read() {
 
 #[test]
 fn folders_that_cannot_be_written() {
-    let data = small_mnist();
+    let data = small_mnist(28);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "mine").unwrap();
@@ -395,8 +410,6 @@ fn folders_that_cannot_be_written() {
     }
 }
 
-// ---- Interruption -----------------------------------------------------------------------------
-
 #[cfg(unix)]
 mod interruption {
     use std::thread::sleep;
@@ -408,7 +421,11 @@ mod interruption {
 
     /// A short run with many lines of metrics, checkpoints that fall between them, and an end that is
     /// no checkpoint by itself.
-    const RUN: [&str; 6] = ["--steps", "40", "--checkpoint-every", "3", "--seed", "3"];
+    const RUN: [&str; 4] = ["--checkpoint-every", "3", "--seed", "3"];
+    const GLOW: [&str; 4] = ["--model", "glow", "--steps", "40"];
+
+    /// Side of the pictures, which halves twice: a run takes a second.
+    const SIDE: usize = 12;
 
     /// Moments at which the run is killed.
     const KILLS: usize = 10;
@@ -419,6 +436,7 @@ mod interruption {
 
     /// An uninterrupted run.
     struct Reference {
+        options: &'static [&'static str],
         data: TempDir,
         folder: TempDir,
         lines: Vec<Value>,
@@ -426,23 +444,29 @@ mod interruption {
     }
 
     impl Reference {
-        fn run() -> Self {
-            let (data, folder) = (small_mnist(), tempfile::tempdir().unwrap());
+        fn run(options: &'static [&'static str]) -> Self {
+            let (data, folder) = (small_mnist(SIDE), tempfile::tempdir().unwrap());
             let out = folder.path().join("whole");
             let start = Instant::now();
-            answer(&mut mnist(data.path(), &out, &RUN)).last_line();
+            answer(mnist(data.path(), &out, &RUN).args(options)).last_line();
             let duration = start.elapsed();
-            Self { data, lines: metrics(&out), folder, duration }
+            Self { options, data, lines: metrics(&out), folder, duration }
+        }
+
+        fn command(&self, out: &Path) -> Command {
+            let mut command = mnist(self.data.path(), out, &RUN);
+            command.args(self.options);
+            command
         }
 
         fn start(&self, out: &Path) -> std::process::Child {
-            let mut command = mnist(self.data.path(), out, &RUN);
+            let mut command = self.command(out);
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         }
 
         /// Resumes the run in `out` to its end and compares it; what it said.
         fn resume(&self, out: &Path) -> String {
-            let answer = answer(mnist(self.data.path(), out, &RUN).arg("--resume"));
+            let answer = answer(self.command(out).arg("--resume"));
             let bits = number(answer.last_line(), "", " bits/dim");
             let lines = metrics(out);
             let steps = |lines: &[Value]| -> Vec<u64> {
@@ -485,7 +509,21 @@ mod interruption {
 
     #[test]
     fn ctrl_c_writes_a_checkpoint_and_resume_goes_on() {
-        let reference = Reference::run();
+        interrupt_and_resume(&GLOW);
+    }
+
+    #[test]
+    fn a_model_with_batch_norm_goes_on_with_its_running_moments() {
+        interrupt_and_resume(&["--model", "realnvp", "--levels", "1", "--steps", "12"]);
+    }
+
+    #[test]
+    fn a_model_of_vectors_goes_on() {
+        interrupt_and_resume(&["--model", "nice", "--steps", "40"]);
+    }
+
+    fn interrupt_and_resume(options: &'static [&'static str]) {
+        let reference = Reference::run(options);
         let out = reference.out("interrupted");
         let child = reference.start(&out);
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -504,7 +542,7 @@ mod interruption {
         assert!(lines.last().is_none_or(|line| line["step"].as_f64().unwrap() <= step));
 
         // Not with other options.
-        let mut other = mnist(reference.data.path(), &out, &RUN);
+        let mut other = reference.command(&out);
         assert_eq!(
             complaint(other.args(["--learning-rate", "1e-4", "--resume"])),
             format!(
@@ -521,14 +559,14 @@ mod interruption {
 
     #[test]
     fn without_a_checkpoint_resume_says_so_and_starts_from_the_beginning() {
-        let reference = Reference::run();
+        let reference = Reference::run(&GLOW);
         let out = reference.out("nothing");
         assert!(reference.resume(&out).starts_with(&no_checkpoint(&out)));
         // Without --resume an old run is not gone on with, and leaves nothing behind.
         let out = reference.out("again");
-        let run = |options: &[&str]| answer(&mut mnist(reference.data.path(), &out, options));
-        run(&["--steps", "2", "--seed", "9"]).last_line();
-        run(&RUN).last_line();
+        let other = ["--steps", "2", "--seed", "9"];
+        answer(&mut mnist(reference.data.path(), &out, &other)).last_line();
+        answer(&mut reference.command(&out)).last_line();
         for (again, whole) in metrics(&out).iter().zip(&reference.lines) {
             same_but_for_seconds(again, whole);
         }
@@ -536,7 +574,7 @@ mod interruption {
 
     #[test]
     fn kill_9_at_any_moment_loses_no_more_than_the_last_checkpoint() {
-        let reference = Reference::run();
+        let reference = Reference::run(&GLOW);
         let mut rng = StdRng::seed_from_u64(4);
         let mut from_the_beginning = 0;
         for kill in 0..KILLS {
