@@ -3,7 +3,7 @@
 //! The backend is chosen at compile time with a cargo feature: `ndarray` (the default), `flex` or
 //! `wgpu`. Where several are compiled in, [`device`] takes wgpu before flex before ndarray.
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor, TensorData};
 
 #[cfg(not(any(feature = "ndarray", feature = "flex", feature = "wgpu")))]
 compile_error!(
@@ -44,6 +44,36 @@ pub fn is_host(device: &Device) -> bool {
         ndarray(),
     ];
     hosts.contains(device)
+}
+
+/// The values of a tensor on a host device, row-major.
+pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> TensorData {
+    // ndarray's own `into_data` copies a shared array an element at a time, ten times slower than
+    // memory is.
+    #[cfg(feature = "ndarray")]
+    if tensor.device() == ndarray()
+        && !tensor.device().is_autodiff()
+        && let Some(data) = read_ndarray(&tensor)
+    {
+        return data;
+    }
+    tensor.into_data()
+}
+
+#[cfg(feature = "ndarray")]
+#[allow(deprecated)] // as for `ndarray`
+fn read_ndarray<const D: usize>(tensor: &Tensor<D>) -> Option<TensorData> {
+    use burn_ndarray::{NdArray, NdArrayTensor};
+    let shape = tensor.dims();
+    match tensor.clone().try_into_primitive::<NdArray>().ok()? {
+        NdArrayTensor::F32(storage) => {
+            storage.view().as_slice().map(|values| TensorData::new(values.to_vec(), shape))
+        }
+        NdArrayTensor::F64(storage) => {
+            storage.view().as_slice().map(|values| TensorData::new(values.to_vec(), shape))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(feature = "ndarray")]

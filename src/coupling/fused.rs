@@ -9,7 +9,7 @@ use burn::tensor::{DType, Element, Tensor, TensorData};
 
 use super::scale::LOG_SCALE_LIMIT;
 use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
-use crate::backend::is_host;
+use crate::backend::{is_host, read};
 use crate::conditioner::{Conditioner, FoldedNet};
 use crate::flow::{accumulate, add_grad};
 use crate::kernels::{self, Layer, LogScale, Map, Net, Order, Scalar, Shape, Window};
@@ -274,8 +274,10 @@ fn weighted<const N: usize>(parameter: Tensor<N>, gradient: Tensor<N>) -> Option
     parameter.is_tracked().then(|| (parameter * Tensor::from_inner(gradient)).sum())
 }
 
+/// The values without the autodiff graph.
 fn values<const N: usize>(tensor: Tensor<N>) -> TensorData {
-    tensor.into_data()
+    let tensor = if tensor.device().is_autodiff() { tensor.inner() } else { tensor };
+    read(tensor)
 }
 
 fn slice<T: Element>(data: &TensorData) -> &[T] {
