@@ -39,10 +39,10 @@ struct Arguments {
     /// Levels of glow, scales of realnvp [default: 2]
     #[arg(long)]
     levels: Option<usize>,
-    /// Steps a level of glow, blocks of realnvp's nets [default: 8, 2]
+    /// Steps a level of glow, blocks of realnvp's nets [default: 8, 1]
     #[arg(long)]
     steps_per_level: Option<usize>,
-    /// Hidden width of the couplings' nets [default: glow 64, realnvp 32, nice 1000]
+    /// Hidden width of the couplings' nets [default: glow 64, realnvp 16, nice 1000]
     #[arg(long)]
     hidden: Option<usize>,
 }
@@ -52,7 +52,7 @@ const LOGIT_ALPHA: f64 = 1e-6;
 
 /// What suits a model in about 15 minutes on two cores.
 struct Defaults {
-    epochs: usize,
+    steps: usize,
     batch: usize,
     learning_rate: f64,
 }
@@ -80,8 +80,8 @@ impl Model {
                 Ok(Self::Glow(config))
             }
             "realnvp" => {
-                let blocks = arguments.steps_per_level.unwrap_or(2);
-                let hidden = arguments.hidden.unwrap_or(32);
+                let blocks = arguments.steps_per_level.unwrap_or(1);
+                let hidden = arguments.hidden.unwrap_or(16);
                 let config = RealNvpConfig::new(image_shape, levels, hidden, blocks)
                     .with_logit(Some(LOGIT_ALPHA), LogitForm::Code);
                 Ok(Self::RealNvp(config))
@@ -98,9 +98,9 @@ impl Model {
 
     fn defaults(&self) -> Defaults {
         match self {
-            Self::Glow(_) => Defaults { epochs: 8, batch: 32, learning_rate: 2e-3 },
-            Self::RealNvp(_) => Defaults { epochs: 2, batch: 64, learning_rate: 1e-3 },
-            Self::Nice(_) => Defaults { epochs: 12, batch: 100, learning_rate: 1e-3 },
+            Self::Glow(_) => Defaults { steps: 9_400, batch: 32, learning_rate: 2e-3 },
+            Self::RealNvp(_) => Defaults { steps: 500, batch: 32, learning_rate: 1e-3 },
+            Self::Nice(_) => Defaults { steps: 1_000, batch: 100, learning_rate: 1e-3 },
         }
     }
 }
@@ -132,7 +132,10 @@ fn run(arguments: &Arguments) -> Result<()> {
 
     let batch_size = training.batch.unwrap_or(defaults.batch);
     let steps_an_epoch = data.train.len() / batch_size;
-    let wanted = training.epochs.unwrap_or(defaults.epochs).saturating_mul(steps_an_epoch);
+    let wanted = match training.epochs {
+        Some(epochs) => epochs.saturating_mul(steps_an_epoch),
+        None => defaults.steps,
+    };
     let num_steps = wanted.min(training.steps.unwrap_or(usize::MAX)).max(1);
     let plan = Plan {
         num_steps,

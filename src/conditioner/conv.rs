@@ -172,13 +172,13 @@ mod tests {
     ) -> Vec<f64> {
         let mut y = vec![0.0; n * out * h * w];
         let pad = (k / 2) as isize;
-        for i in 0..y.len() {
+        for (i, y) in y.iter_mut().enumerate() {
             let (px, py, o, b) = (i % w, i / w % h, i / (w * h) % out, i / (w * h * out));
             for j in 0..c * k * k {
                 let (dx, dy, ci) = (j % k, j / k % k, j / (k * k));
                 let (yy, xx) = (py as isize + dy as isize - pad, px as isize + dx as isize - pad);
                 if yy >= 0 && xx >= 0 && yy < h as isize && xx < w as isize {
-                    y[i] += weight[o * c * k * k + j]
+                    *y += weight[o * c * k * k + j]
                         * x[((b * c + ci) * h + yy as usize) * w + xx as usize];
                 }
             }

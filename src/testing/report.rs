@@ -219,8 +219,8 @@ impl Court {
         let (mut worst, mut at) = (0.0, 0);
         for (i, (a, b)) in got.iter().zip(expected).enumerate() {
             let error = (a - b).abs() / (1.0 + largest);
-            // Written so that a NaN is the worst error.
-            if !(error <= worst) {
+            // A NaN is the worst error.
+            if error.is_nan() || error > worst {
                 (worst, at) = (error, i);
                 if worst.is_nan() {
                     break;
