@@ -3,7 +3,7 @@
 //! `cargo run --release --example custom_flow`
 //!
 //! The prior of a flow is a normal distribution, whose tails are thin; data that sometimes lies far out
-//! (prices, claims, anything with bursts) does not suit it. [`Tails`] is an elementwise map that makes
+//! (prices, claims, anything with bursts) does not suit it. `Tails` is an elementwise map that makes
 //! tails heavier or lighter and skews them, both learned. The example
 //!
 //! 1. proves the layer, and a stack with it, by one call each to [`check_laws`];

@@ -1,7 +1,7 @@
 //! Gradients without stored activations.
 //!
 //! A flow inverts exactly, so the backward pass can compute every activation again from the output:
-//! memory does not grow with depth. See [`Flow::pull_back`](crate::Flow::pull_back).
+//! memory does not grow with depth. See [`Flow::pull_back`].
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
