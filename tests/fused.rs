@@ -28,6 +28,16 @@ fn compare(what: &str, got: &[f64], expected: &[f64], tolerance: f64) {
     }
 }
 
+/// The error of a gradient by its norm. Where rounding puts a hidden value on the other side of ReLU's
+/// kink, single entries differ by much, in f32 about once in a million values.
+fn compare_norms(what: &str, got: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let error = norm(&mut got.iter().zip(expected).map(|(a, b)| a - b));
+    let size = 1.0 + norm(&mut expected.iter().copied());
+    assert!(error <= tolerance * size, "{what}: an error of norm {error:e} beside {size:e}");
+}
+
 /// Outputs, inverse and every gradient, in f32 and f64.
 fn check<const D: usize, F: Flow<D>>(flow: F, shape: [usize; D], device: &Device) {
     // Moved little: with `Exp`, rounding in the inverse grows with the scale itself.
@@ -64,11 +74,11 @@ fn agree<const D: usize, F: Flow<D>>(
     let mut grads = GradientsParams::new();
     let (back, dx) = training.pull_back(z, dz, dlog_det, &mut grads);
     compare("x", &flat(back), &flat(x), tolerance);
-    compare("dx", &flat(dx), &plain_dx, tolerance);
+    compare_norms("dx", &flat(dx), &plain_dx, tolerance);
     let fused = gradients(&training, &grads);
     assert_eq!(fused.len(), plain.len(), "every parameter has its gradient");
     for ((name, got), (_, expected)) in fused.iter().zip(&plain) {
-        compare(name, got, expected, tolerance);
+        compare_norms(name, got, expected, tolerance);
     }
 }
 

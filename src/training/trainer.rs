@@ -130,7 +130,11 @@ where
         match self.update(loss, grads) {
             Err(FlowError::NotFinite { step, layer, what }) => {
                 // Where the activations stop being finite says more than where the gradients do.
-                let layer = self.model().first_not_finite(x).unwrap_or(layer);
+                let layer = match self.model().first_not_finite(x) {
+                    Some(place) if place.starts_with("level") => format!("{place} ({layer})"),
+                    Some(place) => place,
+                    None => layer,
+                };
                 if before.is_some() {
                     self.model = before;
                 }
