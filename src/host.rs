@@ -16,3 +16,13 @@ pub(crate) fn from_f64<const D: usize>(
 ) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, shape), (device, dtype))
 }
+
+/// The tensor without its autodiff graph; a plain one as it is.
+pub(crate) fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.device().is_autodiff() { tensor.inner() } else { tensor }
+}
+
+/// Whether every value is finite.
+pub(crate) fn is_finite<const D: usize>(tensor: Tensor<D>) -> bool {
+    tensor.is_finite().all().into_scalar::<bool>()
+}

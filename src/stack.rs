@@ -10,6 +10,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, pull_back_through};
+use crate::host::is_finite;
 use crate::metrics;
 use crate::prior::{Prior, SplitPrior, StandardNormal};
 use crate::reshape::{Squeeze, merge_channels, num_kept, split_channels};
@@ -493,10 +494,6 @@ where
         }
         None
     }
-}
-
-fn is_finite<const D: usize>(x: Tensor<D>) -> bool {
-    x.is_finite().all().into_scalar::<bool>()
 }
 
 /// As a flow, a stack is its map alone: the latent's parts put back together in the shape of `x`

@@ -5,8 +5,8 @@ use burn::tensor::{Device, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::conv::{Conv, ZeroConv};
-use super::{Conditioner, FoldedNet};
-use crate::error::{FlowError, Result};
+use super::{Conditioner, FoldedNet, check_widths};
+use crate::error::Result;
 use crate::flow::Flow;
 use crate::norm::ActNorm;
 
@@ -61,21 +61,7 @@ impl GlowNetConfig {
     /// # Errors
     /// If a width is zero.
     pub fn init(&self, device: &Device) -> Result<GlowNet> {
-        for (parameter, value) in [
-            ("channels_in", self.channels_in),
-            ("hidden_width", self.hidden_width),
-            ("channels_out", self.channels_out),
-        ] {
-            if value == 0 {
-                return Err(FlowError::config(
-                    "GlowNet",
-                    parameter,
-                    0,
-                    "at least 1",
-                    "give every layer a width",
-                ));
-            }
-        }
+        check_widths("GlowNet", self.channels_in, self.hidden_width, self.channels_out)?;
         let hidden = self.hidden_width;
         let bias = self.norm == NetNorm::Bias;
         let norm = || match self.norm {

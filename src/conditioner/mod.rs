@@ -16,6 +16,8 @@ pub use mlp::{Mlp, MlpConfig};
 pub use residual_net::{NetBatchNorm, ResidualBlock, ResidualNet, ResidualNetConfig};
 pub use weight_norm::WeightNormConv;
 
+use crate::error::{FlowError, Result};
+
 /// A net from the part of the data that passes unchanged to the parameters for the other part.
 ///
 /// Any module becomes one with a single method:
@@ -84,4 +86,24 @@ pub struct FoldedNet {
     pub last_3x3: bool,
     /// Slope of the activation for negative values; 0 is ReLU.
     pub negative_slope: f64,
+}
+
+/// Refuses a net with a layer of no channels.
+fn check_widths(
+    layer: &'static str,
+    channels_in: usize,
+    hidden_width: usize,
+    channels_out: usize,
+) -> Result<()> {
+    for (parameter, value) in [
+        ("channels_in", channels_in),
+        ("hidden_width", hidden_width),
+        ("channels_out", channels_out),
+    ] {
+        if value == 0 {
+            let advice = "give every layer a width";
+            return Err(FlowError::config(layer, parameter, 0, "at least 1", advice));
+        }
+    }
+    Ok(())
 }

@@ -4,8 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
-use super::Conditioner;
 use super::weight_norm::WeightNormConv;
+use super::{Conditioner, check_widths};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::norm::{BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, Moments, RunningMoments};
@@ -69,21 +69,7 @@ impl ResidualNetConfig {
     /// # Errors
     /// If a width is zero, or momentum, epsilon or input gain is out of range.
     pub fn init(&self, device: &Device) -> Result<ResidualNet> {
-        for (parameter, value) in [
-            ("channels_in", self.channels_in),
-            ("hidden_width", self.hidden_width),
-            ("channels_out", self.channels_out),
-        ] {
-            if value == 0 {
-                return Err(FlowError::config(
-                    "ResidualNet",
-                    parameter,
-                    0,
-                    "at least 1",
-                    "give every layer a width",
-                ));
-            }
-        }
+        check_widths("ResidualNet", self.channels_in, self.hidden_width, self.channels_out)?;
         if !(self.input_gain > 0.0 && self.input_gain.is_finite()) {
             return Err(FlowError::config(
                 "ResidualNet",

@@ -12,6 +12,7 @@ use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
 use crate::backend::{is_host, read};
 use crate::conditioner::{Conditioner, FoldedNet};
 use crate::flow::{accumulate, add_grad};
+use crate::host;
 use crate::kernels::{self, Layer, LogScale, Map, Net, Order, Scalar, Shape, Window};
 
 /// What the fused kernels need to know of an elementwise map.
@@ -276,8 +277,7 @@ fn weighted<const N: usize>(parameter: Tensor<N>, gradient: Tensor<N>) -> Option
 
 /// The values without the autodiff graph.
 fn values<const N: usize>(tensor: Tensor<N>) -> TensorData {
-    let tensor = if tensor.device().is_autodiff() { tensor.inner() } else { tensor };
-    read(tensor)
+    read(host::plain(tensor))
 }
 
 fn slice<T: Element>(data: &TensorData) -> &[T] {

@@ -168,7 +168,7 @@ impl InvertibleConv1x1 {
 
     fn derived(&self, matrix: &Tensor<2>) -> Arc<Derived> {
         let size = matrix.dims()[0];
-        self.cache.get(host::to_f64(plain(matrix.clone())), size)
+        self.cache.get(host::to_f64(host::plain(matrix.clone())), size)
     }
 
     fn inverse_matrix(&self) -> Result<Tensor<2>> {
@@ -280,9 +280,4 @@ fn rotation(size: usize, rng: &mut impl Rng) -> Result<Vec<f64>> {
 
 fn matrix(values: Vec<f64>, size: usize, device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values, [size, size]), device)
-}
-
-/// The tensor without its autodiff graph.
-fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    if tensor.device().is_autodiff() { tensor.inner() } else { tensor }
 }

@@ -4,6 +4,8 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
+use crate::host;
+
 /// The Euclidean norm of all gradients of `module` together.
 pub fn gradient_norm<M: Module>(module: &M, grads: &GradientsParams) -> f64 {
     struct Norm<'a> {
@@ -60,10 +62,9 @@ pub fn first_not_finite<M: Module>(module: &M, grads: &GradientsParams) -> Optio
             if self.found.is_some() {
                 return;
             }
-            let finite = |tensor: Tensor<N>| tensor.is_finite().all().into_scalar::<bool>();
-            let value = param.val();
-            let value = if value.device().is_autodiff() { value.inner() } else { value };
-            if !finite(value) || !self.grads.get::<N>(param.id).is_none_or(finite) {
+            let value = host::plain(param.val());
+            if !host::is_finite(value) || !self.grads.get::<N>(param.id).is_none_or(host::is_finite)
+            {
                 self.found = Some(self.path.join("."));
             }
         }
