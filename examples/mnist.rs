@@ -13,13 +13,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use burn_flows::Result;
-use burn_flows::coupling::ScaleMap;
 use burn_flows::data::{Mnist, random_for, streams};
-use burn_flows::models::{GlowConfig, GlowCouplingKind, NiceConfig, RealNvpConfig};
-use burn_flows::preprocess::{LogitForm, Quantization};
+use burn_flows::preprocess::Quantization;
 use clap::Parser;
-use serde::Serialize;
-use support::arguments::{TrainingArguments, invalid};
+use support::arguments::TrainingArguments;
+use support::model::{Model, ModelArguments};
+use support::run::Configuration;
 use support::train::{Outcome, Plan, train};
 
 #[global_allocator]
@@ -28,93 +27,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Train a normalizing flow on MNIST and draw digits from it.
 #[derive(Parser)]
 struct Arguments {
-    /// The model: glow, realnvp or nice
-    #[arg(long, default_value = "glow")]
-    model: String,
     /// Folder with the four IDX files, gz or not [default: the bundled MNIST]
     #[arg(long)]
     data: Option<PathBuf>,
     #[command(flatten)]
     training: TrainingArguments,
-    /// Levels of glow, scales of realnvp [default: 2]
-    #[arg(long)]
-    levels: Option<usize>,
-    /// Steps a level of glow, blocks of realnvp's nets [default: 8, 1]
-    #[arg(long)]
-    steps_per_level: Option<usize>,
-    /// Hidden width of the couplings' nets [default: glow 64, realnvp 16, nice 1000]
-    #[arg(long)]
-    hidden: Option<usize>,
-}
-
-/// The end of the range that the logit spreads out: small, because most pixels of a digit are black.
-const LOGIT_ALPHA: f64 = 1e-6;
-
-/// What suits a model in about 15 minutes on two cores.
-struct Defaults {
-    steps: usize,
-    batch: usize,
-    learning_rate: f64,
-}
-
-/// A model by its configuration.
-#[derive(Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Model {
-    Glow(GlowConfig),
-    RealNvp(RealNvpConfig),
-    Nice(NiceConfig),
-}
-
-impl Model {
-    fn choose(arguments: &Arguments, image_shape: [usize; 3]) -> Result<Self> {
-        let levels = arguments.levels.unwrap_or(2);
-        match arguments.model.as_str() {
-            "glow" => {
-                let steps = arguments.steps_per_level.unwrap_or(8);
-                let hidden = arguments.hidden.unwrap_or(64);
-                let coupling = GlowCouplingKind::Affine(ScaleMap::default());
-                let config = GlowConfig::new(image_shape, levels, steps, hidden)
-                    .with_coupling(coupling)
-                    .with_logit(LOGIT_ALPHA);
-                Ok(Self::Glow(config))
-            }
-            "realnvp" => {
-                let blocks = arguments.steps_per_level.unwrap_or(1);
-                let hidden = arguments.hidden.unwrap_or(16);
-                let config = RealNvpConfig::new(image_shape, levels, hidden, blocks)
-                    .with_logit(Some(LOGIT_ALPHA), LogitForm::Code);
-                Ok(Self::RealNvp(config))
-            }
-            "nice" => {
-                let hidden = vec![arguments.hidden.unwrap_or(1000); 5];
-                Ok(Self::Nice(NiceConfig::new(image_shape.iter().product(), hidden)))
-            }
-            other => {
-                Err(invalid("--model", other, "glow, realnvp or nice", "pass one of the three"))
-            }
-        }
-    }
-
-    fn defaults(&self) -> Defaults {
-        match self {
-            Self::Glow(_) => Defaults { steps: 9_400, batch: 32, learning_rate: 2e-3 },
-            Self::RealNvp(_) => Defaults { steps: 500, batch: 32, learning_rate: 1e-3 },
-            Self::Nice(_) => Defaults { steps: 1_000, batch: 100, learning_rate: 1e-3 },
-        }
-    }
-}
-
-/// `config.json`: all that the run depends on.
-#[derive(Serialize)]
-struct Configuration<'a> {
-    version: &'static str,
-    model: &'a Model,
-    batch: usize,
-    num_steps: usize,
-    learning_rate: f64,
-    bits: u32,
-    seed: u64,
+    #[command(flatten)]
+    model: ModelArguments,
 }
 
 fn main() -> ExitCode {
@@ -127,7 +46,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let device = training.device.get()?;
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
     let data = Mnist::load(arguments.data.as_deref().unwrap_or(&bundled))?;
-    let model = Model::choose(arguments, data.train.image_shape())?;
+    let model = Model::choose(&arguments.model, data.train.image_shape())?;
     let defaults = model.defaults();
 
     let batch_size = training.batch.unwrap_or(defaults.batch);
@@ -147,15 +66,18 @@ fn run(arguments: &Arguments) -> Result<()> {
         seed: training.seed,
         quantization: Quantization::new(training.bits)?,
         temperatures: vec![0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
-        title: format!("{} on {} images", arguments.model, data.train.len()),
+        title: format!("{} on {} images", arguments.model.name, data.train.len()),
         checkpoint_every: training.checkpoint_every,
         resume: training.resume,
     };
-    let out =
-        training.out.clone().unwrap_or_else(|| format!("runs/mnist-{}", arguments.model).into());
+    let out = training
+        .out
+        .clone()
+        .unwrap_or_else(|| format!("runs/mnist-{}", arguments.model.name).into());
     let config = Configuration {
-        version: env!("CARGO_PKG_VERSION"),
-        model: &model,
+        version: env!("CARGO_PKG_VERSION").into(),
+        image_shape: data.train.image_shape(),
+        model: model.clone(),
         batch: batch_size,
         num_steps,
         learning_rate: plan.learning_rate,

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // no example uses all of it
 
 pub mod arguments;
+pub mod model;
 pub mod moons;
 pub mod pictures;
 pub mod plane;

@@ -7,6 +7,22 @@ use std::path::{Path, PathBuf};
 use burn_flows::{FlowError, Result};
 use serde::{Deserialize, Serialize};
 
+use super::model::Model;
+
+/// `config.json`: all that the run depends on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Configuration {
+    pub version: String,
+    pub model: Model,
+    /// `[channels, height, width]`.
+    pub image_shape: [usize; 3],
+    pub batch: usize,
+    pub num_steps: usize,
+    pub learning_rate: f64,
+    pub bits: u32,
+    pub seed: u64,
+}
+
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Metrics {
