@@ -3,6 +3,7 @@
 //! Each vector routine is compiled once for each instruction set, inside a function that enables
 //! the set; [`Ops`] is the table of those for this processor.
 
+use super::channels::{mix, outer, row_sums};
 use super::log_scale::{MapRow, map_row};
 use super::product::{
     Product, WeightGradient, product, sum_rows, total, transpose, weight_gradient,
@@ -29,6 +30,9 @@ pub struct Ops<T: 'static> {
     pub(super) scatter: unsafe fn(&Taps<T>, &[T], &mut [T]),
     pub(super) map_row: unsafe fn(&mut MapRow<T>),
     pub(super) total: unsafe fn(&[T]) -> T,
+    pub(super) mix: unsafe fn(&[T], &[T], &mut [T], usize),
+    pub(super) outer: unsafe fn(&[T], &[T], usize, &mut [T]),
+    pub(super) row_sums: unsafe fn(&[T], &[T]) -> [f64; 2],
 }
 
 impl<T> Ops<T> {
@@ -96,6 +100,21 @@ macro_rules! instruction_set {
                 total(row)
             }
 
+            $(#[$feature])?
+            unsafe fn mix_here(matrix: &[S], x: &[S], z: &mut [S], pixels: usize) {
+                mix(matrix, x, z, pixels)
+            }
+
+            $(#[$feature])?
+            unsafe fn outer_here(a: &[S], b: &[S], pixels: usize, products: &mut [S]) {
+                outer(a, b, pixels, products)
+            }
+
+            $(#[$feature])?
+            unsafe fn row_sums_here(a: &[S], b: &[S]) -> [f64; 2] {
+                row_sums(a, b)
+            }
+
             pub(super) static OPS: Ops<S> = Ops {
                 lanes: <$vector as Vector>::LANES,
                 panel: <$vector as Vector>::PANEL,
@@ -108,6 +127,9 @@ macro_rules! instruction_set {
                 scatter: scatter_here,
                 map_row: map_row_here,
                 total: total_here,
+                mix: mix_here,
+                outer: outer_here,
+                row_sums: row_sums_here,
             };
         }
     };
