@@ -5,7 +5,7 @@
 //! test oracle and serves everything else.
 
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Element, Tensor, TensorData};
+use burn::tensor::{DType, Device, Element, Tensor, TensorData};
 
 use super::scale::LOG_SCALE_LIMIT;
 use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
@@ -13,7 +13,7 @@ use crate::backend::{is_host, read};
 use crate::conditioner::{Conditioner, FoldedNet};
 use crate::flow::{accumulate, add_grad};
 use crate::host;
-use crate::kernels::{self, Layer, LogScale, Map, Net, Order, Scalar, Shape, Window};
+use crate::kernels::{self, Gradients, Layer, LogScale, Map, Net, Order, Scalar, Shape, Window};
 
 /// What the fused kernels need to know of an elementwise map.
 #[derive(Debug, Clone)]
@@ -112,6 +112,19 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         }
     }
 
+    pub(super) fn backward(
+        self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        match x.dtype() {
+            DType::F64 => self.backward_as::<f64>(x, dz, dlog_det, grads),
+            _ => self.backward_as::<f32>(x, dz, dlog_det, grads),
+        }
+    }
+
     fn forward_as<T: Scalar + Element>(self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         let (device, dtype) = (x.device(), x.dtype());
         let data = values(self.in_halves(x));
@@ -148,23 +161,54 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             Tensor::<D>::from_data(TensorData::new(values, self.shape), (&device, dtype))
         };
         let (x, dx) = (self.out_of_halves(tensor(back.x)), self.out_of_halves(tensor(back.dx)));
+        self.add_gradients(back.gradients, dtype, &device, grads);
+        (x, dx)
+    }
+
+    fn backward_as<T: Scalar + Element>(
+        self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        let (device, dtype) = (x.device(), x.dtype());
+        let x = values(self.in_halves(x));
+        let dz = values(self.in_halves(dz));
+        let dlog_det = values(dlog_det);
+        let back = self.with_kernel::<T, _>(|kernel, shape| {
+            kernel.backward(slice(&x), slice(&dz), slice(&dlog_det), shape)
+        });
+        let dx = Tensor::from_data(TensorData::new(back.dx, self.shape), (&device, dtype));
+        let dx = self.out_of_halves(dx);
+        self.add_gradients(back.gradients, dtype, &device, grads);
+        dx
+    }
+
+    fn add_gradients<T: Scalar + Element>(
+        self,
+        gradients: Gradients<T>,
+        dtype: DType,
+        device: &Device,
+        grads: &mut GradientsParams,
+    ) {
         if let FusedMap::Affine { gain: Some(gain), .. } = &self.map
             && gain.is_require_grad()
         {
-            let channels = back.gradients.gain.len();
-            let dgain = TensorData::new(back.gradients.gain, [channels]);
-            add_grad(grads, gain, Tensor::from_data(dgain, (&device, dtype)));
+            let channels = gradients.gain.len();
+            let dgain = TensorData::new(gradients.gain, [channels]);
+            add_grad(grads, gain, Tensor::from_data(dgain, (device, dtype)));
         }
         // The folded layers are differentiable in the parameters: the surrogate sum(W * dW) has the
         // gradient that the chain rule asks for.
         let mut surrogate: Option<Tensor<1>> = None;
-        for ((weight, bias), back) in self.net.layers.into_iter().zip(back.gradients.layers) {
+        for ((weight, bias), back) in self.net.layers.into_iter().zip(gradients.layers) {
             let (weight_shape, bias_shape) = (weight.dims(), bias.dims());
             let dweight = TensorData::new(back.weight, weight_shape);
             let dbias = TensorData::new(back.bias, bias_shape);
             for term in [
-                weighted(weight, Tensor::from_data(dweight, (&device, dtype))),
-                weighted(bias, Tensor::from_data(dbias, (&device, dtype))),
+                weighted(weight, Tensor::from_data(dweight, (device, dtype))),
+                weighted(bias, Tensor::from_data(dbias, (device, dtype))),
             ]
             .into_iter()
             .flatten()
@@ -180,7 +224,6 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             let new = GradientsParams::from_module(&mut tape, self.conditioner);
             accumulate(self.conditioner, new, grads);
         }
-        (x, dx)
     }
 
     /// The channels as the kernels take them: two contiguous ranges.
