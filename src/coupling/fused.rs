@@ -5,7 +5,7 @@
 //! test oracle and serves everything else.
 
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::scale::LOG_SCALE_LIMIT;
 use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
@@ -13,7 +13,7 @@ use crate::backend::{HostScalar, HostValues};
 use crate::conditioner::{Conditioner, FoldedNet};
 use crate::flow::{accumulate, add_grad};
 use crate::host;
-use crate::kernels::{self, Layer, LogScale, Map, Net, Order, Shape, Window};
+use crate::kernels::{self, Gradients, Layer, LogScale, Map, Net, Order, Shape, Window};
 
 /// What the fused kernels need to know of an elementwise map.
 #[derive(Debug, Clone)]
@@ -109,6 +109,19 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         }
     }
 
+    pub(super) fn backward(
+        self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        match x.dtype() {
+            DType::F64 => self.backward_as::<f64>(x, dz, dlog_det, grads),
+            _ => self.backward_as::<f32>(x, dz, dlog_det, grads),
+        }
+    }
+
     fn forward_as<T: HostScalar>(self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         let (device, dtype) = (x.device(), x.dtype());
         let data = values(self.in_halves(x));
@@ -145,23 +158,54 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             Tensor::<D>::from_data(TensorData::new(values, self.shape), (&device, dtype))
         };
         let (x, dx) = (self.out_of_halves(tensor(back.x)), self.out_of_halves(tensor(back.dx)));
+        self.add_gradients(back.gradients, dtype, &device, grads);
+        (x, dx)
+    }
+
+    fn backward_as<T: HostScalar>(
+        self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        let (device, dtype) = (x.device(), x.dtype());
+        let x = values(self.in_halves(x));
+        let dz = values(self.in_halves(dz));
+        let dlog_det = values(dlog_det);
+        let back = self.with_kernel::<T, _>(|kernel, shape| {
+            kernel.backward(x.as_slice(), dz.as_slice(), dlog_det.as_slice(), shape)
+        });
+        let dx = Tensor::from_data(TensorData::new(back.dx, self.shape), (&device, dtype));
+        let dx = self.out_of_halves(dx);
+        self.add_gradients(back.gradients, dtype, &device, grads);
+        dx
+    }
+
+    fn add_gradients<T: HostScalar>(
+        self,
+        gradients: Gradients<T>,
+        dtype: DType,
+        device: &Device,
+        grads: &mut GradientsParams,
+    ) {
         if let FusedMap::Affine { gain: Some(gain), .. } = &self.map
             && gain.is_require_grad()
         {
-            let channels = back.gradients.gain.len();
-            let dgain = TensorData::new(back.gradients.gain, [channels]);
-            add_grad(grads, gain, Tensor::from_data(dgain, (&device, dtype)));
+            let channels = gradients.gain.len();
+            let dgain = TensorData::new(gradients.gain, [channels]);
+            add_grad(grads, gain, Tensor::from_data(dgain, (device, dtype)));
         }
         // The folded layers are differentiable in the parameters: the surrogate sum(W * dW) has the
         // gradient that the chain rule asks for.
         let mut surrogate: Option<Tensor<1>> = None;
-        for ((weight, bias), back) in self.net.layers.into_iter().zip(back.gradients.layers) {
+        for ((weight, bias), back) in self.net.layers.into_iter().zip(gradients.layers) {
             let (weight_shape, bias_shape) = (weight.dims(), bias.dims());
             let dweight = TensorData::new(back.weight, weight_shape);
             let dbias = TensorData::new(back.bias, bias_shape);
             for term in [
-                weighted(weight, Tensor::from_data(dweight, (&device, dtype))),
-                weighted(bias, Tensor::from_data(dbias, (&device, dtype))),
+                weighted(weight, Tensor::from_data(dweight, (device, dtype))),
+                weighted(bias, Tensor::from_data(dbias, (device, dtype))),
             ]
             .into_iter()
             .flatten()
@@ -177,7 +221,6 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             let new = GradientsParams::from_module(&mut tape, self.conditioner);
             accumulate(self.conditioner, new, grads);
         }
-        (x, dx)
     }
 
     /// The channels as the kernels take them: two contiguous ranges.

@@ -4,6 +4,9 @@
 //! the set; [`Ops`] is the table of those for this processor.
 
 use super::channels::{mix, outer, row_sums};
+use super::convolution::{
+    Convolution, TapGradient, affine_gradient, affine_relu, convolution, deviations, tap_gradient,
+};
 use super::log_scale::{MapRow, map_row};
 use super::product::{
     Product, WeightGradient, product, sum_rows, total, transpose, weight_gradient,
@@ -33,6 +36,11 @@ pub struct Ops<T: 'static> {
     pub(super) mix: unsafe fn(&[T], &[T], &mut [T], usize),
     pub(super) outer: unsafe fn(&[T], &[T], usize, &mut [T]),
     pub(super) row_sums: unsafe fn(&[T], &[T]) -> [f64; 2],
+    pub(super) convolution: unsafe fn(&Convolution<T>),
+    pub(super) tap_gradient: unsafe fn(&TapGradient<T>),
+    pub(super) affine_relu: unsafe fn(&[T], [T; 2], &[T], &mut [T]),
+    pub(super) affine_gradient: unsafe fn(&[T], &[T], T, &mut [T]) -> [T; 2],
+    pub(super) deviations: unsafe fn(&[T], T, &[T]) -> [f64; 2],
 }
 
 impl<T> Ops<T> {
@@ -99,6 +107,28 @@ macro_rules! instruction_set {
             unsafe fn total_here(row: &[S]) -> S {
                 total(row)
             }
+            $(#[$feature])?
+            unsafe fn convolution_here(p: &Convolution<S>) {
+                // SAFETY: passed on.
+                unsafe { convolution::<$vector>(p) }
+            }
+            $(#[$feature])?
+            unsafe fn tap_gradient_here(p: &TapGradient<S>) {
+                // SAFETY: passed on.
+                unsafe { tap_gradient::<$vector>(p) }
+            }
+            $(#[$feature])?
+            unsafe fn affine_relu_here(from: &[S], by: [S; 2], inside: &[S], to: &mut [S]) {
+                affine_relu(from, by, inside, to)
+            }
+            $(#[$feature])?
+            unsafe fn affine_gradient_here(d: &[S], x: &[S], scale: S, dx: &mut [S]) -> [S; 2] {
+                affine_gradient(d, x, scale, dx)
+            }
+            $(#[$feature])?
+            unsafe fn deviations_here(x: &[S], mean: S, inside: &[S]) -> [f64; 2] {
+                deviations(x, mean, inside)
+            }
 
             $(#[$feature])?
             unsafe fn mix_here(matrix: &[S], x: &[S], z: &mut [S], pixels: usize) {
@@ -130,6 +160,11 @@ macro_rules! instruction_set {
                 mix: mix_here,
                 outer: outer_here,
                 row_sums: row_sums_here,
+                convolution: convolution_here,
+                tap_gradient: tap_gradient_here,
+                affine_relu: affine_relu_here,
+                affine_gradient: affine_gradient_here,
+                deviations: deviations_here,
             };
         }
     };

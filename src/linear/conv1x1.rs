@@ -9,7 +9,7 @@ use rand::Rng;
 
 use crate::backend::{HostScalar, HostValues};
 use crate::error::{FlowError, Result};
-use crate::flow::{Flow, accumulate, add_grad, pull_back_by_autodiff};
+use crate::flow::{Flow, accumulate, add_grad, backward_by_autodiff};
 use crate::host;
 use crate::kernels::{ChannelMatrix, channel_products};
 use crate::linalg::{Lu, orthogonal};
@@ -187,29 +187,29 @@ impl InvertibleConv1x1 {
         self.cache.get(host::to_f64(host::plain(matrix.clone())), size)
     }
 
-    fn pull_back_on_host<const D: usize>(
+    fn backward_on_host<const D: usize>(
         &self,
-        z: Tensor<D>,
+        x: Tensor<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
-    ) -> (Tensor<D>, Tensor<D>) {
+    ) -> Tensor<D> {
         let matrix = self.matrix();
-        let (device, dtype) = (z.device(), z.dtype());
+        let (device, dtype) = (x.device(), x.dtype());
         let derived = self.derived(&matrix);
-        let inverse = derived.inverse().unwrap_or_else(|error| panic!("{error}"));
         let size = derived.size;
-        self.assert_channels(&z, size);
-        let pixels: usize = z.dims()[2..].iter().product();
+        self.assert_channels(&x, size);
+        let pixels: usize = x.dims()[2..].iter().product();
         let dlog_abs_det = pixels as f64 * host::to_f64(dlog_det).iter().sum::<f64>();
-        let x = apply_on_host(inverse, z);
         let dx = apply_on_host(&transposed(&derived.weight, size), dz.clone());
-        let mut dweight = products_on_host(dz, x.clone());
+        let mut dweight = products_on_host(dz, x);
         match &self.weight {
             Conv1x1Weight::Plain(weight) if weight.is_require_grad() => {
-                // d ln|det W| / dW = W^-T.
-                for (to, from) in dweight.iter_mut().zip(transposed(inverse, size)) {
-                    *to += dlog_abs_det * from;
+                // d ln|det W| / dW = W^-T; where W is singular the loss is not finite in any case.
+                if let Ok(inverse) = derived.inverse() {
+                    for (to, from) in dweight.iter_mut().zip(transposed(inverse, size)) {
+                        *to += dlog_abs_det * from;
+                    }
                 }
                 add_grad(grads, weight, host::from_f64(dweight, [size, size], &device, dtype));
             }
@@ -223,7 +223,7 @@ impl InvertibleConv1x1 {
                 accumulate(parts, new, grads);
             }
         }
-        (x, dx)
+        dx
     }
 
     fn inverse_matrix(&self) -> Result<Tensor<2>> {
@@ -305,17 +305,17 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
         self.derived(&self.matrix()).inverse().map(|_| ())
     }
 
-    fn pull_back(
+    fn backward(
         &self,
-        z: Tensor<D>,
+        x: Tensor<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
-    ) -> (Tensor<D>, Tensor<D>) {
-        if suits_kernels(&z) {
-            return self.pull_back_on_host(z, dz, dlog_det, grads);
+    ) -> Tensor<D> {
+        if suits_kernels(&x) {
+            return self.backward_on_host(x, dz, dlog_det, grads);
         }
-        pull_back_by_autodiff(self, z, dz, dlog_det, grads)
+        backward_by_autodiff(self, x, dz, dlog_det, grads)
     }
 }
 

@@ -8,7 +8,7 @@ use super::running_moments::Moments;
 use crate::backend::{HostScalar, HostValues};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
-use crate::flow::{Flow, add_grad, pull_back_by_autodiff};
+use crate::flow::{Flow, add_grad, backward_by_autodiff};
 use crate::host;
 use crate::kernels::{ChannelAffine, Scalar, channel_sums};
 use crate::param::{frozen, replace};
@@ -118,25 +118,28 @@ impl ActNorm {
         apply(map, z)
     }
 
-    fn pull_back_on_host<T: HostScalar, const D: usize>(
+    fn backward_on_host<T: HostScalar, const D: usize>(
         &self,
-        z: Tensor<D>,
+        x: Tensor<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
-    ) -> (Tensor<D>, Tensor<D>) {
-        let (device, shape) = (z.device(), host::kernel_shape(z.dims()));
-        let (_, log_scale) = self.values();
+    ) -> Tensor<D> {
+        let (device, shape) = (x.device(), host::kernel_shape(x.dims()));
+        let (bias, log_scale) = self.values();
         let sums = {
-            let (z, dz) = (HostValues::of(z.clone()), HostValues::of(dz.clone()));
-            channel_sums::<T>(dz.as_slice(), z.as_slice(), shape)
+            let (x, dz) = (HostValues::of(x), HostValues::of(dz.clone()));
+            channel_sums::<T>(dz.as_slice(), x.as_slice(), shape)
         };
-        // z = (x + bias) scale: dz/dlog_scale = z and dz/dbias = scale.
+        // z = (x + bias) scale: dz/dlog_scale = (x + bias) scale and dz/dbias = scale.
         let dlog_det: f64 = host::to_f64(dlog_det).iter().sum();
         let log_det_part = shape.pixels() as f64 * dlog_det;
         let scale: Vec<f64> = log_scale.iter().map(|l| l.exp()).collect();
         let dbias = scale.iter().zip(&sums.first).map(|(scale, sum)| scale * sum);
-        let dlog_scale = sums.product.iter().map(|sum| LOG_SCALE_FACTOR * (sum + log_det_part));
+        let dlog_scale = (0..shape.channels).map(|channel| {
+            let sum = sums.product[channel] + bias[channel] * sums.first[channel];
+            LOG_SCALE_FACTOR * (scale[channel] * sum + log_det_part)
+        });
         for (param, gradient) in
             [(&self.bias, rounded::<T>(dbias)), (&self.log_scale, rounded::<T>(dlog_scale))]
         {
@@ -146,8 +149,7 @@ impl ActNorm {
         }
         let zeros = vec![T::ZERO; shape.channels];
         let scale = rounded::<T>(scale);
-        let dx = apply(ChannelAffine { before: &zeros, scale: &scale, after: &zeros }, dz);
-        (self.inverse_on_host::<T, D>(z), dx)
+        apply(ChannelAffine { before: &zeros, scale: &scale, after: &zeros }, dz)
     }
 
     fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {
@@ -208,20 +210,20 @@ impl<const D: usize> Flow<D> for ActNorm {
         (self, z)
     }
 
-    fn pull_back(
+    fn backward(
         &self,
-        z: Tensor<D>,
+        x: Tensor<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
-    ) -> (Tensor<D>, Tensor<D>) {
-        self.assert_channels(&z);
-        if !host::suits_kernels(&z) {
-            return pull_back_by_autodiff(self, z, dz, dlog_det, grads);
+    ) -> Tensor<D> {
+        self.assert_channels(&x);
+        if !host::suits_kernels(&x) {
+            return backward_by_autodiff(self, x, dz, dlog_det, grads);
         }
-        match z.dtype() {
-            DType::F64 => self.pull_back_on_host::<f64, D>(z, dz, dlog_det, grads),
-            _ => self.pull_back_on_host::<f32, D>(z, dz, dlog_det, grads),
+        match x.dtype() {
+            DType::F64 => self.backward_on_host::<f64, D>(x, dz, dlog_det, grads),
+            _ => self.backward_on_host::<f32, D>(x, dz, dlog_det, grads),
         }
     }
 }
