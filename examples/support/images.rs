@@ -17,6 +17,9 @@ use super::train::{Outcome, Plan, train};
 /// Images that ActNorm is initialized from.
 const INITIALIZATION_BATCH: usize = 256;
 
+/// Steps over which the learning rate rises to its peak.
+const WARM_UP: usize = 200;
+
 impl Subject {
     /// Bits a pixel where the options do not say; for faces as in Glow's paper.
     fn bits(self) -> u32 {
@@ -32,6 +35,15 @@ impl Subject {
         match self {
             Self::Digits => vec![0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
             Self::Photographs => vec![0.0, 0.25, 0.6, 0.7, 0.8, 0.9, 1.0],
+        }
+    }
+
+    /// Steps of warm-up. Wide nets of photographs need all of it, however short the run: the first steps
+    /// of Adam move every weight by the learning rate, and all in the same direction.
+    fn warm_up(self, num_steps: usize) -> usize {
+        match self {
+            Self::Digits => WARM_UP.min(num_steps / 20),
+            Self::Photographs => WARM_UP,
         }
     }
 
@@ -67,7 +79,7 @@ pub fn run(
         num_steps,
         batch_size,
         learning_rate: training.learning_rate.unwrap_or(defaults.learning_rate),
-        warm_up: (num_steps / 20).min(200),
+        warm_up: subject.warm_up(num_steps),
         max_gradient_norm: f64::INFINITY,
         initialization_batch: INITIALIZATION_BATCH.min(train_images.len()),
         seed: training.seed,

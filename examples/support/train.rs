@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::pictures;
 use super::plot;
-use super::run::{Metrics, RunDirectory};
+use super::run::{Metrics, RunDirectory, create_folder};
 
 /// How a run trains.
 pub struct Plan {
@@ -60,6 +60,12 @@ const COLUMNS: usize = 10;
 /// Batches that are made ahead of the step that takes them.
 const BATCHES_AHEAD: usize = 4;
 
+/// The folder of the samples of each measurement, in the folder of the run.
+pub const PROGRESS: &str = "progress";
+
+/// Temperature of these samples: the one that Glow's paper shows faces at.
+pub const PROGRESS_TEMPERATURE: f64 = 0.7;
+
 /// What a whole run ends with.
 pub struct Outcome {
     pub test_bits_per_dim: f64,
@@ -91,6 +97,7 @@ where
     let (seconds_before, waited_before) = (since.seconds, since.waited);
     let seconds = || seconds_before + start.elapsed().as_secs_f64();
 
+    create_folder(&run.file(PROGRESS))?;
     let first = trainer.num_steps();
     let bar = ProgressBar::new(plan.num_steps as u64).with_position(first as u64);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {msg}  {eta} left");
@@ -139,6 +146,9 @@ where
                 line.test_images = Some(images);
                 line.inversion_error = Some(measured.inversion_error);
                 record::save(&model, run.file("model.safetensors"))?;
+                let row = samples(&model, test, PROGRESS_TEMPERATURE, plan);
+                let path = run.file(PROGRESS).join(format!("{:06}.png", step.number));
+                pictures::write_grid(&path, &[row], plan.quantization)?;
             }
             line.seconds = seconds();
             line.seconds_waited = waited_before + ready.waited().as_secs_f64();
@@ -377,6 +387,31 @@ where
     }
 }
 
+/// A row of samples, from the same draws at every step and temperature: a column is one picture that
+/// takes shape, or that grows bolder.
+fn samples<const D: usize, F, P, S>(
+    model: &FlowStack<D, F, P, S>,
+    images: &Images,
+    temperature: f64,
+    plan: &Plan,
+) -> Tensor<4>
+where
+    F: Flow<D>,
+    P: Prior<D>,
+    S: SplitPrior<D>,
+    FlowStack<D, F, P, S>: Module,
+{
+    let mut rng = random_for(plan.seed, streams::SAMPLE, 0);
+    to_pictures(model.sample_with(COLUMNS, temperature, &mut rng), images)
+}
+
+/// What a model takes and gives, as pictures of the shape of `images`.
+fn to_pictures<const D: usize>(x: Tensor<D>, images: &Images) -> Tensor<4> {
+    let [channels, height, width] = images.image_shape();
+    let count = x.dims()[0];
+    x.reshape([count, channels, height, width])
+}
+
 fn write_pictures<const D: usize, F, P, S>(
     model: &FlowStack<D, F, P, S>,
     test: &Images,
@@ -390,24 +425,15 @@ where
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
 {
-    let [c, h, w] = test.image_shape();
-    let picture = |x: Tensor<D>| {
-        let count = x.dims()[0];
-        x.reshape([count, c, h, w])
-    };
     let rows: Vec<_> = plan
         .temperatures
         .iter()
-        .map(|&temperature| {
-            // The same draws at every temperature, so that a column is one digit growing bolder.
-            let mut rng = random_for(plan.seed, streams::SAMPLE, 0);
-            picture(model.sample_with(COLUMNS, temperature, &mut rng))
-        })
+        .map(|&temperature| samples(model, test, temperature, plan))
         .collect();
     pictures::write_grid(&run.file("samples.png"), &rows, plan.quantization)?;
     let indices: Vec<usize> = (0..test.len().min(COLUMNS)).collect();
     let x: Tensor<D> = test_batch(test, &indices, 0, plan, device);
     let back = model.decode(model.encode(x.clone()).0);
-    let rows = [picture(x), picture(back)];
+    let rows = [to_pictures(x, test), to_pictures(back, test)];
     pictures::write_grid(&run.file("reconstructions.png"), &rows, plan.quantization)
 }
