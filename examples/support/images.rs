@@ -12,7 +12,7 @@ use super::arguments::TrainingArguments;
 use super::data::Parts;
 use super::model::{Model, ModelArguments, Subject};
 use super::run::Configuration;
-use super::train::{Outcome, Plan, train};
+use super::train::{Loading, Outcome, Plan, train};
 
 /// Images that ActNorm is initialized from.
 const INITIALIZATION_BATCH: usize = 256;
@@ -60,7 +60,7 @@ pub fn run(
     parts: Parts,
     training: &TrainingArguments,
     model_arguments: &ModelArguments,
-    device: &Device,
+    (device_name, device): (&str, &Device),
 ) -> Result<()> {
     let Parts { train: train_images, test: test_images, about } = parts;
     let image_shape = train_images.image_shape();
@@ -87,6 +87,7 @@ pub fn run(
         quantization: Quantization::new(bits)?,
         temperatures: training.temperatures.clone().unwrap_or(subject.temperatures()),
         title: format!("{} on {} images", model_arguments.name, train_images.len()),
+        device_name: device_name.into(),
         checkpoint_every: training.checkpoint_every,
         resume: training.resume,
     };
@@ -132,6 +133,13 @@ pub fn run(
 
 /// The last lines of a whole run.
 fn announce(outcome: &Outcome, out: &Path) {
+    let Loading { seconds_waited, seconds, images_made, images_taken } = outcome.loading;
+    if images_taken > 0.0 {
+        println!(
+            "waited {seconds_waited:.3} s of {seconds:.1} s for images: {images_made:.0} a second can be \
+             made ready, {images_taken:.1} a second were trained on"
+        );
+    }
     println!(
         "{:.3} bits/dim over {} test images, largest inversion error {:.1e}, in {}",
         outcome.test_bits_per_dim,

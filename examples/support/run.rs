@@ -62,6 +62,14 @@ pub struct Metrics {
     pub learning_rate: f64,
 }
 
+/// The folder of the samples of each measurement, in the folder of the run.
+pub const PROGRESS: &str = "progress";
+
+/// The file of the samples after `step`, in that folder.
+pub fn progress_name(step: usize) -> String {
+    format!("{step:06}.png")
+}
+
 /// The folder of a run.
 pub struct RunDirectory {
     path: PathBuf,
