@@ -1,0 +1,260 @@
+//! Peak memory of a training step against depth, by what the step keeps of its forward pass.
+//!
+//! `cargo bench --bench memory -- --only 3x64x64`
+//!
+//! A Glow of L = 3 levels of K steps, hidden width 128, batch 8, on 3x64x64 and 3x256x256; the case
+//! `3x256x256-paper` is the published CelebA-HQ model (L = 6, K = 32, hidden width 512, additive).
+//! Every row is measured in a process of its own, which takes two steps of Adam, and is printed as a
+//! JSON object:
+//!
+//! - `mode`: reversible, checkpoint (every 16 layers), stored (every layer's input); autodiff, for
+//!   comparison, is Burn's graph of the whole stack, every hidden value included
+//! - `k`: steps a level
+//! - `peak_mib`: peak resident memory
+//! - `activation_mib`: peak resident memory of the steps beyond program, model, gradients and
+//!   optimizer state (of these the program and model are measured, after a forward pass of one image;
+//!   gradients and Adam's two moments take three times the parameters)
+//! - `ms`: the second step
+//!
+//! Rows that would not fit the memory available are left out, with a line on standard error.
+
+use std::fs;
+use std::process::Command;
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
+use burn::tensor::{DType, Tensor};
+use burn_flows::conditioner::NetNorm;
+use burn_flows::models::{Glow, GlowConfig, GlowMixingKind};
+use burn_flows::testing::inputs;
+use burn_flows::training::{Memory, Schedule, Trainer};
+use burn_flows::{Flow, backend};
+use clap::Parser;
+use rand::{SeedableRng, rngs::StdRng};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+const DEPTHS: [usize; 6] = [4, 8, 16, 32, 64, 128];
+
+const BATCH: usize = 8;
+
+const MODES: [&str; 4] = ["reversible", "checkpoint", "stored", "autodiff"];
+
+/// Hidden values of a coupling's net that autodiff keeps for every hidden channel and pixel: two
+/// convolutions' outputs, their norms' and ReLUs', and masks of the latter. An estimate, to leave out
+/// what cannot fit.
+const KEPT_BY_AUTODIFF: usize = 8;
+
+/// Measures the memory of training steps.
+#[derive(Parser)]
+struct Arguments {
+    /// One case: 3x64x64, 3x256x256 or 3x256x256-paper.
+    #[arg(long)]
+    only: Option<String>,
+    /// One mode: reversible, checkpoint, stored or autodiff.
+    #[arg(long)]
+    mode: Option<String>,
+    /// Depths, instead of 4 to 128.
+    #[arg(long, value_delimiter = ',')]
+    depths: Vec<usize>,
+    /// Images a step, instead of 8 (paper: 1).
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Measures one row in this process.
+    #[arg(long, hide = true)]
+    here: bool,
+    /// Passed by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// A model at one depth.
+struct Case {
+    name: String,
+    config: GlowConfig,
+    batch: usize,
+}
+
+impl Case {
+    fn of(name: &str, depth: usize, batch: Option<usize>) -> Self {
+        let (config, usual) = match name {
+            "3x64x64" => (GlowConfig::new([3, 64, 64], 3, depth, 128), BATCH),
+            "3x256x256" => (GlowConfig::new([3, 256, 256], 3, depth, 128), BATCH),
+            "3x256x256-paper" => (GlowConfig { num_steps: depth, ..GlowConfig::celeba_hq256() }, 1),
+            other => panic!("--only {other}: give 3x64x64, 3x256x256 or 3x256x256-paper"),
+        };
+        // The small models as the peers build theirs.
+        let config = match name {
+            "3x256x256-paper" => config,
+            _ => config
+                .with_mixing(GlowMixingKind::Conv1x1Plu)
+                .with_net_norm(NetNorm::Bias)
+                .with_learned_top(false)
+                .with_conditional_split(false),
+        };
+        Self { name: name.into(), config, batch: batch.unwrap_or(usual) }
+    }
+
+    fn batch(&self, size: usize) -> Tensor<4> {
+        let [channels, height, width] = self.config.image_shape;
+        inputs([size, channels, height, width], 0, &backend::device(), DType::F32)
+    }
+
+    fn build(&self) -> Glow {
+        let device = backend::device();
+        device.seed(0);
+        let config = &self.config;
+        let stack = config.init(&mut StdRng::seed_from_u64(0), &device).expect("a valid case");
+        stack.initialize(self.batch(1)).0
+    }
+
+    /// Bytes that a mode keeps of the forward pass, about.
+    fn kept_bytes(&self, mode: &str) -> usize {
+        let GlowConfig { image_shape, num_levels, num_steps, hidden_width, .. } = self.config;
+        let values: usize = image_shape.iter().product();
+        let (mut narrow, mut hidden) = (0, 0);
+        for level in 0..num_levels {
+            narrow += num_steps * 3 * (values >> level);
+            hidden += num_steps * KEPT_BY_AUTODIFF * hidden_width * (values / 3 >> (2 * level + 2));
+        }
+        let kept = match mode {
+            "autodiff" => 4 * narrow + hidden,
+            "stored" => narrow,
+            "checkpoint" => narrow / 16,
+            _ => 0,
+        };
+        kept * self.batch * size_of::<f32>()
+    }
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    if arguments.here {
+        let mode = arguments.mode.as_deref().expect("a mode");
+        let name = arguments.only.as_deref().expect("a case");
+        return measure(&Case::of(name, arguments.depths[0], arguments.batch), mode);
+    }
+    let wanted = |name: &str| match &arguments.only {
+        // The paper's model takes many minutes: only where it is asked for.
+        None => name != "3x256x256-paper",
+        Some(only) => only == name,
+    };
+    let cases = ["3x64x64", "3x256x256", "3x256x256-paper"];
+    if let Some(only) = &arguments.only {
+        assert!(cases.contains(&only.as_str()), "--only {only}: give one of {}", cases.join(", "));
+    }
+    for name in cases.into_iter().filter(|name| wanted(name)) {
+        let depths = match (arguments.depths.as_slice(), name) {
+            ([], "3x256x256-paper") => &[32],
+            ([], _) => DEPTHS.as_slice(),
+            (depths, _) => depths,
+        };
+        let modes = MODES.into_iter().filter(|&mode| match &arguments.mode {
+            Some(wanted) => wanted == mode,
+            None => name != "3x256x256-paper" || mode == "reversible",
+        });
+        for mode in modes {
+            for &depth in depths {
+                in_a_process(&Case::of(name, depth, arguments.batch), mode, depth);
+            }
+        }
+    }
+}
+
+/// Measures a row in a process of its own, whose memory no other row has touched.
+fn in_a_process(case: &Case, mode: &str, depth: usize) {
+    let kept = case.kept_bytes(mode);
+    if let Some(available) = available_bytes()
+        && kept > available
+    {
+        let (needed, there) = (kept as f64 / MIB, available as f64 / MIB);
+        eprintln!(
+            "{}, {mode}, K = {depth}: left out, it would keep about {needed:.0} MiB of {there:.0} \
+             available",
+            case.name
+        );
+        return;
+    }
+    let program = std::env::current_exe().expect("a program has a path");
+    let status = Command::new(program)
+        .args(["--here", "--only", &case.name, "--mode", mode])
+        .args(["--depths", &depth.to_string(), "--batch", &case.batch.to_string()])
+        .status()
+        .expect("this program starts");
+    if !status.success() {
+        eprintln!("{}, {mode}, K = {depth}: ended with {status}", case.name);
+    }
+}
+
+fn measure(case: &Case, mode: &str) {
+    let stack = case.build();
+    let parameters = stack.num_params() as f64 * 4.0 / MIB;
+    // Whatever is set up by the first pass (thread pools, inverse matrices) belongs to the model.
+    stack.log_prob(case.batch(1)).into_data();
+    let base = resident_mib("VmRSS:") + 3.0 * parameters;
+    // Forgets the peak of the initialization, where the system can.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+    let x = case.batch(case.batch);
+    let milliseconds = match mode.parse::<Memory>() {
+        Ok(memory) => {
+            let mut trainer = Trainer::new(stack, Schedule::constant(1e-5)).with_memory(memory);
+            two_steps(|| {
+                trainer.step(x.clone()).expect("the steps are finite");
+            })
+        }
+        Err(_) => {
+            let mut optimizer: ModuleOptimizer = AdamConfig::new().with_epsilon(1e-8).init();
+            let mut model = Some(stack.train());
+            two_steps(|| {
+                let stack = model.take().expect("put back after every step");
+                let loss = stack.log_prob(Tensor::from_inner(x.clone())).mean().neg();
+                let grads = GradientsParams::from_grads(loss.backward(), &stack);
+                model = Some(optimizer.step(1e-5, stack, grads));
+            })
+        }
+    };
+    let peak = resident_mib("VmHWM:");
+    let [channels, height, width] = case.config.image_shape;
+    let line = serde_json::json!({
+        "shape": format!("{channels}x{height}x{width}"),
+        "mode": mode.split(':').next(),
+        "k": case.config.num_steps,
+        "levels": case.config.num_levels,
+        "hidden": case.config.hidden_width,
+        "batch": case.batch,
+        "parameters_mib": parameters.round(),
+        "peak_mib": peak.round(),
+        "activation_mib": ((peak - base) * 10.0).round() / 10.0,
+        "ms": milliseconds.round(),
+    });
+    println!("{line}");
+}
+
+/// Milliseconds of the second of two runs.
+fn two_steps(mut step: impl FnMut()) -> f64 {
+    step();
+    let start = Instant::now();
+    step();
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+/// A line of `/proc/self/status`, in MiB.
+fn resident_mib(name: &str) -> f64 {
+    let status = fs::read_to_string("/proc/self/status")
+        .expect("resident memory is read as Linux tells it, from /proc/self/status");
+    kib(&status, name).expect("Linux tells resident memory") / 1024.0
+}
+
+fn available_bytes() -> Option<usize> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    Some((kib(&text, "MemAvailable:")? * 1024.0) as usize)
+}
+
+fn kib(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
