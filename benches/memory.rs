@@ -10,16 +10,20 @@
 //! - `mode`: reversible, checkpoint (every 16 layers), stored (every layer's input); autodiff, for
 //!   comparison, is Burn's graph of the whole stack, every hidden value included
 //! - `k`: steps a level
-//! - `peak_mib`: peak resident memory
-//! - `activation_mib`: peak resident memory of the steps beyond program, model, gradients and
-//!   optimizer state (of these the program and model are measured, after a forward pass of one image;
-//!   gradients and Adam's two moments take three times the parameters)
+//! - `peak_mib`: peak resident memory of the two steps
+//! - `activation_mib`: peak of the bytes allocated during the second step, beyond those allocated
+//!   before it (program, model, optimizer state) and those of the gradients
+//! - `resident_mib`: the same from outside, as programs are compared that do not count their bytes:
+//!   `peak_mib` less the resident memory before the first step and less three times the parameters,
+//!   for the gradients and Adam's two moments
 //! - `ms`: the second step
 //!
 //! Rows that would not fit the memory available are left out, with a line on standard error.
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use burn::module::Module;
@@ -28,13 +32,58 @@ use burn::tensor::{DType, Tensor};
 use burn_flows::conditioner::NetNorm;
 use burn_flows::models::{Glow, GlowConfig, GlowMixingKind};
 use burn_flows::testing::inputs;
-use burn_flows::training::{Memory, Schedule, Trainer};
+use burn_flows::training::{DRIFT_BOUND, Memory, Schedule, Trainer};
 use burn_flows::{Flow, backend};
 use clap::Parser;
 use rand::{SeedableRng, rngs::StdRng};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Counting = Counting { live: AtomicUsize::new(0), peak: AtomicUsize::new(0) };
+
+/// The system's allocator, which gives large blocks back at once, with a count of the bytes.
+struct Counting {
+    live: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+impl Counting {
+    fn add(&self, size: usize) {
+        let live = self.live.fetch_add(size, Ordering::Relaxed) + size;
+        self.peak.fetch_max(live, Ordering::Relaxed);
+    }
+
+    fn take(&self, size: usize) {
+        self.live.fetch_sub(size, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call is handed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.add(layout.size());
+        // SAFETY: see above.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        self.add(layout.size());
+        // SAFETY: see above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        self.add(size);
+        self.take(layout.size());
+        // SAFETY: see above.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        self.take(layout.size());
+        // SAFETY: see above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -192,16 +241,19 @@ fn in_a_process(case: &Case, mode: &str, depth: usize) {
 
 fn measure(case: &Case, mode: &str) {
     let stack = case.build();
-    let parameters = stack.num_params() as f64 * 4.0 / MIB;
+    let parameters = stack.num_params() as f64 * size_of::<f32>() as f64 / MIB;
     // Whatever is set up by the first pass (thread pools, inverse matrices) belongs to the model.
     stack.log_prob(case.batch(1)).into_data();
-    let base = resident_mib("VmRSS:") + 3.0 * parameters;
+    let resident = resident_mib("VmRSS:");
     // Forgets the peak of the initialization, where the system can.
     let _ = fs::write("/proc/self/clear_refs", "5");
     let x = case.batch(case.batch);
-    let milliseconds = match mode.parse::<Memory>() {
+    let second = match mode.parse::<Memory>() {
         Ok(memory) => {
-            let mut trainer = Trainer::new(stack, Schedule::constant(1e-5)).with_memory(memory);
+            // Both steps measure the drift, which takes memory as well.
+            let mut trainer = Trainer::new(stack, Schedule::constant(1e-5))
+                .with_memory(memory)
+                .with_drift_control(1, DRIFT_BOUND);
             two_steps(|| {
                 trainer.step(x.clone()).expect("the steps are finite");
             })
@@ -218,28 +270,40 @@ fn measure(case: &Case, mode: &str) {
         }
     };
     let peak = resident_mib("VmHWM:");
+    let round = |mib: f64| (mib * 10.0).round() / 10.0;
     let [channels, height, width] = case.config.image_shape;
     let line = serde_json::json!({
         "shape": format!("{channels}x{height}x{width}"),
-        "mode": mode.split(':').next(),
+        "mode": mode,
         "k": case.config.num_steps,
         "levels": case.config.num_levels,
         "hidden": case.config.hidden_width,
         "batch": case.batch,
-        "parameters_mib": parameters.round(),
-        "peak_mib": peak.round(),
-        "activation_mib": ((peak - base) * 10.0).round() / 10.0,
-        "ms": milliseconds.round(),
+        "parameters_mib": round(parameters),
+        "peak_mib": round(peak),
+        "activation_mib": round(second.allocated_mib - parameters),
+        "resident_mib": round(peak - resident - 3.0 * parameters),
+        "ms": second.milliseconds.round(),
     });
     println!("{line}");
 }
 
-/// Milliseconds of the second of two runs.
-fn two_steps(mut step: impl FnMut()) -> f64 {
+/// The second of two steps.
+struct Second {
+    milliseconds: f64,
+    /// Peak of the bytes allocated, beyond those allocated before it.
+    allocated_mib: f64,
+}
+
+fn two_steps(mut step: impl FnMut()) -> Second {
     step();
+    let before = ALLOCATOR.live.load(Ordering::Relaxed);
+    ALLOCATOR.peak.store(before, Ordering::Relaxed);
     let start = Instant::now();
     step();
-    start.elapsed().as_secs_f64() * 1e3
+    let milliseconds = start.elapsed().as_secs_f64() * 1e3;
+    let peak = ALLOCATOR.peak.load(Ordering::Relaxed);
+    Second { milliseconds, allocated_mib: (peak - before) as f64 / MIB }
 }
 
 /// A line of `/proc/self/status`, in MiB.
