@@ -77,6 +77,8 @@ pub fn run(
         title: format!("{} on {} images", model_arguments.name, train_images.len()),
         checkpoint_every: training.checkpoint_every,
         resume: training.resume,
+        memory: training.memory,
+        micro_batch: training.micro_batch,
     };
     let out = training
         .out
@@ -95,6 +97,8 @@ pub fn run(
         train_images: train_images.len(),
         test_images: test_images.len(),
         flips: plan.flips,
+        memory: plan.memory.map(|memory| memory.to_string()),
+        micro_batch: plan.micro_batch,
     };
     println!(
         "{}: {} to train on, {} to test on; {num_steps} steps of {batch_size}",
