@@ -440,12 +440,15 @@ where
         tape: &mut Tape,
         grads: &mut GradientsParams,
     ) -> (Tensor<1>, Tensor<D>, Tensor<D>) {
-        let frozen = self.valid();
-        let Encoded { latents, kept, log_dets } = frozen.encode_levels(x, tape);
-        let priors = frozen.prior_log_probs(latents.parts.clone(), kept.clone());
-        let log_prob =
-            log_dets.iter().cloned().chain(priors).reduce(|sum, more| sum + more).expect("terms");
-        let loss = log_prob.sum() * weight;
+        let (latents, kept, log_dets, loss) = {
+            // Gone before the gradients come: its parameters are shared, but not all of it is.
+            let frozen = self.valid();
+            let Encoded { latents, kept, log_dets } = frozen.encode_levels(x, tape);
+            let priors = frozen.prior_log_probs(latents.parts.clone(), kept.clone());
+            let terms = log_dets.iter().cloned().chain(priors);
+            let log_prob = terms.reduce(|sum, more| sum + more).expect("two terms a level");
+            (latents, kept, log_dets, log_prob.sum() * weight)
+        };
         let dlog_det = log_dets[0].ones_like() * weight;
 
         let mut parts = latents.parts.into_iter().rev();

@@ -121,6 +121,7 @@ struct Layer {
     input: Option<Kept>,
     /// The layer's own.
     value: Option<Box<dyn Any + Send>>,
+    value_bytes: usize,
 }
 
 struct Kept {
@@ -190,20 +191,27 @@ impl Tape {
             tensor: Box::new(x.clone()),
             probe,
         });
-        self.layers.push(Layer { index, input, value: None });
+        self.layers.push(Layer { index, input, ..Layer::default() });
         if probe {
             self.thin_out();
         }
     }
 
-    /// Keeps a value of the layer's own beside what the tape keeps of the layer pushed last; worth it
-    /// only where [`memory`](Tape::memory) is [`Memory::Stored`].
+    /// Keeps a value of the layer's own, of `num_bytes` bytes, beside the input of the layer pushed
+    /// last: what saves its backward pass some work. Only where [`memory`](Tape::memory) is
+    /// [`Memory::Stored`].
     ///
     /// # Panics
-    /// If no layer was pushed.
-    pub fn keep(&mut self, value: impl Any + Send) {
+    /// If the tape keeps less, or no layer was pushed.
+    pub fn keep(&mut self, value: impl Any + Send, num_bytes: usize) {
+        assert!(
+            self.memory == Memory::Stored,
+            "Tape: keep was called on a tape of memory {}, but only a stored one keeps values",
+            self.memory
+        );
         let layer = self.layers.last_mut().expect("Tape: keep needs a layer that was pushed");
         layer.value = Some(Box::new(value));
+        layer.value_bytes = num_bytes;
     }
 
     /// Pops a layer and gives its input, where it was kept; else it is to be computed from the
@@ -250,9 +258,11 @@ impl Tape {
         Some(Drift { layers: self.drift })
     }
 
-    /// Bytes of the inputs on the tape; without the values of the layers' own.
+    /// Bytes of what is on the tape.
     pub fn num_bytes(&self) -> usize {
-        self.layers.iter().filter_map(|layer| Some(layer.input.as_ref()?.bytes)).sum()
+        let bytes =
+            |layer: &Layer| layer.input.as_ref().map_or(0, |kept| kept.bytes) + layer.value_bytes;
+        self.layers.iter().map(bytes).sum()
     }
 
     fn keeps_nothing(&self) -> bool {

@@ -174,7 +174,8 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         let (z, log_det, kept) = self
             .with_kernel::<T, _>(|kernel, shape| kernel.forward_keeping(data.as_slice(), shape));
         if let Some(kept) = kept {
-            tape.keep(kept);
+            let num_bytes = kept.num_bytes();
+            tape.keep(kept, num_bytes);
         }
         let z = self.out_of_halves(host::tensor(z, self.shape, &device));
         (z, host::tensor(log_det, [self.shape[0]], &device))

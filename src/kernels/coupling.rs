@@ -53,6 +53,16 @@ pub struct Activations<T> {
     parts: Vec<Vec<Kept<T>>>,
 }
 
+impl<T: Scalar> Activations<T> {
+    /// Bytes of all that is kept.
+    pub fn num_bytes(&self) -> usize {
+        let block = |kept: &Kept<T>| {
+            kept.params.len() + kept.inputs.iter().map(|input| input.len()).sum::<usize>()
+        };
+        self.parts.iter().flatten().map(block).sum::<usize>() * size_of::<T>()
+    }
+}
+
 /// What is kept of a block: the inputs of the layers from [`FIRST_KEPT`] on, and the outputs.
 struct Kept<T> {
     inputs: Vec<Lease<T>>,
