@@ -20,6 +20,8 @@
 //!
 //! Rows that would not fit the memory available are left out, with a line on standard error.
 
+mod support;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::process::Command;
@@ -84,6 +86,9 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.dealloc(pointer, layout) }
     }
 }
+
+/// Why resident memory may be unknown.
+const LINUX: &str = "resident memory is read as Linux tells it, from /proc/self/status";
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -244,7 +249,7 @@ fn measure(case: &Case, mode: &str) {
     let parameters = num_trained(&stack) as f64 * size_of::<f32>() as f64 / MIB;
     // Whatever is set up by the first pass (thread pools, inverse matrices) belongs to the model.
     stack.log_prob(case.batch(1)).into_data();
-    let resident = resident_mib("VmRSS:");
+    let resident = support::status_mib("VmRSS:").expect(LINUX);
     // Forgets the peak of the initialization, where the system can.
     let _ = fs::write("/proc/self/clear_refs", "5");
     let x = case.batch(case.batch);
@@ -269,7 +274,7 @@ fn measure(case: &Case, mode: &str) {
             })
         }
     };
-    let peak = resident_mib("VmHWM:");
+    let peak = support::peak_mib().expect(LINUX);
     let round = |mib: f64| (mib * 10.0).round() / 10.0;
     let [channels, height, width] = case.config.image_shape;
     let line = serde_json::json!({
@@ -321,19 +326,7 @@ fn two_steps(mut step: impl FnMut()) -> Second {
     Second { milliseconds, allocated_mib: (peak - before) as f64 / MIB }
 }
 
-/// A line of `/proc/self/status`, in MiB.
-fn resident_mib(name: &str) -> f64 {
-    let status = fs::read_to_string("/proc/self/status")
-        .expect("resident memory is read as Linux tells it, from /proc/self/status");
-    kib(&status, name).expect("Linux tells resident memory") / 1024.0
-}
-
 fn available_bytes() -> Option<usize> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    Some((kib(&text, "MemAvailable:")? * 1024.0) as usize)
-}
-
-fn kib(text: &str, name: &str) -> Option<f64> {
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    line.split_whitespace().nth(1)?.parse().ok()
+    Some((support::kib(&text, "MemAvailable:")? * 1024.0) as usize)
 }

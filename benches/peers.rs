@@ -6,6 +6,8 @@
 //! memory in MiB. Figures of different programs compare only when taken in the same minutes on the
 //! same machine, as ratios.
 
+mod support;
+
 use std::time::Instant;
 
 use burn::module::Module;
@@ -170,14 +172,7 @@ fn report(workload: &str, operation: &str, runs: usize, mut run: impl FnMut()) {
         "peer": "burn-flows",
         "op": operation,
         "ms": (milliseconds[milliseconds.len() / 2] * 1e3).round() / 1e3,
-        "peak_mib": peak_mib(),
+        "peak_mib": support::peak_mib().map(f64::round),
     });
     println!("{line}");
-}
-
-/// Peak resident memory of this process, where the system tells it as Linux does.
-fn peak_mib() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
 }
