@@ -101,13 +101,13 @@ fn main() {
         .with_logit(LOGIT_ALPHA)
         .init(&mut StdRng::seed_from_u64(0), &device)
         .expect("the model is valid");
-    let start = Instant::now();
-    let mut measuring = 0.0;
-    let mut next = 0.0;
     let first = batches.epoch(0).swap_remove(0);
     let (stack, _) = stack.initialize(to_tensor(&data.train, &first, 0, &device));
     let mut trainer =
         Trainer::new(stack, Schedule::constant(LEARNING_RATE)).with_memory(Memory::Stored);
+    let start = Instant::now();
+    let mut measuring = 0.0;
+    let mut next = 0.0;
     for batch in batches.from_step(0) {
         let seconds = start.elapsed().as_secs_f64() - measuring;
         let last = seconds >= arguments.minutes * 60.0;

@@ -61,11 +61,11 @@ def main():
     order = np.fromfile(arguments.order, "<u4").reshape(-1, BATCH)
     noise = torch.Generator().manual_seed(1)
 
-    start, measuring, upcoming, step = time.perf_counter(), 0.0, 0.0, 0
     model = glow(1, 28, 2, 8, 128)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     with torch.no_grad():
         model.log_prob(logits(train[order[0]], noise)[0], None)  # data-dependent initialization
+    start, measuring, upcoming, step = time.perf_counter(), 0.0, 0.0, 0
     while True:
         seconds = time.perf_counter() - start - measuring
         last = seconds >= arguments.minutes * 60
