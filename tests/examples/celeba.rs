@@ -214,7 +214,7 @@ fn a_damaged_picture_is_named_and_many_are_an_error() {
     let (line, stderr) = said(data.path(), &[]);
     assert!(line.contains(": 108 to train on, 11 to test on;"), "{line}");
     assert!(stderr.starts_with("left out 000008.png: "), "{stderr}");
-    assert!(stderr.contains("\n1 pictures were left out\n"), "{stderr}");
+    assert!(stderr.contains("\npictures left out: 1\n"), "{stderr}");
     spoil(8);
     let text = complaint(&mut celeba(data.path(), &data.path().join("out"), &["--steps", "1"]));
     assert!(text.contains("2 of 120 pictures cannot be used (000008.png: "), "{text}");
@@ -331,7 +331,7 @@ addEventListener("load", () => {
         let curves: Vec<(usize, f64)> = serde_json::from_value(page["curves"].clone()).unwrap();
         let whole: Vec<_> = curves.iter().filter(|curve| curve.0 == 4).collect();
         assert_eq!(whole.len(), 2 + 2 + 3 + 3 + 1 + 1, "{curves:?}");
-        assert!(whole.iter().all(|curve| curve.1 > 300.0), "{curves:?}");
+        assert!(whole.iter().all(|curve| curve.1 > 50.0), "{curves:?}");
         let words: Vec<String> = serde_json::from_value(page["words"].clone()).unwrap();
         for word in ["bits/dim", "minutes", "level 3", "norm of the gradient", "training batches"] {
             assert!(words.iter().any(|text| text == word), "{word} is missing: {words:?}");
