@@ -8,6 +8,8 @@ pub mod images;
 pub mod memory;
 pub mod model;
 pub mod moons;
+#[cfg(feature = "images")]
+pub mod photographs;
 pub mod pictures;
 pub mod plane;
 pub mod plot;
