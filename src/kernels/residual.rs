@@ -81,7 +81,7 @@ impl<T: Scalar> ResidualNet<'_, T> {
             let after = normed(&inner);
             let out = after.convolve(next(), Join::Plus(&h));
             sum = out.convolve(next(), Join::Plus(&sum));
-            [h, before, inner, after].map(&mut *keep);
+            [h, before, inner, after].into_iter().for_each(&mut *keep);
             h = out;
         }
         keep(h);
