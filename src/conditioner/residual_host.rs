@@ -8,10 +8,10 @@ use burn::tensor::{DType, Device, Element, Tensor, TensorData};
 
 use super::residual_net::{MomentsPass, NetBatchNorm, ResidualNet};
 use super::weight_norm::WeightNormConv;
-use crate::backend::{is_host, read};
+use crate::backend::{HostScalar, HostValues};
 use crate::flow::accumulate;
 use crate::host;
-use crate::kernels::{self, Frame, Framed, Kernel, ResidualGradients, Scalar, Window};
+use crate::kernels::{self, Frame, Framed, Kernel, ResidualGradients, Window};
 use crate::norm::Moments;
 
 /// Calls a method for the dtype of a tensor.
@@ -26,11 +26,7 @@ macro_rules! by_dtype {
 
 impl ResidualNet {
     pub(super) fn runs_on_host(&self, x: &Tensor<4>) -> bool {
-        let device = x.device();
-        is_host(&device)
-            && !device.is_autodiff()
-            && matches!(x.dtype(), DType::F32 | DType::F64)
-            && x.dims().iter().all(|&size| size > 0)
+        host::suits_kernels(x)
             // The formulation in tensors says what is wrong where it is.
             && x.dims()[1] == self.norm_in.weight.dims()[0]
     }
@@ -52,12 +48,12 @@ impl ResidualNet {
         by_dtype!(x, self.pull_back_as(x, dparams, grads))
     }
 
-    fn forward_as<T: Scalar + Element>(&self, x: Tensor<4>) -> Tensor<4> {
+    fn forward_as<T: HostScalar>(&self, x: Tensor<4>) -> Tensor<4> {
         let norms = self.norms().map(|norm| norm.map(numbers::<T, _>)).collect::<Vec<_>>();
         self.run(x, false, |net, x| net.forward(x, |index, _| norms[index].clone()).store())
     }
 
-    fn data_pass_as<T: Scalar + Element>(&mut self, x: Tensor<4>, pass: MomentsPass) -> Tensor<4> {
+    fn data_pass_as<T: HostScalar>(&mut self, x: Tensor<4>, pass: MomentsPass) -> Tensor<4> {
         let (device, dtype, gain) = (x.device(), x.dtype(), self.input_gain);
         let mut changed: Vec<NetBatchNorm> = self.net_norms().cloned().collect();
         let y = self.run(x, false, |net, x| {
@@ -78,7 +74,7 @@ impl ResidualNet {
         y
     }
 
-    fn pull_back_as<T: Scalar + Element>(
+    fn pull_back_as<T: HostScalar>(
         &self,
         x: Tensor<4>,
         dparams: impl FnOnce(Tensor<4>) -> Tensor<4>,
@@ -119,7 +115,7 @@ impl ResidualNet {
     }
 
     /// Runs the kernels' net on the numbers of `x`; the result has the batch and the sides of `x`.
-    fn run<T: Scalar + Element>(
+    fn run<T: HostScalar>(
         &self,
         x: Tensor<4>,
         with_gradient: bool,
@@ -194,7 +190,6 @@ fn weighted<T: Element, const N: usize>(
 }
 
 /// The values without the autodiff graph.
-fn numbers<T: Element, const N: usize>(values: Tensor<N>) -> Vec<T> {
-    let data = read(host::plain(values));
-    data.try_into_vec().expect("model and batch have one dtype; cast one of them")
+fn numbers<T: HostScalar, const N: usize>(values: Tensor<N>) -> Vec<T> {
+    HostValues::of(host::plain(values)).as_slice().to_vec()
 }

@@ -5,15 +5,15 @@
 //! test oracle and serves everything else.
 
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Element, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::scale::LOG_SCALE_LIMIT;
 use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
-use crate::backend::{is_host, read};
+use crate::backend::{HostScalar, HostValues};
 use crate::conditioner::{Conditioner, FoldedNet};
 use crate::flow::{accumulate, add_grad};
 use crate::host;
-use crate::kernels::{self, Gradients, Layer, LogScale, Map, Net, Order, Scalar, Shape, Window};
+use crate::kernels::{self, Gradients, Layer, LogScale, Map, Net, Order, Shape, Window};
 
 /// What the fused kernels need to know of an elementwise map.
 #[derive(Debug, Clone)]
@@ -43,10 +43,7 @@ pub(super) struct Fused<'a, const D: usize, C> {
 impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
     /// The fused form for inputs like `x`, if there is one.
     pub(super) fn of<T: Transform>(coupling: &'a Coupling<C, T>, x: &Tensor<D>) -> Option<Self> {
-        let device = x.device();
-        let runs = is_host(&device)
-            && !device.is_autodiff()
-            && matches!(x.dtype(), DType::F32 | DType::F64)
+        let runs = host::suits_kernels(x)
             && matches!(coupling.mask, Mask::ChannelHalves(_) | Mask::Alternating(_))
             && (D == 2 || D == 4);
         if !runs {
@@ -125,25 +122,25 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         }
     }
 
-    fn forward_as<T: Scalar + Element>(self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+    fn forward_as<T: HostScalar>(self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         let (device, dtype) = (x.device(), x.dtype());
         let data = values(self.in_halves(x));
         let (z, log_det) =
-            self.with_kernel::<T, _>(|kernel, shape| kernel.forward(slice(&data), shape));
+            self.with_kernel::<T, _>(|kernel, shape| kernel.forward(data.as_slice(), shape));
         let z = Tensor::from_data(TensorData::new(z, self.shape), (&device, dtype));
         let log_det =
             Tensor::from_data(TensorData::new(log_det, [self.shape[0]]), (&device, dtype));
         (self.out_of_halves(z), log_det)
     }
 
-    fn inverse_as<T: Scalar + Element>(self, z: Tensor<D>) -> Tensor<D> {
+    fn inverse_as<T: HostScalar>(self, z: Tensor<D>) -> Tensor<D> {
         let (device, dtype) = (z.device(), z.dtype());
         let data = values(self.in_halves(z));
-        let x = self.with_kernel::<T, _>(|kernel, shape| kernel.inverse(slice(&data), shape));
+        let x = self.with_kernel::<T, _>(|kernel, shape| kernel.inverse(data.as_slice(), shape));
         self.out_of_halves(Tensor::from_data(TensorData::new(x, self.shape), (&device, dtype)))
     }
 
-    fn pull_back_as<T: Scalar + Element>(
+    fn pull_back_as<T: HostScalar>(
         self,
         z: Tensor<D>,
         dz: Tensor<D>,
@@ -155,7 +152,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         let dz = values(self.in_halves(dz));
         let dlog_det = values(dlog_det);
         let back = self.with_kernel::<T, _>(|kernel, shape| {
-            kernel.pull_back(slice(&z), slice(&dz), slice(&dlog_det), shape)
+            kernel.pull_back(z.as_slice(), dz.as_slice(), dlog_det.as_slice(), shape)
         });
         let tensor = |values: Vec<T>| {
             Tensor::<D>::from_data(TensorData::new(values, self.shape), (&device, dtype))
@@ -165,7 +162,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         (x, dx)
     }
 
-    fn backward_as<T: Scalar + Element>(
+    fn backward_as<T: HostScalar>(
         self,
         x: Tensor<D>,
         dz: Tensor<D>,
@@ -177,7 +174,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         let dz = values(self.in_halves(dz));
         let dlog_det = values(dlog_det);
         let back = self.with_kernel::<T, _>(|kernel, shape| {
-            kernel.backward(slice(&x), slice(&dz), slice(&dlog_det), shape)
+            kernel.backward(x.as_slice(), dz.as_slice(), dlog_det.as_slice(), shape)
         });
         let dx = Tensor::from_data(TensorData::new(back.dx, self.shape), (&device, dtype));
         let dx = self.out_of_halves(dx);
@@ -185,7 +182,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         dx
     }
 
-    fn add_gradients<T: Scalar + Element>(
+    fn add_gradients<T: HostScalar>(
         self,
         gradients: Gradients<T>,
         dtype: DType,
@@ -249,7 +246,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         }
     }
 
-    fn with_kernel<T: Scalar + Element, R>(
+    fn with_kernel<T: HostScalar, R>(
         &self,
         run: impl FnOnce(kernels::Coupling<'_, T>, Shape) -> R,
     ) -> R {
@@ -271,8 +268,8 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             .map(|([outputs, inputs], weight, bias)| Layer {
                 inputs: *inputs,
                 outputs: *outputs,
-                weight: slice(weight),
-                bias: slice(bias),
+                weight: weight.as_slice(),
+                bias: bias.as_slice(),
             })
             .collect();
         let window = |window| if window { Window::Square3 } else { Window::Pixel };
@@ -302,7 +299,10 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
                         LogScale::Bounded { bound: T::from_f64(*bound) }
                     }
                     ScaleMap::Tanh => LogScale::Tanh {
-                        gain: gain.as_ref().map(slice).expect("ScaleMap::Tanh has a gain"),
+                        gain: gain
+                            .as_ref()
+                            .map(HostValues::as_slice)
+                            .expect("ScaleMap::Tanh has a gain"),
                     },
                 },
             },
@@ -319,10 +319,6 @@ fn weighted<const N: usize>(parameter: Tensor<N>, gradient: Tensor<N>) -> Option
 }
 
 /// The values without the autodiff graph.
-fn values<const N: usize>(tensor: Tensor<N>) -> TensorData {
-    read(host::plain(tensor))
-}
-
-fn slice<T: Element>(data: &TensorData) -> &[T] {
-    data.as_slice().expect("model and batch have one dtype; cast one of them")
+fn values<const N: usize>(tensor: Tensor<N>) -> HostValues {
+    HostValues::of(host::plain(tensor))
 }

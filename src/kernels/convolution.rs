@@ -45,11 +45,7 @@ pub(super) struct Convolution<'a, T> {
 
 /// Computes a tile of `ROWS` rows and `PANEL` pixels.
 #[inline(always)]
-unsafe fn tile<V: Vector, const ROWS: usize>(
-    p: &Convolution<V::Scalar>,
-    row: usize,
-    pixel: usize,
-) {
+unsafe fn tile<V: Vector, const ROWS: usize>(p: &Convolution<V::Scalar>, row: usize, pixel: usize) {
     // SAFETY: all offsets are inside the operands as `Convolution` describes them; the input is
     // readable as far before and after its pixels as the shifts reach.
     unsafe {
@@ -233,7 +229,12 @@ pub(super) unsafe fn tap_gradient<V: Vector>(p: &TapGradient<V::Scalar>) {
 
 /// `to = max(scale · from + shift, 0)` inside of the pictures, 0 outside.
 #[inline(always)]
-pub(super) fn affine_relu<T: Scalar>(from: &[T], [scale, shift]: [T; 2], inside: &[T], to: &mut [T]) {
+pub(super) fn affine_relu<T: Scalar>(
+    from: &[T],
+    [scale, shift]: [T; 2],
+    inside: &[T],
+    to: &mut [T],
+) {
     for ((to, from), inside) in to.iter_mut().zip(from).zip(inside) {
         *to = (*from * scale + shift).at_least(T::ZERO) * *inside;
     }

@@ -3,6 +3,7 @@
 //! Each vector routine is compiled once for each instruction set, inside a function that enables
 //! the set; [`Ops`] is the table of those for this processor.
 
+use super::channels::{mix, outer, row_sums};
 use super::convolution::{
     Convolution, TapGradient, affine_gradient, affine_relu, convolution, deviations, tap_gradient,
 };
@@ -32,6 +33,9 @@ pub struct Ops<T: 'static> {
     pub(super) scatter: unsafe fn(&Taps<T>, &[T], &mut [T]),
     pub(super) map_row: unsafe fn(&mut MapRow<T>),
     pub(super) total: unsafe fn(&[T]) -> T,
+    pub(super) mix: unsafe fn(&[T], &[T], &mut [T], usize),
+    pub(super) outer: unsafe fn(&[T], &[T], usize, &mut [T]),
+    pub(super) row_sums: unsafe fn(&[T], &[T]) -> [f64; 2],
     pub(super) convolution: unsafe fn(&Convolution<T>),
     pub(super) tap_gradient: unsafe fn(&TapGradient<T>),
     pub(super) affine_relu: unsafe fn(&[T], [T; 2], &[T], &mut [T]),
@@ -126,6 +130,21 @@ macro_rules! instruction_set {
                 deviations(x, mean, inside)
             }
 
+            $(#[$feature])?
+            unsafe fn mix_here(matrix: &[S], x: &[S], z: &mut [S], pixels: usize) {
+                mix(matrix, x, z, pixels)
+            }
+
+            $(#[$feature])?
+            unsafe fn outer_here(a: &[S], b: &[S], pixels: usize, products: &mut [S]) {
+                outer(a, b, pixels, products)
+            }
+
+            $(#[$feature])?
+            unsafe fn row_sums_here(a: &[S], b: &[S]) -> [f64; 2] {
+                row_sums(a, b)
+            }
+
             pub(super) static OPS: Ops<S> = Ops {
                 lanes: <$vector as Vector>::LANES,
                 panel: <$vector as Vector>::PANEL,
@@ -138,6 +157,9 @@ macro_rules! instruction_set {
                 scatter: scatter_here,
                 map_row: map_row_here,
                 total: total_here,
+                mix: mix_here,
+                outer: outer_here,
+                row_sums: row_sums_here,
                 convolution: convolution_here,
                 tap_gradient: tap_gradient_here,
                 affine_relu: affine_relu_here,

@@ -134,7 +134,11 @@ impl<T: Scalar> Frame<T> {
     /// If the batch is not of this frame's size.
     pub fn load(&self, batch: &[T], channels: usize) -> Framed<'_, T> {
         let Shape { batch: count, height, width, .. } = self.shape;
-        assert_eq!(batch.len(), count * channels * height * width, "Frame: not a batch of its size");
+        assert_eq!(
+            batch.len(),
+            count * channels * height * width,
+            "Frame: not a batch of its size"
+        );
         self.make(channels, |_, pictures, part| {
             for channel in 0..channels {
                 let plane = part.row_mut(channel);
@@ -307,7 +311,8 @@ impl<'f, T: Scalar> Framed<'f, T> {
         let mut weight = vec![T::ZERO; self.channels * inputs * taps];
         for sum in &sums {
             for (index, to) in weight.iter_mut().enumerate() {
-                let (tap, input, output) = (index % taps, index / taps % inputs, index / taps / inputs);
+                let (tap, input, output) =
+                    (index % taps, index / taps % inputs, index / taps / inputs);
                 *to += sum[(output * taps + tap) * columns + input];
             }
         }
@@ -343,17 +348,20 @@ impl<'f, T: Scalar> Framed<'f, T> {
     pub fn affine_gradient(&self, x: &Self, scale: &[T], onto: Self) -> (Self, [Vec<T>; 2]) {
         let frame = self.frame;
         let tasks = self.parts.iter().zip(&x.parts).zip(onto.parts).collect();
-        let results = frame.chunks.run(tasks, |((d, x_part), mut to): ((&Part<T>, &Part<T>), _)| {
-            let sums: Vec<[T; 2]> = (0..self.channels)
-                .map(|channel| {
-                    let (d, from) = (d.row(channel), channel % x.channels);
-                    let (x, to): (_, &mut Part<T>) = (x_part.row(from), &mut to);
-                    // SAFETY: `ops` is this processor's table.
-                    unsafe { (frame.ops.affine_gradient)(d, x, scale[channel], to.row_mut(from)) }
-                })
-                .collect();
-            (to, sums)
-        });
+        let results =
+            frame.chunks.run(tasks, |((d, x_part), mut to): ((&Part<T>, &Part<T>), _)| {
+                let sums: Vec<[T; 2]> = (0..self.channels)
+                    .map(|channel| {
+                        let (d, from) = (d.row(channel), channel % x.channels);
+                        let (x, to): (_, &mut Part<T>) = (x_part.row(from), &mut to);
+                        // SAFETY: `ops` is this processor's table.
+                        unsafe {
+                            (frame.ops.affine_gradient)(d, x, scale[channel], to.row_mut(from))
+                        }
+                    })
+                    .collect();
+                (to, sums)
+            });
         let mut gradients = [vec![T::ZERO; self.channels], vec![T::ZERO; self.channels]];
         let mut parts = Vec::with_capacity(results.len());
         for (part, sums) in results {
@@ -422,7 +430,9 @@ impl<'a, T: Scalar> Kernel<'a, T> {
         let taps = window.taps();
         assert_eq!(weight.len(), outputs * inputs * taps, "Kernel: not [outputs, inputs, taps]");
         assert!(bias.is_none_or(|bias| bias.len() == outputs), "Kernel: one bias an output");
-        let at = |output: usize, input: usize, tap: usize| weight[(output * inputs + input) * taps + tap];
+        let at = |output: usize, input: usize, tap: usize| {
+            weight[(output * inputs + input) * taps + tap]
+        };
         let forward = pack(ops, [outputs, inputs, taps], at);
         let back = match with_gradient {
             true => pack(ops, [inputs, outputs, taps], |i, o, tap| at(o, i, taps - 1 - tap)),

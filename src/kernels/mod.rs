@@ -10,12 +10,13 @@
 //!
 //! From the narrow to the wide: `scalar` number types; `vector` a register; `product` the matrix
 //! products on packed operands; `log_scale` the elementwise maps; `window` planes, panels, 3x3
-//! windows; `dispatch` the table of these routines for this processor; `net` layers and packed
+//! windows; `channels` maps across the channels; `dispatch` the table of these routines for this processor; `net` layers and packed
 //! weights; `conditioner` and `backward` the net on a block of pictures; `batch` threads;
 //! `coupling` what is called from outside; `workspace` reused buffers.
 
 mod backward;
 mod batch;
+mod channels;
 mod conditioner;
 mod convolution;
 mod coupling;
@@ -36,6 +37,7 @@ mod reference;
 mod tests;
 
 pub use batch::Shape;
+pub use channels::{ChannelAffine, ChannelMatrix, channel_products, channel_sums};
 pub use coupling::Coupling;
 pub use dispatch::Ops;
 pub use framed::{Frame, Framed, Kernel};

@@ -1,7 +1,7 @@
 //! The residual net of RealNVP's couplings, and its gradients by hand.
 
-use super::framed::{Framed, Join, Kernel};
 use super::Scalar;
+use super::framed::{Framed, Join, Kernel};
 
 /// `h = conv_in(relu(norm_in(x)))`, then blocks `h <- h + conv2(relu(norm2(conv1(relu(norm1(h))))))`;
 /// the output is `conv_out(relu(norm_out(skip_in(h_0) + sum_k skip_k(h_k))))`.
@@ -92,7 +92,12 @@ impl<T: Scalar> ResidualNet<'_, T> {
         y
     }
 
-    fn backward(&self, dy: Framed<T>, norms: &Norms<T>, mut tape: Tape<T>) -> (Vec<T>, Gradients<T>) {
+    fn backward(
+        &self,
+        dy: Framed<T>,
+        norms: &Norms<T>,
+        mut tape: Tape<T>,
+    ) -> (Vec<T>, Gradients<T>) {
         let mut pop = || tape.pop().expect("as much as was kept");
         let mut back = Back { kernels: Vec::new(), norms: Vec::new() };
         let mut kernels = self.kernels.iter().rev();

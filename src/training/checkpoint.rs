@@ -65,11 +65,12 @@ impl<M: Module> Trainer<M> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok((self, None)),
             Err(source) => return Err(FlowError::io("read", &pointer, source, ADVICE)),
         };
-        let Pointer { step, memory, note } = Pointer::parse(&text).ok_or_else(|| FlowError::Record {
-            path: pointer,
-            reason: "this is not a checkpoint of this version".into(),
-            advice: "remove the folder to start from the beginning".into(),
-        })?;
+        let Pointer { step, memory, note } =
+            Pointer::parse(&text).ok_or_else(|| FlowError::Record {
+                path: pointer,
+                reason: "this is not a checkpoint of this version".into(),
+                advice: "remove the folder to start from the beginning".into(),
+            })?;
         let model = record::load(self.model(), model_path(folder, step))?;
         let path = optimizer_path(folder, step);
         let bytes =
