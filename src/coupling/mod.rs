@@ -236,8 +236,8 @@ impl<C: Module, T: Transform> Coupling<C, T> {
             let leaf = Tensor::from_inner(x.clone()).require_grad();
             let params = Tensor::from_inner(params).require_grad();
             let (z, log_det) = self.transform_forward(leaf.clone(), params.clone());
-            let loss = (z * Tensor::from_inner(dz)).sum()
-                + (log_det * Tensor::from_inner(dlog_det)).sum();
+            let loss =
+                (z * Tensor::from_inner(dz)).sum() + (log_det * Tensor::from_inner(dlog_det)).sum();
             let mut graph = loss.backward();
             let mut gradient = |part: Tensor<D>| {
                 part.grad_remove(&mut graph).unwrap_or_else(|| part.inner().zeros_like())
@@ -249,7 +249,8 @@ impl<C: Module, T: Transform> Coupling<C, T> {
         };
         let through_net = self.conditioner.pull_back(identity.clone(), dparams, grads);
         accumulate(&self.transform, of_transform, grads);
-        let (x, dx) = transformed.expect("Conditioner::pull_back asks for the gradient by its output");
+        let (x, dx) =
+            transformed.expect("Conditioner::pull_back asks for the gradient by its output");
         // A checkerboard's parts are whole pictures, of which the other squares do not count.
         let didentity = didentity + self.mask.flip().keep_transformed(through_net);
         let dx = self.mask.keep_transformed(dx);
@@ -318,9 +319,8 @@ where
         if let Some(fused) = Fused::of(self, &z) {
             return fused.pull_back(z, dz, dlog_det, grads);
         }
-        let invert = |z, params| {
-            self.mask.keep_transformed(self.transform.valid().inverse(z, params))
-        };
+        let invert =
+            |z, params| self.mask.keep_transformed(self.transform.valid().inverse(z, params));
         self.pull_back_through_net(z, invert, dz, dlog_det, grads)
     }
 
