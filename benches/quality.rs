@@ -21,13 +21,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn_flows::Flow;
 use burn_flows::conditioner::NetNorm;
 use burn_flows::coupling::ScaleMap;
 use burn_flows::data::{Batches, Images, Mnist, random_for, streams};
 use burn_flows::models::{GlowConfig, GlowCouplingKind, GlowMixingKind};
 use burn_flows::preprocess::Quantization;
 use burn_flows::training::{Memory, Schedule, Trainer};
-use burn_flows::Flow;
 use clap::Parser;
 use examples::plot::{Curve, Panel, Upright, write_panels};
 use rand::{SeedableRng, rngs::StdRng};
