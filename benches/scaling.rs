@@ -134,7 +134,8 @@ fn measure([batch, hidden, depth, side]: [usize; 4], memory: Memory, runs: usize
         trainer.step(x.clone()).expect("the steps are finite");
         start.elapsed().as_secs_f64() * 1e3
     };
-    (step(), step());
+    step();
+    step();
     let mut milliseconds: Vec<f64> = (0..runs.max(1)).map(|_| step()).collect();
     milliseconds.sort_by(f64::total_cmp);
     let ms = (milliseconds[milliseconds.len() / 2] * 100.0).round() / 100.0;

@@ -286,12 +286,16 @@ pub(crate) fn accumulate<M: Module>(
     module.visit(&mut Add { new: &mut new, grads });
 }
 
-/// Adds `grad` to what `grads` holds for `param`: a parameter used twice collects both parts.
+/// Adds `grad` to what `grads` holds for `param`: a parameter used twice collects both parts, one that
+/// is not trained none.
 pub(crate) fn add_grad<const N: usize>(
     grads: &mut GradientsParams,
     param: &Param<Tensor<N>>,
     grad: Tensor<N>,
 ) {
+    if !param.is_require_grad() {
+        return;
+    }
     let sum = match grads.remove::<N>(param.id) {
         Some(before) => before + grad,
         None => grad,

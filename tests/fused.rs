@@ -42,8 +42,8 @@ fn compare_norms(what: &str, got: &[f64], expected: &[f64], tolerance: f64) {
 fn check<const D: usize, F: Flow<D>>(flow: F, shape: [usize; D], device: &Device) {
     // Moved little: with `Exp`, rounding in the inverse grows with the scale itself.
     let flow = move_parameters(flow, 1, 0.1);
-    agree(&to_f64(flow.clone()), shape, device, DType::F64, F64);
-    agree(&flow, shape, device, DType::F32, F32);
+    agree(&to_f64(flow.clone()), shape, device, DType::F64, [F64; 2]);
+    agree(&flow, shape, device, DType::F32, [F32; 2]);
 }
 
 fn agree<const D: usize, F: Flow<D>>(
@@ -51,7 +51,7 @@ fn agree<const D: usize, F: Flow<D>>(
     shape: [usize; D],
     device: &Device,
     dtype: DType,
-    tolerance: f64,
+    [tolerance, of_gradients]: [f64; 2],
 ) {
     let x = inputs(shape, 2, device, dtype);
     let dz = inputs(shape, 3, device, dtype);
@@ -74,11 +74,11 @@ fn agree<const D: usize, F: Flow<D>>(
     let mut grads = GradientsParams::new();
     let (back, dx) = training.pull_back(z, dz, dlog_det, &mut grads);
     compare("x", &flat(back), &flat(x), tolerance);
-    compare_norms("dx", &flat(dx), &plain_dx, tolerance);
+    compare_norms("dx", &flat(dx), &plain_dx, of_gradients);
     let fused = gradients(&training, &grads);
     assert_eq!(fused.len(), plain.len(), "every parameter has its gradient");
     for ((name, got), (_, expected)) in fused.iter().zip(&plain) {
-        compare_norms(name, got, expected, tolerance);
+        compare_norms(name, got, expected, of_gradients);
     }
 }
 
@@ -162,6 +162,11 @@ fn blocks_and_threads() {
             &device,
         )
         .unwrap();
-        agree(&move_parameters(coupling, 1, 0.02), [33, 4, 14, 14], &device, DType::F32, F32);
+        let coupling = move_parameters(coupling, 1, 0.02);
+        let shape = [33, 4, 14, 14];
+        agree(&to_f64(coupling.clone()), shape, &device, DType::F64, [F64; 2]);
+        // Of more than a million hidden values, some are within rounding of the kink in f32: each
+        // gives or takes one pixel of a channel's gradient.
+        agree(&coupling, shape, &device, DType::F32, [F32, 2e-3]);
     }
 }

@@ -1,14 +1,16 @@
 //! The net of Glow's couplings.
 
 use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::conv::{Conv, ZeroConv};
 use super::{Conditioner, FoldedNet, check_widths};
 use crate::error::Result;
-use crate::flow::Flow;
-use crate::norm::ActNorm;
+use crate::flow::{Flow, add_grad};
+use crate::host;
+use crate::norm::{ActNorm, LOG_SCALE_FACTOR};
 
 /// Standard deviation of the initial weights of the hidden convolutions (openai/glow, `tfops.py`).
 pub const INIT_DEVIATION: f64 = 0.05;
@@ -157,6 +159,34 @@ impl Conditioner<4> for GlowNet {
             negative_slope: self.negative_slope,
         })
     }
+
+    fn pull_back_folded(
+        &self,
+        net: FoldedNet,
+        gradients: Vec<(Tensor<2>, Tensor<1>)>,
+        grads: &mut GradientsParams,
+    ) {
+        let mut layers = (net.layers.into_iter())
+            .map(|(weight, bias)| (host::plain(weight), host::plain(bias)))
+            .zip(gradients);
+        let mut next = || layers.next().expect("three layers");
+        for (conv, norm) in [(&self.conv1, &self.norm1), (&self.conv2, &self.norm2)] {
+            let (folded, gradient) = next();
+            pull_back_norm(conv, norm, folded, gradient, grads);
+        }
+        // weight' = weight scale and bias' = bias scale, with scale = exp(3 log_scale).
+        let ((weight, bias), (dweight, dbias)) = next();
+        let [out, hidden, _, _] = self.conv3.conv.weight.dims();
+        let scale = host::plain(self.conv3.scale());
+        let of_weight = (weight * dweight.clone()).reshape([out, 9 * hidden]).sum_dim(1);
+        let dlog_scale = of_weight.reshape([out]) + bias * dbias.clone();
+        add_grad(grads, &self.conv3.log_scale, dlog_scale * LOG_SCALE_FACTOR);
+        if let Some(bias) = &self.conv3.conv.bias {
+            add_grad(grads, bias, dbias * scale.clone());
+        }
+        let dweight = dweight.reshape([out, 3, 3, hidden]) * scale.reshape([out, 1, 1, 1]);
+        add_grad(grads, &self.conv3.conv.weight, dweight.permute([0, 3, 1, 2]));
+    }
 }
 
 /// ActNorm after an affine layer is an affine layer: `(W x + b) * s = (s W) x + s b`.
@@ -178,4 +208,29 @@ fn fold_norm(weight: Tensor<2>, conv: &Conv, norm: &Option<ActNorm>) -> (Tensor<
             (weight * scale.reshape([outputs, 1]), shift)
         }
     }
+}
+
+/// The way back of [`fold_norm`]: from a folded layer and its gradients to those of convolution and
+/// norm.
+fn pull_back_norm(
+    conv: &Conv,
+    norm: &Option<ActNorm>,
+    (weight, bias): (Tensor<2>, Tensor<1>),
+    (mut dweight, mut dbias): (Tensor<2>, Tensor<1>),
+    grads: &mut GradientsParams,
+) {
+    let [outputs, _] = dweight.dims();
+    if let Some(norm) = norm {
+        let scale = host::plain(norm.effective_log_scale().exp());
+        let of_weight = (weight * dweight.clone()).sum_dim(1).reshape([outputs]);
+        let dlog_scale = of_weight + bias * dbias.clone();
+        add_grad(grads, &norm.log_scale, dlog_scale * LOG_SCALE_FACTOR);
+        dbias = dbias * scale.clone();
+        add_grad(grads, &norm.bias, dbias.clone());
+        dweight = dweight * scale.reshape([outputs, 1]);
+    }
+    if let Some(bias) = &conv.bias {
+        add_grad(grads, bias, dbias);
+    }
+    add_grad(grads, &conv.weight, dweight.reshape(conv.weight.dims()));
 }

@@ -118,10 +118,8 @@ impl Conditioner<2> for Mlp {
         grads: &mut GradientsParams,
     ) {
         for (layer, (weight, bias)) in self.layers.iter().zip(gradients) {
-            if layer.weight.is_require_grad() {
-                add_grad(grads, &layer.weight, weight);
-            }
-            if let Some(param) = layer.bias.as_ref().filter(|param| param.is_require_grad()) {
+            add_grad(grads, &layer.weight, weight);
+            if let Some(param) = &layer.bias {
                 add_grad(grads, param, bias);
             }
         }

@@ -257,9 +257,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         device: &Device,
         grads: &mut GradientsParams,
     ) {
-        if let FusedMap::Affine { gain: Some(gain), .. } = &self.map
-            && gain.is_require_grad()
-        {
+        if let FusedMap::Affine { gain: Some(gain), .. } = &self.map {
             let channels = gradients.gain.len();
             let dgain = TensorData::new(gradients.gain, [channels]);
             add_grad(grads, gain, Tensor::from_data(dgain, (device, dtype)));

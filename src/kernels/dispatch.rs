@@ -19,6 +19,7 @@ use super::window::{Taps, gather, scatter};
 ///
 /// Calling one asks that the set is available, which holds for the table a
 /// [`Scalar`](super::Scalar) hands out, and what the routine itself asks.
+#[allow(clippy::type_complexity)] // plain signatures, each used once
 pub struct Ops<T: 'static> {
     /// Numbers in a vector.
     pub(super) lanes: usize,

@@ -143,9 +143,7 @@ impl ActNorm {
         for (param, gradient) in
             [(&self.bias, rounded::<T>(dbias)), (&self.log_scale, rounded::<T>(dlog_scale))]
         {
-            if param.is_require_grad() {
-                add_grad(grads, param, host::tensor(gradient, [shape.channels], &device));
-            }
+            add_grad(grads, param, host::tensor(gradient, [shape.channels], &device));
         }
         let zeros = vec![T::ZERO; shape.channels];
         let scale = rounded::<T>(scale);
