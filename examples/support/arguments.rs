@@ -47,14 +47,14 @@ pub struct TrainingArguments {
 #[derive(Args, Debug, Clone)]
 pub struct DeviceArgument {
     /// Which of the compiled-in backends computes [default: the preferred one]
-    #[arg(long = "device")]
-    name: Option<String>,
+    #[arg(long)]
+    device: Option<String>,
 }
 
 impl DeviceArgument {
     /// The device asked for.
     pub fn get(&self) -> Result<Device> {
-        let Some(wanted) = &self.name else { return Ok(backend::device()) };
+        let Some(wanted) = &self.device else { return Ok(backend::device()) };
         let devices = backend::devices();
         let found = devices.iter().find(|(name, _)| name == wanted);
         let (_, device) = found.ok_or_else(|| {
