@@ -9,6 +9,9 @@ pub mod pictures;
 pub mod plane;
 pub mod plot;
 pub mod run;
+pub mod saved;
+#[cfg(feature = "images")]
+pub mod subject;
 pub mod train;
 
 use std::process::ExitCode;

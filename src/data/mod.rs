@@ -6,6 +6,7 @@
 //! | any other IDX file of bytes | [`idx::read`] |
 //! | pixels in memory | [`Images::new`] |
 #![cfg_attr(feature = "images", doc = "| a folder of pictures | [`ImageFolder`] |")]
+#![cfg_attr(feature = "images", doc = "| one picture | [`read_picture`] |")]
 #![cfg_attr(feature = "images", doc = "| CelebA in its official layout | [`CelebA`] |")]
 //!
 //! All of them give [`Images`]: bytes in memory, `[num_images, num_channels, height, width]`.
@@ -51,5 +52,5 @@ pub use image_folder::{ImageFolder, Pictures, SkippedPicture};
 pub use images::Images;
 pub use mnist::Mnist;
 #[cfg(feature = "images")]
-pub use picture::{Channels, Crop};
+pub use picture::{Channels, Crop, read_picture};
 pub use seed::{random_for, streams};

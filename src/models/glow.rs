@@ -372,6 +372,20 @@ impl SplitPrior<4> for GlowSplitPrior {
             Self::Conditional(prior) => prior.sample(shape, kept, temperature, rng),
         }
     }
+
+    fn standardize(&self, z: Tensor<4>, kept: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Standard(prior) => prior.standardize(z, kept),
+            Self::Conditional(prior) => prior.standardize(z, kept),
+        }
+    }
+
+    fn unstandardize(&self, noise: Tensor<4>, kept: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Standard(prior) => prior.unstandardize(noise, kept),
+            Self::Conditional(prior) => prior.unstandardize(noise, kept),
+        }
+    }
 }
 
 choice_of_flows!(GlowCoupling, 4, { Additive, Affine });

@@ -64,6 +64,15 @@ where
         rng: &mut impl Rng,
     ) -> Tensor<D> {
         let noise = standard_normal(shape, rng, &kept.device(), kept.dtype()) * temperature;
+        self.unstandardize(noise, kept)
+    }
+
+    fn standardize(&self, z: Tensor<D>, kept: Tensor<D>) -> Tensor<D> {
+        let (mean, log_std) = self.parameters(kept);
+        (z - mean) * log_std.neg().exp()
+    }
+
+    fn unstandardize(&self, noise: Tensor<D>, kept: Tensor<D>) -> Tensor<D> {
         let (mean, log_std) = self.parameters(kept);
         noise * log_std.exp() + mean
     }

@@ -51,6 +51,18 @@ pub trait SplitPrior<const D: usize>: Module {
         temperature: f64,
         rng: &mut impl Rng,
     ) -> Tensor<D>;
+
+    /// `z` in coordinates in which the density does not depend on the kept half:
+    /// `(z - mean) / std` for a normal. The default, `z` itself, is for priors that do not depend on
+    /// it in the first place.
+    fn standardize(&self, z: Tensor<D>, _kept: Tensor<D>) -> Tensor<D> {
+        z
+    }
+
+    /// The inverse of [`standardize`](SplitPrior::standardize).
+    fn unstandardize(&self, noise: Tensor<D>, _kept: Tensor<D>) -> Tensor<D> {
+        noise
+    }
 }
 
 impl<const D: usize, P: Prior<D>> SplitPrior<D> for P {
