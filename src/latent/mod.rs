@@ -45,5 +45,5 @@ mod latents;
 mod resample;
 
 pub use attributes::LatentMean;
-pub use inpaint::Inpainting;
+pub use inpaint::{Inpainted, Inpainting, InpaintingCoordinates};
 pub use latents::{Latents, Noise, Raw, Standardized};
