@@ -3,7 +3,12 @@
 //! The backend is chosen at compile time with a cargo feature: `ndarray` (the default), `flex` or
 //! `wgpu`. Where several are compiled in, [`device`] takes wgpu before flex before ndarray.
 
-use burn::tensor::{Device, Tensor, TensorData};
+// Burn removes the ndarray backend in 0.23; `flex` is ready to take its place.
+#![cfg_attr(feature = "ndarray", allow(deprecated))]
+
+use burn::tensor::{Device, Element, Tensor, TensorData};
+
+use crate::kernels::Scalar;
 
 #[cfg(not(any(feature = "ndarray", feature = "flex", feature = "wgpu")))]
 compile_error!(
@@ -46,38 +51,89 @@ pub fn is_host(device: &Device) -> bool {
     hosts.contains(device)
 }
 
-/// The values of a tensor on a host device, row-major.
-pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> TensorData {
-    // ndarray's own `into_data` copies a shared array an element at a time, ten times slower than
-    // memory is.
+/// The values of a tensor on a host device, row-major: the tensor's own memory wherever its layout
+/// allows, a copy otherwise.
+pub(crate) struct HostValues(Held);
+
+enum Held {
     #[cfg(feature = "ndarray")]
-    if tensor.device() == ndarray()
-        && !tensor.device().is_autodiff()
-        && let Some(data) = read_ndarray(&tensor)
-    {
-        return data;
+    NdArray(burn_ndarray::NdArrayTensor),
+    #[cfg(feature = "flex")]
+    Flex(burn_flex::FlexTensor),
+    Copy(TensorData),
+}
+
+/// The number types that tensors on a host device can have.
+pub(crate) trait HostScalar: Scalar + Element {
+    #[cfg(feature = "ndarray")]
+    fn of_ndarray(tensor: &burn_ndarray::NdArrayTensor) -> Option<&[Self]>;
+    #[cfg(feature = "flex")]
+    fn of_flex(tensor: &burn_flex::FlexTensor) -> Option<&[Self]>;
+}
+
+macro_rules! host_scalar {
+    ($scalar:ty, $variant:ident) => {
+        impl HostScalar for $scalar {
+            #[cfg(feature = "ndarray")]
+            fn of_ndarray(tensor: &burn_ndarray::NdArrayTensor) -> Option<&[Self]> {
+                match tensor {
+                    burn_ndarray::NdArrayTensor::$variant(storage) => storage.view().to_slice(),
+                    _ => None,
+                }
+            }
+
+            #[cfg(feature = "flex")]
+            fn of_flex(tensor: &burn_flex::FlexTensor) -> Option<&[Self]> {
+                tensor.as_slice()
+            }
+        }
+    };
+}
+
+host_scalar!(f32, F32);
+host_scalar!(f64, F64);
+
+impl HostValues {
+    /// Of a plain tensor.
+    pub(crate) fn of<const D: usize>(tensor: Tensor<D>) -> Self {
+        #[cfg(feature = "ndarray")]
+        if tensor.device() == ndarray() {
+            let primitive = tensor.clone().try_into_primitive::<burn_ndarray::NdArray>();
+            if let Ok(primitive) = primitive
+                && (f32::of_ndarray(&primitive).is_some() || f64::of_ndarray(&primitive).is_some())
+            {
+                return Self(Held::NdArray(primitive));
+            }
+        }
+        #[cfg(feature = "flex")]
+        if tensor.device() == Device::flex() {
+            let primitive = tensor.clone().try_into_primitive::<burn_flex::Flex>();
+            if let Ok(primitive) = primitive
+                && primitive.is_contiguous()
+            {
+                return Self(Held::Flex(primitive));
+            }
+        }
+        Self(Held::Copy(tensor.into_data()))
     }
-    tensor.into_data()
+
+    /// The values.
+    ///
+    /// # Panics
+    /// If they are of another type: model and batch have one dtype.
+    pub(crate) fn as_slice<T: HostScalar>(&self) -> &[T] {
+        let values = match &self.0 {
+            #[cfg(feature = "ndarray")]
+            Held::NdArray(tensor) => T::of_ndarray(tensor),
+            #[cfg(feature = "flex")]
+            Held::Flex(tensor) => T::of_flex(tensor),
+            Held::Copy(data) => data.as_slice().ok(),
+        };
+        values.expect("model and batch have one dtype; cast one of them")
+    }
 }
 
 #[cfg(feature = "ndarray")]
-#[allow(deprecated)] // as for `ndarray`
-fn read_ndarray<const D: usize>(tensor: &Tensor<D>) -> Option<TensorData> {
-    use burn_ndarray::{NdArray, NdArrayTensor};
-    let shape = tensor.dims();
-    match tensor.clone().try_into_primitive::<NdArray>().ok()? {
-        NdArrayTensor::F32(storage) => {
-            storage.view().as_slice().map(|values| TensorData::new(values.to_vec(), shape))
-        }
-        NdArrayTensor::F64(storage) => {
-            storage.view().as_slice().map(|values| TensorData::new(values.to_vec(), shape))
-        }
-        _ => None,
-    }
-}
-
-#[cfg(feature = "ndarray")]
-#[allow(deprecated)] // Burn removes the ndarray backend in 0.23; `flex` is ready to take its place
 fn ndarray() -> Device {
     Device::ndarray()
 }

@@ -1,7 +1,8 @@
 //! Compositions: tuples, arrays, `Vec` and `Option` of flows are flows.
 //!
 //! `forward` runs the first flow first, `inverse` the last; log-determinants add up. An empty
-//! composition is the identity, with log-determinant 0.
+//! composition is the identity, with log-determinant 0. A [`Tape`] sees the parts, so `forward` and
+//! `pull_back` are those on a tape that keeps nothing.
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
@@ -9,19 +10,21 @@ use burn::tensor::Tensor;
 
 use crate::error::Result;
 use crate::flow::Flow;
+use crate::tape::Tape;
 
 /// A log-determinant of 0 for the batch of `x`.
 pub(crate) fn zero_log_det<const D: usize>(x: &Tensor<D>) -> Tensor<1> {
     Tensor::zeros([x.dims()[0]], (&x.device(), x.dtype()))
 }
 
-fn forward<'a, const D: usize, F: Flow<D> + 'a>(
+fn forward_on<'a, const D: usize, F: Flow<D> + 'a>(
     flows: impl IntoIterator<Item = &'a F>,
     mut x: Tensor<D>,
+    tape: &mut Tape,
 ) -> (Tensor<D>, Tensor<1>) {
     let mut log_det = None;
     for flow in flows {
-        let (z, more) = flow.forward(x);
+        let (z, more) = flow.forward_on(x, tape);
         x = z;
         log_det = Some(match log_det {
             None => more,
@@ -32,15 +35,25 @@ fn forward<'a, const D: usize, F: Flow<D> + 'a>(
     (x, log_det)
 }
 
-fn pull_back<'a, const D: usize, F: Flow<D> + 'a>(
-    flows: impl DoubleEndedIterator<Item = &'a F>,
-    z: Tensor<D>,
-    dz: Tensor<D>,
-    dlog_det: Tensor<1>,
-    grads: &mut GradientsParams,
-) -> (Tensor<D>, Tensor<D>) {
-    flows.rev().fold((z, dz), |(z, dz), flow| flow.pull_back(z, dz, dlog_det.clone(), grads))
+/// `forward` and `pull_back` of a composition, from its `forward_on` and `pull_back_on`.
+macro_rules! on_an_empty_tape {
+    () => {
+        fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+            self.forward_on(x, &mut Tape::default())
+        }
+
+        fn pull_back(
+            &self,
+            z: Tensor<D>,
+            dz: Tensor<D>,
+            dlog_det: Tensor<1>,
+            grads: &mut GradientsParams,
+        ) -> (Tensor<D>, Tensor<D>) {
+            self.pull_back_on(z, dz, dlog_det, &mut Tape::default(), grads)
+        }
+    };
 }
+pub(crate) use on_an_empty_tape;
 
 /// [`Flow::initialize`] or [`Flow::observe`].
 type DataPass<const D: usize, F> = fn(F, Tensor<D>) -> (F, Tensor<D>);
@@ -54,8 +67,23 @@ fn next<const D: usize, F>(flow: F, x: &mut Option<Tensor<D>>, pass: DataPass<D,
 
 macro_rules! sequence {
     () => {
-        fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
-            forward(self, x)
+        on_an_empty_tape!();
+
+        fn forward_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
+            forward_on(self, x, tape)
+        }
+
+        fn pull_back_on(
+            &self,
+            z: Tensor<D>,
+            dz: Tensor<D>,
+            dlog_det: Tensor<1>,
+            tape: &mut Tape,
+            grads: &mut GradientsParams,
+        ) -> (Tensor<D>, Tensor<D>) {
+            self.iter().rev().fold((z, dz), |(z, dz), flow| {
+                flow.pull_back_on(z, dz, dlog_det.clone(), tape, grads)
+            })
         }
 
         fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
@@ -72,16 +100,6 @@ macro_rules! sequence {
 
         fn check(&self) -> Result<()> {
             self.iter().try_for_each(|flow| flow.check())
-        }
-
-        fn pull_back(
-            &self,
-            z: Tensor<D>,
-            dz: Tensor<D>,
-            dlog_det: Tensor<1>,
-            grads: &mut GradientsParams,
-        ) -> (Tensor<D>, Tensor<D>) {
-            pull_back(self.iter(), z, dz, dlog_det, grads)
         }
     };
 }
@@ -157,10 +175,27 @@ macro_rules! tuple {
         where
             ($first, $($flow,)*): Module,
         {
-            fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
-                let (x, log_det) = self.$first_index.forward(x);
-                $(let (x, more) = self.$index.forward(x); let log_det = log_det + more;)*
+            on_an_empty_tape!();
+
+            fn forward_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
+                let (x, log_det) = self.$first_index.forward_on(x, tape);
+                $(
+                    let (x, more) = self.$index.forward_on(x, tape);
+                    let log_det = log_det + more;
+                )*
                 (x, log_det)
+            }
+
+            fn pull_back_on(
+                &self,
+                z: Tensor<D>,
+                dz: Tensor<D>,
+                dlog_det: Tensor<1>,
+                tape: &mut Tape,
+                grads: &mut GradientsParams,
+            ) -> (Tensor<D>, Tensor<D>) {
+                $(let (z, dz) = self.$back.pull_back_on(z, dz, dlog_det.clone(), tape, grads);)*
+                (z, dz)
             }
 
             fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
@@ -201,17 +236,6 @@ macro_rules! tuple {
                 self.$first_index.check()?;
                 $(self.$index.check()?;)*
                 Ok(())
-            }
-
-            fn pull_back(
-                &self,
-                z: Tensor<D>,
-                dz: Tensor<D>,
-                dlog_det: Tensor<1>,
-                grads: &mut GradientsParams,
-            ) -> (Tensor<D>, Tensor<D>) {
-                $(let (z, dz) = self.$back.pull_back(z, dz, dlog_det.clone(), grads);)*
-                (z, dz)
             }
         }
     };

@@ -113,5 +113,44 @@ macro_rules! choice_of_flows {
                 })+
             }
         }
+
+        fn backward(
+            &self,
+            x: burn::tensor::Tensor<$rank>,
+            dz: burn::tensor::Tensor<$rank>,
+            dlog_det: burn::tensor::Tensor<1>,
+            grads: &mut burn::optim::GradientsParams,
+        ) -> burn::tensor::Tensor<$rank> {
+            match self {
+                $(Self::$variant(flow) => {
+                    $crate::Flow::<$rank>::backward(flow, x, dz, dlog_det, grads)
+                })+
+            }
+        }
+
+        fn forward_on(
+            &self,
+            x: burn::tensor::Tensor<$rank>,
+            tape: &mut $crate::training::Tape,
+        ) -> (burn::tensor::Tensor<$rank>, burn::tensor::Tensor<1>) {
+            match self {
+                $(Self::$variant(flow) => $crate::Flow::<$rank>::forward_on(flow, x, tape),)+
+            }
+        }
+
+        fn pull_back_on(
+            &self,
+            z: burn::tensor::Tensor<$rank>,
+            dz: burn::tensor::Tensor<$rank>,
+            dlog_det: burn::tensor::Tensor<1>,
+            tape: &mut $crate::training::Tape,
+            grads: &mut burn::optim::GradientsParams,
+        ) -> (burn::tensor::Tensor<$rank>, burn::tensor::Tensor<$rank>) {
+            match self {
+                $(Self::$variant(flow) => {
+                    $crate::Flow::<$rank>::pull_back_on(flow, z, dz, dlog_det, tape, grads)
+                })+
+            }
+        }
     };
 }

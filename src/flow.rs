@@ -5,6 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use crate::error::Result;
+use crate::tape::Tape;
 
 /// An invertible, differentiable map from data `x` to latent `z`.
 ///
@@ -139,9 +140,8 @@ pub trait Flow<const D: usize>: Module {
     /// log-determinant, `[batch]`) are plain tensors; `self` is a model in training
     /// (`Module::train`). Returns `(x, dx)`, plain as well.
     ///
-    /// The default serves every flow: invert, run `forward` again under autodiff on that one flow,
-    /// and pull the gradients back. Compositions call it from the last flow to the first; layers
-    /// with a hand-written backward override it.
+    /// The default serves every flow: invert, then [`backward`](Flow::backward). Compositions call
+    /// it from the last flow to the first; layers that can invert and go back in one override it.
     fn pull_back(
         &self,
         z: Tensor<D>,
@@ -149,25 +149,72 @@ pub trait Flow<const D: usize>: Module {
         dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
-        pull_back_by_autodiff(self, z, dz, dlog_det, grads)
+        let x = self.valid().inverse(z);
+        let dx = self.backward(x.clone(), dz, dlog_det, grads);
+        (x, dx)
+    }
+
+    /// [`pull_back`](Flow::pull_back) where the input is known: gives back the gradient with respect
+    /// to it.
+    ///
+    /// The default serves every flow: it runs `forward` again under autodiff on that one flow and
+    /// pulls the gradients back. Layers with a hand-written backward override it.
+    fn backward(
+        &self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        backward_by_autodiff(self, x, dz, dlog_det, grads)
+    }
+
+    /// [`forward`](Flow::forward) of a training step: the tape may keep the flow's input for
+    /// [`pull_back_on`](Flow::pull_back_on). `self` is a plain model, `x` a plain tensor.
+    ///
+    /// The default is right for every flow that is no composition; compositions call it on their
+    /// parts, so that the tape sees the smallest flows.
+    fn forward_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
+        tape.push(&x);
+        self.forward(x)
+    }
+
+    /// [`pull_back`](Flow::pull_back) of a training step whose forward pass was
+    /// [`forward_on`](Flow::forward_on) the same tape: a flow whose input was kept is not inverted.
+    ///
+    /// The default is right for every flow that is no composition; whoever overrides one of the two
+    /// must override both.
+    fn pull_back_on(
+        &self,
+        z: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        if let Some(x) = tape.pop() {
+            let dx = self.backward(x.clone(), dz, dlog_det, grads);
+            return (x, dx);
+        }
+        let (x, dx) = self.pull_back(z, dz, dlog_det, grads);
+        tape.reconstructed(&x);
+        (x, dx)
     }
 }
 
-/// The default [`Flow::pull_back`].
-pub(crate) fn pull_back_by_autodiff<const D: usize, F: Flow<D>>(
+/// The default [`Flow::backward`].
+pub(crate) fn backward_by_autodiff<const D: usize, F: Flow<D>>(
     flow: &F,
-    z: Tensor<D>,
+    x: Tensor<D>,
     dz: Tensor<D>,
     dlog_det: Tensor<1>,
     grads: &mut GradientsParams,
-) -> (Tensor<D>, Tensor<D>) {
-    let x = flow.valid().inverse(z);
+) -> Tensor<D> {
     let loss = |x| {
         let (z, log_det) = flow.forward(x);
         (z * Tensor::from_inner(dz)).sum() + (log_det * Tensor::from_inner(dlog_det)).sum()
     };
-    let dx = pull_back_through(flow, x.clone(), loss, grads);
-    (x, dx)
+    pull_back_through(flow, x, loss, grads)
 }
 
 /// Runs `loss` on `x` under autodiff, adds the gradients of the parameters of `module` to `grads`
@@ -179,9 +226,9 @@ pub(crate) fn pull_back_through<const D: usize, M: Module>(
     grads: &mut GradientsParams,
 ) -> Tensor<D> {
     let x = Tensor::from_inner(x).require_grad();
-    let mut tape = loss(x.clone()).backward();
-    let dx = x.grad_remove(&mut tape).unwrap_or_else(|| x.inner().zeros_like());
-    let new = GradientsParams::from_module(&mut tape, module);
+    let mut graph = loss(x.clone()).backward();
+    let dx = x.grad_remove(&mut graph).unwrap_or_else(|| x.inner().zeros_like());
+    let new = GradientsParams::from_module(&mut graph, module);
     accumulate(module, new, grads);
     dx
 }

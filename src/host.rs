@@ -1,6 +1,9 @@
 //! Tensors as host values and back.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Element, Tensor, TensorData};
+
+use crate::backend::is_host;
+use crate::kernels::Shape;
 
 /// The values of a tensor in f64, row-major, whatever its dtype.
 pub(crate) fn to_f64<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
@@ -25,4 +28,30 @@ pub(crate) fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 /// Whether every value is finite.
 pub(crate) fn is_finite<const D: usize>(tensor: Tensor<D>) -> bool {
     tensor.is_finite().all().into_scalar::<bool>()
+}
+
+/// Whether the kernels can take a tensor: plain, in main memory, `[batch, channels, ...]` in f32 or
+/// f64, not empty.
+pub(crate) fn suits_kernels<const D: usize>(x: &Tensor<D>) -> bool {
+    let device = x.device();
+    D >= 2
+        && is_host(&device)
+        && !device.is_autodiff()
+        && matches!(x.dtype(), DType::F32 | DType::F64)
+        && x.dims().iter().all(|&size| size > 0)
+}
+
+/// The shape as kernels take it, all axes after the channels being pixels.
+pub(crate) fn kernel_shape<const D: usize>(dims: [usize; D]) -> Shape {
+    let pixels = dims[2..].iter().product();
+    Shape { batch: dims[0], channels: dims[1], height: pixels, width: 1 }
+}
+
+/// A tensor of given values on a given device.
+pub(crate) fn tensor<T: Element, const D: usize>(
+    values: Vec<T>,
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values, shape), (device, T::dtype()))
 }

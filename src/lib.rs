@@ -92,6 +92,7 @@ pub mod prior;
 pub mod record;
 pub mod reshape;
 mod stack;
+mod tape;
 pub mod testing;
 pub mod training;
 pub mod weights;

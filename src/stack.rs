@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::chain::on_an_empty_tape;
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, pull_back_through};
 use crate::host::is_finite;
@@ -15,6 +16,7 @@ use crate::latent::{Latents, Noise};
 use crate::metrics;
 use crate::prior::{Prior, SplitPrior, StandardNormal};
 use crate::reshape::{Squeeze, merge_channels, num_kept, split_channels};
+use crate::tape::Tape;
 
 /// A multi-scale model: levels of flows, half of the channels factored out after each level but the
 /// last, and a prior on every part.
@@ -261,18 +263,22 @@ where
     /// # Panics
     /// If the samples do not have the shape the stack was built for.
     pub fn encode(&self, x: Tensor<D>) -> (Latents<D>, Tensor<1>) {
-        let encoded = self.encode_levels(x);
+        self.encode_on(x, &mut Tape::default())
+    }
+
+    fn encode_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Latents<D>, Tensor<1>) {
+        let encoded = self.encode_levels(x, tape);
         let log_det = encoded.log_dets.into_iter().reduce(|sum, more| sum + more);
         (encoded.latents, log_det.expect("a stack has at least one level"))
     }
 
-    pub(crate) fn encode_levels(&self, x: Tensor<D>) -> Encoded<D> {
+    fn encode_levels(&self, x: Tensor<D>, tape: &mut Tape) -> Encoded<D> {
         self.assert_sample_shape(&x);
         let last = self.levels.len() - 1;
         let (mut parts, mut kept, mut log_dets) = (Vec::new(), Vec::new(), Vec::new());
         let mut h = x;
         for (index, level) in self.levels.iter().enumerate() {
-            let (z, log_det) = level.forward(h);
+            let (z, log_det) = level.forward_on(h, tape);
             log_dets.push(log_det);
             if index == last {
                 parts.push(z);
@@ -378,7 +384,7 @@ where
     /// The terms that add up to [`log_prob`](FlowStack::log_prob): for each level its
     /// log-determinant, then the log-density of its part of the latent; each `[batch]`, in nats.
     pub fn log_prob_terms(&self, x: Tensor<D>) -> Vec<Tensor<1>> {
-        let Encoded { latents, kept, log_dets } = self.encode_levels(x);
+        let Encoded { latents, kept, log_dets } = self.encode_levels(x, &mut Tape::default());
         let priors = self.prior_log_probs(latents.parts, kept);
         log_dets.into_iter().zip(priors).flat_map(|(log_det, prior)| [log_det, prior]).collect()
     }
@@ -460,22 +466,22 @@ where
         }
     }
 
-    /// Loss and gradients for maximum likelihood by reversible backpropagation: `loss` is the mean
-    /// of `-ln p(x)` over the batch, in nats, `[1]`. See
+    /// The sum of `weight ln p(x)` over the batch, `[1]`, and its gradients, added to `grads`; gives
+    /// back `x` as the backward pass found it and the gradient with respect to it. See
     /// [`training::reversible`](crate::training::reversible).
     pub(crate) fn pull_back_log_prob(
         &self,
         x: Tensor<D>,
+        weight: f64,
+        tape: &mut Tape,
         grads: &mut GradientsParams,
     ) -> (Tensor<1>, Tensor<D>, Tensor<D>) {
-        let batch = x.dims()[0];
-        let weight = -1.0 / batch as f64;
         let frozen = self.valid();
-        let Encoded { latents, kept, log_dets } = frozen.encode_levels(x);
+        let Encoded { latents, kept, log_dets } = frozen.encode_levels(x, tape);
         let priors = frozen.prior_log_probs(latents.parts.clone(), kept.clone());
         let log_prob =
             log_dets.iter().cloned().chain(priors).reduce(|sum, more| sum + more).expect("terms");
-        let loss = log_prob.mean().neg();
+        let loss = log_prob.sum() * weight;
         let dlog_det = log_dets[0].ones_like() * weight;
 
         let mut parts = latents.parts.into_iter().rev();
@@ -488,7 +494,7 @@ where
         );
         let mut kept = kept.into_iter().rev();
         for (index, level) in self.levels.iter().enumerate().rev() {
-            let (x, dx) = level.pull_back(z, dz, dlog_det.clone(), grads);
+            let (x, dx) = level.pull_back_on(z, dz, dlog_det.clone(), tape, grads);
             if index == 0 {
                 return (loss, x, dx);
             }
@@ -538,8 +544,10 @@ impl<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>> Flow<D> for Flow
 where
     Self: Module,
 {
-    fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
-        let (latents, log_det) = self.encode(x);
+    on_an_empty_tape!();
+
+    fn forward_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
+        let (latents, log_det) = self.encode_on(x, tape);
         (self.assemble(latents), log_det)
     }
 
@@ -563,11 +571,12 @@ where
         self.levels.iter().try_for_each(|level| level.check())
     }
 
-    fn pull_back(
+    fn pull_back_on(
         &self,
         z: Tensor<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
+        tape: &mut Tape,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
         let mut parts = self.disassemble(z).parts.into_iter().rev();
@@ -576,7 +585,7 @@ where
         let mut z = parts.next().expect("a part for each level");
         let mut dz = dparts.next().expect("a part for each level");
         for (index, level) in self.levels.iter().enumerate().rev() {
-            (z, dz) = level.pull_back(z, dz, dlog_det.clone(), grads);
+            (z, dz) = level.pull_back_on(z, dz, dlog_det.clone(), tape, grads);
             if index > 0 {
                 z = merge_channels(z, parts.next().expect("a part for each level"));
                 dz = merge_channels(dz, dparts.next().expect("a part for each level"));

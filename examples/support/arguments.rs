@@ -19,15 +19,18 @@ pub struct TrainingArguments {
     /// Images a step [default: what suits the model]
     #[arg(long)]
     pub batch: Option<usize>,
-    /// Bits a pixel, 1 to 8
-    #[arg(long, default_value_t = 8)]
-    pub bits: u32,
+    /// Bits a pixel, 1 to 8 [default: 8 for digits, 5 for photographs]
+    #[arg(long)]
+    pub bits: Option<u32>,
     /// Seed of parameters, data order, noise and samples
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Peak learning rate [default: what suits the model]
     #[arg(long)]
     pub learning_rate: Option<f64>,
+    /// Temperatures of the samples, a row each [default: those of the papers]
+    #[arg(long = "temperature", value_delimiter = ',')]
+    pub temperatures: Option<Vec<f64>>,
     /// Steps between two checkpoints
     #[arg(long, default_value_t = 500)]
     pub checkpoint_every: usize,
@@ -83,9 +86,18 @@ impl TrainingArguments {
                 "1e-3 is a good start",
             ));
         }
-        if !(1..=8).contains(&self.bits) {
+        if let Some(bits) = self.bits
+            && !(1..=8).contains(&bits)
+        {
             let advice = "8 keeps the pixels as they are, 5 is what Glow uses for faces";
-            return Err(invalid("--bits", &self.bits.to_string(), "1 to 8", advice));
+            return Err(invalid("--bits", &bits.to_string(), "1 to 8", advice));
+        }
+        for &temperature in self.temperatures.iter().flatten() {
+            if !(temperature >= 0.0 && temperature.is_finite()) {
+                let advice = "0.7 is what Glow uses for faces";
+                let got = temperature.to_string();
+                return Err(invalid("--temperature", &got, "0 or more", advice));
+            }
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 #![allow(dead_code)] // no example uses all of it
 
 pub mod arguments;
+pub mod data;
+pub mod images;
 pub mod model;
 pub mod moons;
 pub mod pictures;
@@ -14,13 +16,13 @@ pub mod saved;
 pub mod subject;
 pub mod train;
 
-use std::process::ExitCode;
+use std::process::{ExitCode, Termination};
 
 use clap::Parser;
 
 /// Runs an example with its arguments: whatever goes wrong, a wrong argument included, is one line on
 /// standard error and a status that is not zero.
-pub fn run<A: Parser>(example: fn(&A) -> burn_flows::Result<()>) -> ExitCode {
+pub fn run<A: Parser, T: Termination>(example: fn(&A) -> burn_flows::Result<T>) -> ExitCode {
     let arguments = match A::try_parse() {
         Ok(arguments) => arguments,
         // --help and --version
@@ -34,7 +36,7 @@ pub fn run<A: Parser>(example: fn(&A) -> burn_flows::Result<()>) -> ExitCode {
         }
     };
     match example(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(end) => end.report(),
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE

@@ -21,6 +21,12 @@ pub struct Configuration {
     pub learning_rate: f64,
     pub bits: u32,
     pub seed: u64,
+    /// What the images are and what divides them into two parts.
+    pub data: String,
+    pub train_images: usize,
+    pub test_images: usize,
+    /// Whether training images are mirrored at random.
+    pub flips: bool,
 }
 
 /// One line of `metrics.jsonl`.
@@ -32,6 +38,8 @@ pub struct Metrics {
     pub epoch: f64,
     /// Seconds of training, measuring included.
     pub seconds: f64,
+    /// Of these, spent in waiting for batches.
+    pub seconds_waited: f64,
     /// Mean over the batches since the line before.
     pub train_bits_per_dim: f64,
     /// Mean over `test_images` test images, where measured.
@@ -40,6 +48,11 @@ pub struct Metrics {
     /// How many test images were measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub test_images: Option<usize>,
+    /// What the test images' bits/dim are made of: the two numbers of each level, finest first, are
+    /// what its log-determinant takes off and what the prior of its part of the latent adds. Together
+    /// with the bits of a pixel they add up to `test_bits_per_dim`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub level_bits_per_dim: Option<Vec<[f64; 2]>>,
     /// Largest |x - inverse(forward(x))| over a batch, where measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub inversion_error: Option<f64>,

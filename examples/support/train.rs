@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use burn_flows::data::{Batches, Images, random_for, streams};
+use burn_flows::data::{Batches, Images, Prefetch, StepBatch, random_for, streams};
 use burn_flows::metrics;
 use burn_flows::preprocess::Quantization;
 use burn_flows::prior::{Prior, SplitPrior};
@@ -31,6 +31,8 @@ pub struct Plan {
     /// Images that ActNorm is initialized from.
     pub initialization_batch: usize,
     pub seed: u64,
+    /// Whether training images are mirrored at random.
+    pub flips: bool,
     pub quantization: Quantization,
     /// Rows of `samples.png`.
     pub temperatures: Vec<f64>,
@@ -55,6 +57,9 @@ const MEASURING_BATCH: usize = 100;
 /// Pictures in a row.
 const COLUMNS: usize = 10;
 
+/// Batches that are made ahead of the step that takes them.
+const BATCHES_AHEAD: usize = 4;
+
 /// What a whole run ends with.
 pub struct Outcome {
     pub test_bits_per_dim: f64,
@@ -66,8 +71,7 @@ pub struct Outcome {
 /// interrupted by Ctrl-C, with a checkpoint written.
 pub fn train<const D: usize, F, P, S>(
     stack: FlowStack<D, F, P, S>,
-    train: &Images,
-    test: &Images,
+    (train, test): (Arc<Images>, &Images),
     plan: &Plan,
     out: &Path,
     config: &impl Serialize,
@@ -83,8 +87,8 @@ where
     let interrupted = watch_for_interrupt();
     let batches = Batches::training(train.len(), plan.batch_size, plan.seed)?;
     let Started { mut trainer, mut run, mut lines, mut since } =
-        start_or_resume(stack, train, &batches, plan, out, config, device)?;
-    let seconds_before = since.seconds;
+        start_or_resume(stack, &train, &batches, plan, out, config, device)?;
+    let (seconds_before, waited_before) = (since.seconds, since.waited);
     let seconds = || seconds_before + start.elapsed().as_secs_f64();
 
     let first = trainer.num_steps();
@@ -94,10 +98,10 @@ where
     bar.reset_eta();
     let levels = plan.quantization.num_levels();
     let checkpoints = out.join("checkpoint");
-    for batch in batches.from_step(first as u64).take(plan.num_steps - first) {
-        let mut rng = random_for(plan.seed, streams::DEQUANTIZE, batch.step);
-        let x = to_tensor(train, &batch.indices, plan, &mut rng, device);
-        let step = match trainer.step(x) {
+    let steps = batches.from_step(first as u64).take(plan.num_steps - first);
+    let mut ready = Prefetch::new(BATCHES_AHEAD, steps.map(maker_of_batches(train.clone(), plan)));
+    while let Some(values) = ready.next() {
+        let step = match trainer.step(to_tensor(values, train.image_shape(), device)) {
             Ok(step) => step,
             Err(error) => {
                 bar.abandon();
@@ -117,9 +121,11 @@ where
                 step: step.number,
                 epoch: step.number as f64 / batches.batches_per_epoch() as f64,
                 seconds: 0.0,
+                seconds_waited: 0.0,
                 train_bits_per_dim: since.take_mean(),
                 test_bits_per_dim: None,
                 test_images: None,
+                level_bits_per_dim: None,
                 inversion_error: None,
                 gradient_norm: step.gradient_norm,
                 learning_rate: step.learning_rate,
@@ -127,13 +133,15 @@ where
             if measure {
                 let model = trainer.model();
                 let images = if last { test.len() } else { test.len().min(IMAGES_A_MEASUREMENT) };
-                let (bits, error) = measure_on(&model, test, images, plan, device)?;
-                line.test_bits_per_dim = Some(bits);
+                let measured = measure_on(&model, test, images, plan, device);
+                line.test_bits_per_dim = Some(measured.bits_per_dim);
+                line.level_bits_per_dim = Some(measured.level_bits_per_dim);
                 line.test_images = Some(images);
-                line.inversion_error = Some(error);
+                line.inversion_error = Some(measured.inversion_error);
                 record::save(&model, run.file("model.safetensors"))?;
             }
             line.seconds = seconds();
+            line.seconds_waited = waited_before + ready.waited().as_secs_f64();
             run.append(&line)?;
             lines.push(line);
             if measure {
@@ -143,6 +151,7 @@ where
         let interrupt = interrupted.load(Ordering::Relaxed) && !last;
         if interrupt || last || step.number % plan.checkpoint_every == 0 {
             since.seconds = seconds();
+            since.waited = waited_before + ready.waited().as_secs_f64();
             trainer.save(&checkpoints, &since.to_note())?;
         }
         if interrupt {
@@ -173,6 +182,8 @@ struct Since {
     last: f64,
     /// Of training, in all runs so far.
     seconds: f64,
+    /// Of these, spent in waiting for batches.
+    waited: f64,
 }
 
 impl Since {
@@ -188,17 +199,19 @@ impl Since {
 
     /// Rust reads every float back as it wrote it, which serde_json does not promise.
     fn to_note(&self) -> String {
-        let Self { sum, count, last, seconds } = self;
-        format!("{sum} {count} {last} {seconds}")
+        let Self { sum, count, last, seconds, waited } = self;
+        format!("{sum} {count} {last} {seconds} {waited}")
     }
 
     fn from_note(note: &str) -> Option<Self> {
-        let [sum, count, last, seconds] = note.split(' ').collect::<Vec<_>>().try_into().ok()?;
+        let [sum, count, last, seconds, waited] =
+            note.split(' ').collect::<Vec<_>>().try_into().ok()?;
         Some(Self {
             sum: sum.parse().ok()?,
             count: count.parse().ok()?,
             last: last.parse().ok()?,
             seconds: seconds.parse().ok()?,
+            waited: waited.parse().ok()?,
         })
     }
 }
@@ -252,7 +265,8 @@ where
     let first: Vec<usize> =
         batches.epoch(0).concat().into_iter().take(plan.initialization_batch).collect();
     let mut rng = random_for(plan.seed, streams::PARAMETERS, 1);
-    let first = to_tensor(train, &first, plan, &mut rng, device);
+    let first = plan.quantization.dequantize(&train.gather(&first), &mut rng);
+    let first = to_tensor(first, train.image_shape(), device);
     let (stack, _) = stack.initialize(first);
     Ok(Started { trainer: trainer(stack), run, lines: Vec::new(), since: Since::default() })
 }
@@ -271,52 +285,96 @@ fn watch_for_interrupt() -> Arc<AtomicBool> {
     flag
 }
 
-/// The images as the model takes them: `[n, channels, height, width]`, or one row each for a model of
-/// vectors.
-fn to_tensor<const D: usize>(
-    images: &Images,
-    indices: &[usize],
+/// Makes the batch of a step, as one row of values after another.
+fn maker_of_batches(
+    images: Arc<Images>,
     plan: &Plan,
-    rng: &mut impl rand::Rng,
+) -> impl Fn(StepBatch) -> Vec<f32> + Send + 'static {
+    let &Plan { seed, flips, quantization, .. } = plan;
+    move |StepBatch { step, indices, .. }| {
+        let pixels = if flips {
+            images.gather_with_flips(&indices, &mut random_for(seed, streams::FLIP, step))
+        } else {
+            images.gather(&indices)
+        };
+        quantization.dequantize(&pixels, &mut random_for(seed, streams::DEQUANTIZE, step))
+    }
+}
+
+/// The values of images as the model takes them: `[n, channels, height, width]`, or one row each for a
+/// model of vectors.
+fn to_tensor<const D: usize>(
+    values: Vec<f32>,
+    image_shape: [usize; 3],
     device: &Device,
 ) -> Tensor<D> {
-    let values = plan.quantization.dequantize(&images.gather(indices), rng);
-    let mut shape = [indices.len(); D];
+    let image_len = image_shape.iter().product::<usize>();
+    let mut shape = [values.len() / image_len; D];
     match D {
-        4 => shape[1..].copy_from_slice(&images.image_shape()),
-        _ => shape[1] = images.image_len(),
+        4 => shape[1..].copy_from_slice(&image_shape),
+        _ => shape[1] = image_len,
     }
     Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
 }
 
-/// Mean bits/dim and largest inversion error over `count` images, spread evenly over all of them:
-/// the first thousand test images of MNIST are cleaner than the rest.
+/// Test images as the model takes them, dequantized by the draws of the `number`th batch.
+fn test_batch<const D: usize>(
+    images: &Images,
+    indices: &[usize],
+    number: u64,
+    plan: &Plan,
+    device: &Device,
+) -> Tensor<D> {
+    let mut rng = random_for(plan.seed, streams::EVALUATE, number);
+    let values = plan.quantization.dequantize(&images.gather(indices), &mut rng);
+    to_tensor(values, images.image_shape(), device)
+}
+
+/// What a measurement on test images gives.
+struct Measured {
+    bits_per_dim: f64,
+    level_bits_per_dim: Vec<[f64; 2]>,
+    inversion_error: f64,
+}
+
+/// Measures on `count` images, spread evenly over all of them: the first thousand test images of MNIST
+/// are cleaner than the rest.
 fn measure_on<const D: usize, F, P, S>(
     model: &FlowStack<D, F, P, S>,
     images: &Images,
     count: usize,
     plan: &Plan,
     device: &Device,
-) -> Result<(f64, f64)>
+) -> Measured
 where
     F: Flow<D>,
     P: Prior<D>,
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
 {
-    let mut sum = 0.0;
+    let mut sums = vec![0.0; 2 * model.latent_shapes().len()];
     let mut inversion_error: f64 = 0.0;
     let chosen: Vec<usize> = (0..count).map(|i| i * images.len() / count).collect();
-    for (index, batch) in chosen.chunks(MEASURING_BATCH).enumerate() {
-        let mut rng = random_for(plan.seed, streams::EVALUATE, index as u64);
-        let x = to_tensor(images, batch, plan, &mut rng, device);
-        if index == 0 {
+    for (number, batch) in chosen.chunks(MEASURING_BATCH).enumerate() {
+        let x = test_batch(images, batch, number as u64, plan, device);
+        if number == 0 {
             inversion_error = metrics::inversion_error(model, x.clone());
         }
-        let bits = model.bits_per_dim(x, plan.quantization.num_levels());
-        sum += bits.sum().into_scalar::<f64>();
+        for (sum, term) in sums.iter_mut().zip(model.log_prob_terms(x)) {
+            *sum += term.sum().into_scalar::<f64>();
+        }
     }
-    Ok((sum / count as f64, inversion_error))
+    let bits_per_dim = |log_prob: f64, levels: u32| {
+        metrics::bits_per_dim(log_prob / count as f64, images.image_len(), levels)
+    };
+    Measured {
+        bits_per_dim: bits_per_dim(sums.iter().sum(), plan.quantization.num_levels()),
+        level_bits_per_dim: sums
+            .chunks_exact(2)
+            .map(|level| [bits_per_dim(level[0], 1), bits_per_dim(level[1], 1)])
+            .collect(),
+        inversion_error,
+    }
 }
 
 fn write_pictures<const D: usize, F, P, S>(
@@ -348,8 +406,7 @@ where
         .collect();
     pictures::write_grid(&run.file("samples.png"), &rows, plan.quantization)?;
     let indices: Vec<usize> = (0..test.len().min(COLUMNS)).collect();
-    let mut rng = random_for(plan.seed, streams::EVALUATE, 0);
-    let x = to_tensor(test, &indices, plan, &mut rng, device);
+    let x: Tensor<D> = test_batch(test, &indices, 0, plan, device);
     let back = model.decode(model.encode(x.clone()).0);
     let rows = [picture(x), picture(back)];
     pictures::write_grid(&run.file("reconstructions.png"), &rows, plan.quantization)

@@ -4,10 +4,12 @@ pub mod conv;
 mod conv_net;
 mod glow_net;
 mod mlp;
+mod residual_host;
 mod residual_net;
 mod weight_norm;
 
 use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 pub use conv_net::ConvNet;
@@ -17,6 +19,7 @@ pub use residual_net::{NetBatchNorm, ResidualBlock, ResidualNet, ResidualNetConf
 pub use weight_norm::WeightNormConv;
 
 use crate::error::{FlowError, Result};
+use crate::flow::pull_back_through;
 
 /// A net from the part of the data that passes unchanged to the parameters for the other part.
 ///
@@ -66,11 +69,40 @@ pub trait Conditioner<const D: usize>: Module {
         false
     }
 
+    /// Runs the net on `x` and goes back through it: `dparams` is told the output and gives the
+    /// gradient of the loss by it; the parameters' gradients are added to `grads`, the gradient by
+    /// `x` is returned. All tensors are plain, `self` is a model in training.
+    ///
+    /// The default uses autodiff; nets with a hand-written backward override it.
+    fn pull_back(
+        &self,
+        x: Tensor<D>,
+        dparams: impl FnOnce(Tensor<D>) -> Tensor<D>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        pull_back_by_autodiff(self, x, dparams, grads)
+    }
+
     /// The net as affine layers with a (leaky) ReLU between, if it is one: couplings on the CPU then
     /// run it fused with their elementwise map. Made of differentiable operations on the parameters.
     fn fold(&self) -> Option<FoldedNet> {
         None
     }
+}
+
+/// The default [`Conditioner::pull_back`].
+fn pull_back_by_autodiff<const D: usize, C: Conditioner<D>>(
+    net: &C,
+    x: Tensor<D>,
+    dparams: impl FnOnce(Tensor<D>) -> Tensor<D>,
+    grads: &mut GradientsParams,
+) -> Tensor<D> {
+    let loss = |x| {
+        let params = net.forward(x);
+        let dparams = dparams(params.clone().inner());
+        (params * Tensor::from_inner(dparams)).sum()
+    };
+    pull_back_through(net, x, loss, grads)
 }
 
 /// A net as affine layers with a (leaky) ReLU after each but the last.

@@ -1,17 +1,18 @@
 //! The residual net of RealNVP's couplings.
 
 use burn::module::{Module, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::weight_norm::WeightNormConv;
-use super::{Conditioner, check_widths};
+use super::{Conditioner, check_widths, pull_back_by_autodiff};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::norm::{BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, Moments, RunningMoments};
 
 /// [`RunningMoments::initialize`] or [`RunningMoments::update`].
-type MomentsPass = fn(RunningMoments, Moments) -> RunningMoments;
+pub(super) type MomentsPass = fn(RunningMoments, Moments) -> RunningMoments;
 
 /// Configuration of a [`ResidualNet`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,7 +138,7 @@ pub struct ResidualNet {
     /// 1x1, `hidden -> channels_out`.
     pub conv_out: WeightNormConv,
     #[module(skip)]
-    input_gain: f64,
+    pub(super) input_gain: f64,
 }
 
 impl ResidualNet {
@@ -149,6 +150,10 @@ impl ResidualNet {
 
     /// Sends a batch through, which `pass` takes into every normalization's moments.
     fn data_pass(mut self, x: Tensor<4>, pass: MomentsPass) -> (Self, Tensor<4>) {
+        if self.runs_on_host(&x) {
+            let y = self.data_pass_on_host(x, pass);
+            return (self, y);
+        }
         let (norm_in, normalized) = self.norm_in.clone().data_pass(x, pass);
         self.norm_in = norm_in;
         let mut h = self.enter(normalized);
@@ -170,6 +175,9 @@ impl ResidualNet {
 
 impl Conditioner<4> for ResidualNet {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        if self.runs_on_host(&x) {
+            return self.forward_on_host(x);
+        }
         let mut h = self.enter(self.norm_in.forward(x));
         let mut sum = self.skip_in.forward(h.clone());
         for (block, skip) in self.blocks.iter().zip(&self.skips) {
@@ -189,6 +197,18 @@ impl Conditioner<4> for ResidualNet {
 
     fn has_running_statistics(&self) -> bool {
         true
+    }
+
+    fn pull_back(
+        &self,
+        x: Tensor<4>,
+        dparams: impl FnOnce(Tensor<4>) -> Tensor<4>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<4> {
+        if self.runs_on_host(&x) {
+            return self.pull_back_on_host(x, dparams, grads);
+        }
+        pull_back_by_autodiff(self, x, dparams, grads)
     }
 }
 
@@ -250,6 +270,14 @@ impl NetBatchNorm {
         self.moments.assert_channels(&x);
         let (z, _) = self.moments.normalize(x, self.moments.current());
         z * per_channel(self.weight.val()) + per_channel(self.bias.val())
+    }
+
+    /// Scale and shift of the map that it is, `[channels]` each.
+    pub(super) fn affine(&self) -> [Tensor<1>; 2] {
+        let Moments { mean, .. } = self.moments.current();
+        let scale = self.weight.val() * self.moments.log_scale(&self.moments.current()).exp();
+        let shift = self.bias.val() - mean * scale.clone();
+        [scale, shift]
     }
 
     fn data_pass(mut self, x: Tensor<4>, pass: MomentsPass) -> (Self, Tensor<4>) {

@@ -5,15 +5,15 @@
 //! test oracle and serves everything else.
 
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Element, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::scale::LOG_SCALE_LIMIT;
 use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
-use crate::backend::{is_host, read};
+use crate::backend::{HostScalar, HostValues};
 use crate::conditioner::{Conditioner, FoldedNet};
 use crate::flow::{accumulate, add_grad};
 use crate::host;
-use crate::kernels::{self, Layer, LogScale, Map, Net, Order, Scalar, Shape, Window};
+use crate::kernels::{self, Gradients, Layer, LogScale, Map, Net, Order, Shape, Window};
 
 /// What the fused kernels need to know of an elementwise map.
 #[derive(Debug, Clone)]
@@ -43,10 +43,7 @@ pub(super) struct Fused<'a, const D: usize, C> {
 impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
     /// The fused form for inputs like `x`, if there is one.
     pub(super) fn of<T: Transform>(coupling: &'a Coupling<C, T>, x: &Tensor<D>) -> Option<Self> {
-        let device = x.device();
-        let runs = is_host(&device)
-            && !device.is_autodiff()
-            && matches!(x.dtype(), DType::F32 | DType::F64)
+        let runs = host::suits_kernels(x)
             && matches!(coupling.mask, Mask::ChannelHalves(_) | Mask::Alternating(_))
             && (D == 2 || D == 4);
         if !runs {
@@ -112,25 +109,38 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         }
     }
 
-    fn forward_as<T: Scalar + Element>(self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+    pub(super) fn backward(
+        self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        match x.dtype() {
+            DType::F64 => self.backward_as::<f64>(x, dz, dlog_det, grads),
+            _ => self.backward_as::<f32>(x, dz, dlog_det, grads),
+        }
+    }
+
+    fn forward_as<T: HostScalar>(self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         let (device, dtype) = (x.device(), x.dtype());
         let data = values(self.in_halves(x));
         let (z, log_det) =
-            self.with_kernel::<T, _>(|kernel, shape| kernel.forward(slice(&data), shape));
+            self.with_kernel::<T, _>(|kernel, shape| kernel.forward(data.as_slice(), shape));
         let z = Tensor::from_data(TensorData::new(z, self.shape), (&device, dtype));
         let log_det =
             Tensor::from_data(TensorData::new(log_det, [self.shape[0]]), (&device, dtype));
         (self.out_of_halves(z), log_det)
     }
 
-    fn inverse_as<T: Scalar + Element>(self, z: Tensor<D>) -> Tensor<D> {
+    fn inverse_as<T: HostScalar>(self, z: Tensor<D>) -> Tensor<D> {
         let (device, dtype) = (z.device(), z.dtype());
         let data = values(self.in_halves(z));
-        let x = self.with_kernel::<T, _>(|kernel, shape| kernel.inverse(slice(&data), shape));
+        let x = self.with_kernel::<T, _>(|kernel, shape| kernel.inverse(data.as_slice(), shape));
         self.out_of_halves(Tensor::from_data(TensorData::new(x, self.shape), (&device, dtype)))
     }
 
-    fn pull_back_as<T: Scalar + Element>(
+    fn pull_back_as<T: HostScalar>(
         self,
         z: Tensor<D>,
         dz: Tensor<D>,
@@ -142,29 +152,60 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         let dz = values(self.in_halves(dz));
         let dlog_det = values(dlog_det);
         let back = self.with_kernel::<T, _>(|kernel, shape| {
-            kernel.pull_back(slice(&z), slice(&dz), slice(&dlog_det), shape)
+            kernel.pull_back(z.as_slice(), dz.as_slice(), dlog_det.as_slice(), shape)
         });
         let tensor = |values: Vec<T>| {
             Tensor::<D>::from_data(TensorData::new(values, self.shape), (&device, dtype))
         };
         let (x, dx) = (self.out_of_halves(tensor(back.x)), self.out_of_halves(tensor(back.dx)));
+        self.add_gradients(back.gradients, dtype, &device, grads);
+        (x, dx)
+    }
+
+    fn backward_as<T: HostScalar>(
+        self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        let (device, dtype) = (x.device(), x.dtype());
+        let x = values(self.in_halves(x));
+        let dz = values(self.in_halves(dz));
+        let dlog_det = values(dlog_det);
+        let back = self.with_kernel::<T, _>(|kernel, shape| {
+            kernel.backward(x.as_slice(), dz.as_slice(), dlog_det.as_slice(), shape)
+        });
+        let dx = Tensor::from_data(TensorData::new(back.dx, self.shape), (&device, dtype));
+        let dx = self.out_of_halves(dx);
+        self.add_gradients(back.gradients, dtype, &device, grads);
+        dx
+    }
+
+    fn add_gradients<T: HostScalar>(
+        self,
+        gradients: Gradients<T>,
+        dtype: DType,
+        device: &Device,
+        grads: &mut GradientsParams,
+    ) {
         if let FusedMap::Affine { gain: Some(gain), .. } = &self.map
             && gain.is_require_grad()
         {
-            let channels = back.gradients.gain.len();
-            let dgain = TensorData::new(back.gradients.gain, [channels]);
-            add_grad(grads, gain, Tensor::from_data(dgain, (&device, dtype)));
+            let channels = gradients.gain.len();
+            let dgain = TensorData::new(gradients.gain, [channels]);
+            add_grad(grads, gain, Tensor::from_data(dgain, (device, dtype)));
         }
         // The folded layers are differentiable in the parameters: the surrogate sum(W * dW) has the
         // gradient that the chain rule asks for.
         let mut surrogate: Option<Tensor<1>> = None;
-        for ((weight, bias), back) in self.net.layers.into_iter().zip(back.gradients.layers) {
+        for ((weight, bias), back) in self.net.layers.into_iter().zip(gradients.layers) {
             let (weight_shape, bias_shape) = (weight.dims(), bias.dims());
             let dweight = TensorData::new(back.weight, weight_shape);
             let dbias = TensorData::new(back.bias, bias_shape);
             for term in [
-                weighted(weight, Tensor::from_data(dweight, (&device, dtype))),
-                weighted(bias, Tensor::from_data(dbias, (&device, dtype))),
+                weighted(weight, Tensor::from_data(dweight, (device, dtype))),
+                weighted(bias, Tensor::from_data(dbias, (device, dtype))),
             ]
             .into_iter()
             .flatten()
@@ -180,7 +221,6 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             let new = GradientsParams::from_module(&mut tape, self.conditioner);
             accumulate(self.conditioner, new, grads);
         }
-        (x, dx)
     }
 
     /// The channels as the kernels take them: two contiguous ranges.
@@ -206,7 +246,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         }
     }
 
-    fn with_kernel<T: Scalar + Element, R>(
+    fn with_kernel<T: HostScalar, R>(
         &self,
         run: impl FnOnce(kernels::Coupling<'_, T>, Shape) -> R,
     ) -> R {
@@ -228,8 +268,8 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             .map(|([outputs, inputs], weight, bias)| Layer {
                 inputs: *inputs,
                 outputs: *outputs,
-                weight: slice(weight),
-                bias: slice(bias),
+                weight: weight.as_slice(),
+                bias: bias.as_slice(),
             })
             .collect();
         let window = |window| if window { Window::Square3 } else { Window::Pixel };
@@ -259,7 +299,10 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
                         LogScale::Bounded { bound: T::from_f64(*bound) }
                     }
                     ScaleMap::Tanh => LogScale::Tanh {
-                        gain: gain.as_ref().map(slice).expect("ScaleMap::Tanh has a gain"),
+                        gain: gain
+                            .as_ref()
+                            .map(HostValues::as_slice)
+                            .expect("ScaleMap::Tanh has a gain"),
                     },
                 },
             },
@@ -276,10 +319,6 @@ fn weighted<const N: usize>(parameter: Tensor<N>, gradient: Tensor<N>) -> Option
 }
 
 /// The values without the autodiff graph.
-fn values<const N: usize>(tensor: Tensor<N>) -> TensorData {
-    read(host::plain(tensor))
-}
-
-fn slice<T: Element>(data: &TensorData) -> &[T] {
-    data.as_slice().expect("model and batch have one dtype; cast one of them")
+fn values<const N: usize>(tensor: Tensor<N>) -> HostValues {
+    HostValues::of(host::plain(tensor))
 }

@@ -21,7 +21,7 @@ pub use transform::{Additive, Affine, AffineOrder, Transform};
 use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
 use crate::error::{FlowError, Result};
-use crate::flow::{Flow, pull_back_by_autodiff};
+use crate::flow::{Flow, accumulate, backward_by_autodiff};
 use fused::Fused;
 
 /// A coupling of conditioner `C` and transform `T`.
@@ -199,6 +199,40 @@ impl<C: Module, T: Transform> Coupling<C, T> {
         (self, z)
     }
 
+    /// [`Flow::pull_back`] by autodiff. The net's input is the same in `x` and `z`, so one pass of the
+    /// net serves the inverse and the gradients.
+    fn pull_back_by_autodiff<const D: usize>(
+        &self,
+        z: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>)
+    where
+        C: Conditioner<D>,
+        Self: Module,
+    {
+        let (identity, z_transformed) = self.mask.split(z);
+        let seen = Tensor::from_inner(identity.clone()).require_grad();
+        let params = self.params(seen.clone(), &z_transformed);
+        let plain = self.transform.valid().inverse(z_transformed, params.clone().inner());
+        let plain = self.mask.keep_transformed(plain);
+        let transformed = Tensor::from_inner(plain.clone()).require_grad();
+        let (z_transformed, log_det) = self.transform_forward(transformed.clone(), params);
+        let (didentity, dz_transformed) = self.mask.split(dz);
+        let loss = (z_transformed * Tensor::from_inner(dz_transformed)).sum()
+            + (log_det * Tensor::from_inner(dlog_det)).sum();
+        let mut graph = loss.backward();
+        let mut gradient = |part: Tensor<D>| {
+            part.grad_remove(&mut graph).unwrap_or_else(|| part.inner().zeros_like())
+        };
+        // A checkerboard's parts are whole pictures, of which the other squares do not count.
+        let didentity = didentity + self.mask.flip().keep_transformed(gradient(seen));
+        let dtransformed = self.mask.keep_transformed(gradient(transformed));
+        accumulate(self, GradientsParams::from_module(&mut graph, self), grads);
+        (self.mask.merge(identity, plain), self.mask.merge(didentity, dtransformed))
+    }
+
     /// The transformed part and its elementwise log-scale.
     fn transform_forward<const D: usize>(
         &self,
@@ -261,7 +295,20 @@ where
         if let Some(fused) = Fused::of(self, &z) {
             return fused.pull_back(z, dz, dlog_det, grads);
         }
-        pull_back_by_autodiff(self, z, dz, dlog_det, grads)
+        self.pull_back_by_autodiff(z, dz, dlog_det, grads)
+    }
+
+    fn backward(
+        &self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        if let Some(fused) = Fused::of(self, &x) {
+            return fused.backward(x, dz, dlog_det, grads);
+        }
+        backward_by_autodiff(self, x, dz, dlog_det, grads)
     }
 }
 

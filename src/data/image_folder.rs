@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use rayon::prelude::*;
 
-use super::Images;
 use super::cache::{Cache, Decoded};
+use super::images::{Images, remove_chunks};
 use super::picture::{self, Channels, Crop, Preparation, Unusable};
 use crate::{FlowError, Result};
 
@@ -347,22 +347,6 @@ fn is_picture(path: &Path) -> bool {
 
 fn unreadable(folder: &Path, error: io::Error) -> FlowError {
     FlowError::io("read", folder, error, "pass a folder of pictures that can be read")
-}
-
-/// Removes the chunks of `len` values at these places, which are in ascending order.
-fn remove_chunks(values: &mut Vec<u8>, len: usize, places: impl Iterator<Item = usize>) {
-    let mut places = places.peekable();
-    let num_chunks = values.len() / len;
-    let mut kept = 0;
-    for place in 0..num_chunks {
-        if places.next_if_eq(&place).is_none() {
-            if kept < place {
-                values.copy_within(place * len..(place + 1) * len, kept * len);
-            }
-            kept += 1;
-        }
-    }
-    values.truncate(kept * len);
 }
 
 #[cfg(test)]
@@ -718,18 +702,5 @@ mod tests {
         assert!(pictures.skipped.is_empty());
         assert!(pictures.names.iter().any(|name| name == "cmyk.jpg"));
         assert!(pictures.names.iter().all(|name| !name.ends_with(".py")));
-    }
-
-    #[test]
-    fn chunks_are_removed() {
-        let removed = |places: &[usize]| {
-            let mut values: Vec<u8> = (0..8).collect();
-            remove_chunks(&mut values, 2, places.iter().copied());
-            values
-        };
-        assert_eq!(removed(&[]), [0, 1, 2, 3, 4, 5, 6, 7]);
-        assert_eq!(removed(&[0]), [2, 3, 4, 5, 6, 7]);
-        assert_eq!(removed(&[1, 3]), [0, 1, 4, 5]);
-        assert_eq!(removed(&[0, 1, 2, 3]), [0; 0]);
     }
 }

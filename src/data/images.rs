@@ -176,6 +176,45 @@ impl Images {
         Self::new(self.gather(indices), [indices.len(), num_channels, height, width], labels)
     }
 
+    /// Divides the images (and labels) into those for which `taken` is false and those for which it is
+    /// true, both in their order; `taken` is called with each index once, from 0.
+    ///
+    /// The first part keeps the memory: what is asked for is only that of the second.
+    ///
+    /// # Errors
+    /// [`FlowError::Invalid`] if a part would be empty.
+    ///
+    /// ```
+    /// use burn_flows::data::Images;
+    ///
+    /// # fn main() -> Result<(), burn_flows::FlowError> {
+    /// let images = Images::new(vec![10, 11, 12, 13, 14], [5, 1, 1, 1], None)?;
+    /// let (train, test) = images.divide(|index| index % 3 == 2)?;
+    /// assert_eq!((train.pixels(), test.pixels()), (&[10, 11, 13, 14][..], &[12][..]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn divide(mut self, taken: impl FnMut(usize) -> bool) -> Result<(Self, Self)> {
+        let taken: Vec<bool> = (0..self.num_images).map(taken).collect();
+        let indices: Vec<usize> = (0..self.num_images).filter(|&index| taken[index]).collect();
+        if indices.is_empty() || indices.len() == self.num_images {
+            return Err(FlowError::Invalid {
+                what: "Images::divide: a part".into(),
+                got: format!("{} and {}", self.num_images - indices.len(), indices.len()),
+                needed: "at least one image in both parts".into(),
+                advice: "take some and leave some".into(),
+            });
+        }
+        let second = self.select(&indices)?;
+        let len = self.image_len();
+        remove_chunks(&mut self.pixels, len, indices.iter().copied());
+        if let Some(labels) = &mut self.labels {
+            remove_chunks(labels, 1, indices.iter().copied());
+        }
+        self.num_images -= indices.len();
+        Ok((self, second))
+    }
+
     fn check(&self, index: usize) {
         assert!(
             index < self.num_images,
@@ -183,6 +222,22 @@ impl Images {
             self.num_images
         );
     }
+}
+
+/// Removes the chunks of `len` values at these places, which are in ascending order.
+pub(super) fn remove_chunks(values: &mut Vec<u8>, len: usize, places: impl Iterator<Item = usize>) {
+    let mut places = places.peekable();
+    let num_chunks = values.len() / len;
+    let mut kept = 0;
+    for place in 0..num_chunks {
+        if places.next_if_eq(&place).is_none() {
+            if kept < place {
+                values.copy_within(place * len..(place + 1) * len, kept * len);
+            }
+            kept += 1;
+        }
+    }
+    values.truncate(kept * len);
 }
 
 impl std::fmt::Debug for Images {
@@ -289,5 +344,43 @@ mod tests {
     #[should_panic(expected = "Images: index 3 is out of range for 3 images")]
     fn image_out_of_range() {
         images().image(3);
+    }
+
+    #[test]
+    fn chunks_are_removed() {
+        let removed = |places: &[usize]| {
+            let mut values: Vec<u8> = (0..8).collect();
+            remove_chunks(&mut values, 2, places.iter().copied());
+            values
+        };
+        assert_eq!(removed(&[]), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(removed(&[0]), [2, 3, 4, 5, 6, 7]);
+        assert_eq!(removed(&[1, 3]), [0, 1, 4, 5]);
+        assert_eq!(removed(&[0, 1, 2, 3]), [0; 0]);
+    }
+
+    #[test]
+    fn dividing_keeps_order_and_labels() {
+        let images = |labels| Images::new((0..24).collect(), [6, 1, 2, 2], labels).unwrap();
+        let (kept, taken) = images(Some(vec![0, 1, 2, 3, 4, 5]))
+            .divide(|index| matches!(index, 0 | 3 | 4))
+            .unwrap();
+        assert_eq!((kept.shape(), taken.shape()), ([3, 1, 2, 2], [3, 1, 2, 2]));
+        assert_eq!(kept.pixels(), [4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23]);
+        assert_eq!(taken.pixels(), [0, 1, 2, 3, 12, 13, 14, 15, 16, 17, 18, 19]);
+        assert_eq!(kept.labels(), Some(&[1, 2, 5][..]));
+        assert_eq!(taken.labels(), Some(&[0, 3, 4][..]));
+        assert_eq!(kept.image(2), [20, 21, 22, 23]);
+        for all in [true, false] {
+            let text = images(None).divide(|_| all).unwrap_err().to_string();
+            let (first, second) = if all { (0, 6) } else { (6, 0) };
+            assert_eq!(
+                text,
+                format!(
+                    "Images::divide: a part: got {first} and {second}, needs at least one image in \
+                     both parts; take some and leave some"
+                )
+            );
+        }
     }
 }

@@ -13,6 +13,11 @@
 //! [`Batches`] says which images make up which mini-batch of which epoch, and
 //! [`random_for`] is the one source of randomness of training. Neither keeps a state, so a
 //! training that was interrupted goes on with exactly the batches and draws it would have had.
+//! [`Prefetch`] makes the batches ahead, so that the model does not wait for them.
+//!
+//! Pictures are decoded once, on all cores, before the training, and never during it: what that
+//! costs in memory is a byte a value, so the 202,599 faces of CelebA take 0.6 GB at 32x32 pixels,
+//! 2.5 GB at 64x64 and 10 GB at 128x128 (and as much on disk, if a cache is asked for).
 //!
 //! Nothing here touches a backend: a batch becomes a tensor where it is used.
 //!
@@ -42,6 +47,7 @@ mod images;
 mod mnist;
 #[cfg(feature = "images")]
 mod picture;
+mod prefetch;
 mod seed;
 
 pub use batches::{Batches, StepBatch, StepBatches};
@@ -53,4 +59,5 @@ pub use images::Images;
 pub use mnist::Mnist;
 #[cfg(feature = "images")]
 pub use picture::{Channels, Crop, read_picture};
+pub use prefetch::Prefetch;
 pub use seed::{random_for, streams};

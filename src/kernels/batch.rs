@@ -21,7 +21,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    pub(super) fn pixels(&self) -> usize {
+    /// Pixels of a plane.
+    pub fn pixels(&self) -> usize {
         self.height * self.width
     }
 

@@ -247,7 +247,6 @@ impl<T: Scalar> Coupling<'_, T> {
     ///
     /// # Panics
     /// As [`forward`](Self::forward).
-    #[cfg(test)]
     pub fn backward(&self, x: &[T], dz: &[T], dlog_det: &[T], shape: Shape) -> Gradient<T> {
         self.gradient(x, None, dz, dlog_det, shape)
     }

@@ -3,6 +3,10 @@
 //! Each vector routine is compiled once for each instruction set, inside a function that enables
 //! the set; [`Ops`] is the table of those for this processor.
 
+use super::channels::{mix, outer, row_sums};
+use super::convolution::{
+    Convolution, TapGradient, affine_gradient, affine_relu, convolution, deviations, tap_gradient,
+};
 use super::log_scale::{MapRow, map_row};
 use super::product::{
     Product, WeightGradient, product, sum_rows, total, transpose, weight_gradient,
@@ -29,6 +33,14 @@ pub struct Ops<T: 'static> {
     pub(super) scatter: unsafe fn(&Taps<T>, &[T], &mut [T]),
     pub(super) map_row: unsafe fn(&mut MapRow<T>),
     pub(super) total: unsafe fn(&[T]) -> T,
+    pub(super) mix: unsafe fn(&[T], &[T], &mut [T], usize),
+    pub(super) outer: unsafe fn(&[T], &[T], usize, &mut [T]),
+    pub(super) row_sums: unsafe fn(&[T], &[T]) -> [f64; 2],
+    pub(super) convolution: unsafe fn(&Convolution<T>),
+    pub(super) tap_gradient: unsafe fn(&TapGradient<T>),
+    pub(super) affine_relu: unsafe fn(&[T], [T; 2], &[T], &mut [T]),
+    pub(super) affine_gradient: unsafe fn(&[T], &[T], T, &mut [T]) -> [T; 2],
+    pub(super) deviations: unsafe fn(&[T], T, &[T]) -> [f64; 2],
 }
 
 impl<T> Ops<T> {
@@ -95,6 +107,43 @@ macro_rules! instruction_set {
             unsafe fn total_here(row: &[S]) -> S {
                 total(row)
             }
+            $(#[$feature])?
+            unsafe fn convolution_here(p: &Convolution<S>) {
+                // SAFETY: passed on.
+                unsafe { convolution::<$vector>(p) }
+            }
+            $(#[$feature])?
+            unsafe fn tap_gradient_here(p: &TapGradient<S>) {
+                // SAFETY: passed on.
+                unsafe { tap_gradient::<$vector>(p) }
+            }
+            $(#[$feature])?
+            unsafe fn affine_relu_here(from: &[S], by: [S; 2], inside: &[S], to: &mut [S]) {
+                affine_relu(from, by, inside, to)
+            }
+            $(#[$feature])?
+            unsafe fn affine_gradient_here(d: &[S], x: &[S], scale: S, dx: &mut [S]) -> [S; 2] {
+                affine_gradient(d, x, scale, dx)
+            }
+            $(#[$feature])?
+            unsafe fn deviations_here(x: &[S], mean: S, inside: &[S]) -> [f64; 2] {
+                deviations(x, mean, inside)
+            }
+
+            $(#[$feature])?
+            unsafe fn mix_here(matrix: &[S], x: &[S], z: &mut [S], pixels: usize) {
+                mix(matrix, x, z, pixels)
+            }
+
+            $(#[$feature])?
+            unsafe fn outer_here(a: &[S], b: &[S], pixels: usize, products: &mut [S]) {
+                outer(a, b, pixels, products)
+            }
+
+            $(#[$feature])?
+            unsafe fn row_sums_here(a: &[S], b: &[S]) -> [f64; 2] {
+                row_sums(a, b)
+            }
 
             pub(super) static OPS: Ops<S> = Ops {
                 lanes: <$vector as Vector>::LANES,
@@ -108,6 +157,14 @@ macro_rules! instruction_set {
                 scatter: scatter_here,
                 map_row: map_row_here,
                 total: total_here,
+                mix: mix_here,
+                outer: outer_here,
+                row_sums: row_sums_here,
+                convolution: convolution_here,
+                tap_gradient: tap_gradient_here,
+                affine_relu: affine_relu_here,
+                affine_gradient: affine_gradient_here,
+                deviations: deviations_here,
             };
         }
     };

@@ -10,18 +10,22 @@
 //!
 //! From the narrow to the wide: `scalar` number types; `vector` a register; `product` the matrix
 //! products on packed operands; `log_scale` the elementwise maps; `window` planes, panels, 3x3
-//! windows; `dispatch` the table of these routines for this processor; `net` layers and packed
+//! windows; `channels` maps across the channels; `dispatch` the table of these routines for this processor; `net` layers and packed
 //! weights; `conditioner` and `backward` the net on a block of pictures; `batch` threads;
 //! `coupling` what is called from outside; `workspace` reused buffers.
 
 mod backward;
 mod batch;
+mod channels;
 mod conditioner;
+mod convolution;
 mod coupling;
 mod dispatch;
+mod framed;
 mod log_scale;
 mod net;
 mod product;
+mod residual;
 mod scalar;
 mod vector;
 mod window;
@@ -33,9 +37,12 @@ mod reference;
 mod tests;
 
 pub use batch::Shape;
+pub use channels::{ChannelAffine, ChannelMatrix, channel_products, channel_sums};
 pub use coupling::Coupling;
 pub use dispatch::Ops;
+pub use framed::{Frame, Framed, Kernel};
 pub use log_scale::{LogScale, Map, Order};
 pub use net::{Gradients, Layer, Net};
+pub use residual::{Gradients as ResidualGradients, ResidualNet};
 pub use scalar::Scalar;
 pub use window::Window;

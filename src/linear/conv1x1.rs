@@ -3,12 +3,15 @@
 use std::sync::{Arc, Mutex};
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::Rng;
 
+use crate::backend::{HostScalar, HostValues};
 use crate::error::{FlowError, Result};
-use crate::flow::Flow;
+use crate::flow::{Flow, accumulate, add_grad, backward_by_autodiff};
 use crate::host;
+use crate::kernels::{ChannelMatrix, channel_products};
 use crate::linalg::{Lu, orthogonal};
 use crate::param::frozen;
 use crate::prior::standard_normal_values;
@@ -80,10 +83,22 @@ impl PluWeight {
 /// What is derived from one value of `W`.
 #[derive(Debug)]
 struct Derived {
+    size: usize,
     weight: Vec<f64>,
     log_abs_det: f64,
     pivots: (f64, f64),
     inverse: Option<Vec<f64>>,
+}
+
+impl Derived {
+    fn inverse(&self) -> Result<&[f64]> {
+        self.inverse.as_deref().ok_or(FlowError::Singular {
+            layer: LAYER,
+            size: self.size,
+            pivot: self.pivots.0,
+            largest: self.pivots.1,
+        })
+    }
 }
 
 /// The last [`Derived`], recognized by the value of `W` itself, so that no update of the parameter,
@@ -101,6 +116,7 @@ impl Cache {
         }
         let lu = Lu::new(&weight, size);
         let derived = Arc::new(Derived {
+            size,
             log_abs_det: lu.slogdet().1,
             pivots: lu.pivot_range(),
             inverse: lu.inverse(),
@@ -171,16 +187,50 @@ impl InvertibleConv1x1 {
         self.cache.get(host::to_f64(host::plain(matrix.clone())), size)
     }
 
+    fn backward_on_host<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        let matrix = self.matrix();
+        let (device, dtype) = (x.device(), x.dtype());
+        let derived = self.derived(&matrix);
+        let size = derived.size;
+        self.assert_channels(&x, size);
+        let pixels: usize = x.dims()[2..].iter().product();
+        let dlog_abs_det = pixels as f64 * host::to_f64(dlog_det).iter().sum::<f64>();
+        let dx = apply_on_host(&transposed(&derived.weight, size), dz.clone());
+        let mut dweight = products_on_host(dz, x);
+        match &self.weight {
+            Conv1x1Weight::Plain(weight) if weight.is_require_grad() => {
+                // d ln|det W| / dW = W^-T; where W is singular the loss is not finite in any case.
+                if let Ok(inverse) = derived.inverse() {
+                    for (to, from) in dweight.iter_mut().zip(transposed(inverse, size)) {
+                        *to += dlog_abs_det * from;
+                    }
+                }
+                add_grad(grads, weight, host::from_f64(dweight, [size, size], &device, dtype));
+            }
+            Conv1x1Weight::Plain(_) => {}
+            Conv1x1Weight::Plu(parts) => {
+                // The matrix is small: autodiff takes its gradient on to the parts.
+                let dweight = host::from_f64(dweight, [size, size], &device, dtype);
+                let of_matrix = (matrix * Tensor::from_inner(dweight)).sum();
+                let mut tape = (of_matrix + parts.log_s.val().sum() * dlog_abs_det).backward();
+                let new = GradientsParams::from_module(&mut tape, parts);
+                accumulate(parts, new, grads);
+            }
+        }
+        dx
+    }
+
     fn inverse_matrix(&self) -> Result<Tensor<2>> {
         let matrix = self.matrix();
         let derived = self.derived(&matrix);
-        let size = matrix.dims()[0];
-        let inverse = derived.inverse.clone().ok_or(FlowError::Singular {
-            layer: LAYER,
-            size,
-            pivot: derived.pivots.0,
-            largest: derived.pivots.1,
-        })?;
+        let size = derived.size;
+        let inverse = derived.inverse()?.to_vec();
         let inverse: Tensor<2> =
             host::from_f64(inverse, [size, size], &matrix.device(), matrix.dtype());
         if !matrix.device().is_autodiff() {
@@ -228,10 +278,19 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
         let log_det = self.log_det(x.clone());
         let matrix = self.matrix();
         self.assert_channels(&x, matrix.dims()[0]);
+        if suits_kernels(&x) {
+            return (apply_on_host(&self.derived(&matrix).weight, x), log_det);
+        }
         (apply(matrix, x), log_det)
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
+        if suits_kernels(&z) {
+            let derived = self.derived(&self.matrix());
+            let inverse = derived.inverse().unwrap_or_else(|error| panic!("{error}"));
+            self.assert_channels(&z, derived.size);
+            return apply_on_host(inverse, z);
+        }
         let inverse = self.inverse_matrix().unwrap_or_else(|error| panic!("{error}"));
         self.assert_channels(&z, inverse.dims()[0]);
         apply(inverse, z)
@@ -243,8 +302,54 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
     }
 
     fn check(&self) -> Result<()> {
-        self.inverse_matrix().map(|_| ())
+        self.derived(&self.matrix()).inverse().map(|_| ())
     }
+
+    fn backward(
+        &self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        if suits_kernels(&x) {
+            return self.backward_on_host(x, dz, dlog_det, grads);
+        }
+        backward_by_autodiff(self, x, dz, dlog_det, grads)
+    }
+}
+
+/// Whether the kernels can take a tensor. One pixel a sample is left to the matrix product.
+fn suits_kernels<const D: usize>(x: &Tensor<D>) -> bool {
+    host::suits_kernels(x) && x.dims()[2..].iter().product::<usize>() > 1
+}
+
+fn apply_on_host<const D: usize>(matrix: &[f64], x: Tensor<D>) -> Tensor<D> {
+    fn apply<T: HostScalar, const D: usize>(matrix: &[f64], x: Tensor<D>) -> Tensor<D> {
+        let (device, dims) = (x.device(), x.dims());
+        let matrix: Vec<T> = matrix.iter().map(|&entry| T::from_f64(entry)).collect();
+        let map = ChannelMatrix { matrix: &matrix };
+        let values = map.apply(HostValues::of(x).as_slice(), host::kernel_shape(dims));
+        host::tensor(values, dims, &device)
+    }
+    match x.dtype() {
+        DType::F64 => apply::<f64, D>(matrix, x),
+        _ => apply::<f32, D>(matrix, x),
+    }
+}
+
+/// `sum over batch and pixels of a[i] b[j]`, `[channels, channels]`.
+fn products_on_host<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Vec<f64> {
+    let (shape, dtype) = (host::kernel_shape(a.dims()), a.dtype());
+    let (a, b) = (HostValues::of(a), HostValues::of(b));
+    match dtype {
+        DType::F64 => channel_products::<f64>(a.as_slice(), b.as_slice(), shape),
+        _ => channel_products::<f32>(a.as_slice(), b.as_slice(), shape),
+    }
+}
+
+fn transposed(matrix: &[f64], size: usize) -> Vec<f64> {
+    (0..size * size).map(|at| matrix[at % size * size + at / size]).collect()
 }
 
 /// Multiplies axis 1 of `x` by `matrix` from the left.

@@ -1,12 +1,16 @@
 //! ActNorm: per-channel affine normalization with data-dependent initialization.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Tensor};
 
 use super::running_moments::Moments;
+use crate::backend::{HostScalar, HostValues};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
-use crate::flow::Flow;
+use crate::flow::{Flow, add_grad, backward_by_autodiff};
+use crate::host;
+use crate::kernels::{ChannelAffine, Scalar, channel_sums};
 use crate::param::{frozen, replace};
 
 /// Factor on the stored log-scales, which makes the optimizer move them faster (openai/glow,
@@ -90,6 +94,64 @@ impl ActNorm {
         self.log_scale.val() * LOG_SCALE_FACTOR
     }
 
+    /// Bias and effective log-scale.
+    fn values(&self) -> (Vec<f64>, Vec<f64>) {
+        let bias = host::to_f64(host::plain(self.bias.val()));
+        let log_scale = host::to_f64(host::plain(self.log_scale.val()));
+        (bias, log_scale.into_iter().map(|log_scale| LOG_SCALE_FACTOR * log_scale).collect())
+    }
+
+    fn forward_on_host<T: HostScalar, const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let (bias, log_scale) = self.values();
+        let (bias, scale) = (rounded::<T>(bias), rounded(log_scale.iter().map(|l| l.exp())));
+        let after = vec![T::ZERO; bias.len()];
+        let map = ChannelAffine { before: &bias, scale: &scale, after: &after };
+        apply(map, x)
+    }
+
+    fn inverse_on_host<T: HostScalar, const D: usize>(&self, z: Tensor<D>) -> Tensor<D> {
+        let (bias, log_scale) = self.values();
+        let scale = rounded::<T>(log_scale.iter().map(|l| (-l).exp()));
+        let before = vec![T::ZERO; bias.len()];
+        let after = rounded::<T>(bias.iter().map(|bias| -bias));
+        let map = ChannelAffine { before: &before, scale: &scale, after: &after };
+        apply(map, z)
+    }
+
+    fn backward_on_host<T: HostScalar, const D: usize>(
+        &self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        let (device, shape) = (x.device(), host::kernel_shape(x.dims()));
+        let (bias, log_scale) = self.values();
+        let sums = {
+            let (x, dz) = (HostValues::of(x), HostValues::of(dz.clone()));
+            channel_sums::<T>(dz.as_slice(), x.as_slice(), shape)
+        };
+        // z = (x + bias) scale: dz/dlog_scale = (x + bias) scale and dz/dbias = scale.
+        let dlog_det: f64 = host::to_f64(dlog_det).iter().sum();
+        let log_det_part = shape.pixels() as f64 * dlog_det;
+        let scale: Vec<f64> = log_scale.iter().map(|l| l.exp()).collect();
+        let dbias = scale.iter().zip(&sums.first).map(|(scale, sum)| scale * sum);
+        let dlog_scale = (0..shape.channels).map(|channel| {
+            let sum = sums.product[channel] + bias[channel] * sums.first[channel];
+            LOG_SCALE_FACTOR * (scale[channel] * sum + log_det_part)
+        });
+        for (param, gradient) in
+            [(&self.bias, rounded::<T>(dbias)), (&self.log_scale, rounded::<T>(dlog_scale))]
+        {
+            if param.is_require_grad() {
+                add_grad(grads, param, host::tensor(gradient, [shape.channels], &device));
+            }
+        }
+        let zeros = vec![T::ZERO; shape.channels];
+        let scale = rounded::<T>(scale);
+        apply(ChannelAffine { before: &zeros, scale: &scale, after: &zeros }, dz)
+    }
+
     fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {
         let channels = self.bias.dims()[0];
         assert!(
@@ -104,12 +166,25 @@ impl<const D: usize> Flow<D> for ActNorm {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         self.assert_channels(&x);
         let log_det = self.log_det(x.clone());
+        if host::suits_kernels(&x) {
+            let z = match x.dtype() {
+                DType::F64 => self.forward_on_host::<f64, D>(x),
+                _ => self.forward_on_host::<f32, D>(x),
+            };
+            return (z, log_det);
+        }
         let scale = per_channel(self.effective_log_scale().exp());
         ((x + per_channel(self.bias.val())) * scale, log_det)
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         self.assert_channels(&z);
+        if host::suits_kernels(&z) {
+            return match z.dtype() {
+                DType::F64 => self.inverse_on_host::<f64, D>(z),
+                _ => self.inverse_on_host::<f32, D>(z),
+            };
+        }
         let inverse_scale = per_channel(self.effective_log_scale().neg().exp());
         z * inverse_scale - per_channel(self.bias.val())
     }
@@ -134,4 +209,31 @@ impl<const D: usize> Flow<D> for ActNorm {
         let z = self.forward(x).0;
         (self, z)
     }
+
+    fn backward(
+        &self,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        self.assert_channels(&x);
+        if !host::suits_kernels(&x) {
+            return backward_by_autodiff(self, x, dz, dlog_det, grads);
+        }
+        match x.dtype() {
+            DType::F64 => self.backward_on_host::<f64, D>(x, dz, dlog_det, grads),
+            _ => self.backward_on_host::<f32, D>(x, dz, dlog_det, grads),
+        }
+    }
+}
+
+fn apply<T: HostScalar, const D: usize>(map: ChannelAffine<'_, T>, x: Tensor<D>) -> Tensor<D> {
+    let (device, dims) = (x.device(), x.dims());
+    let values = map.apply(HostValues::of(x).as_slice(), host::kernel_shape(dims));
+    host::tensor(values, dims, &device)
+}
+
+fn rounded<T: Scalar>(values: impl IntoIterator<Item = f64>) -> Vec<T> {
+    values.into_iter().map(T::from_f64).collect()
 }

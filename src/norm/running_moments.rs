@@ -139,7 +139,8 @@ impl RunningMoments {
         z * per_channel(self.log_scale(&moments).neg().exp()) + per_channel(moments.mean.detach())
     }
 
-    fn log_scale(&self, moments: &Moments) -> Tensor<1> {
+    /// The logarithm of `1 / sqrt(variance + epsilon)`, `[channels]`, the moments being constants.
+    pub(crate) fn log_scale(&self, moments: &Moments) -> Tensor<1> {
         (moments.variance.clone().detach() + self.epsilon).log() * -0.5
     }
 

@@ -15,12 +15,13 @@ use burn::tensor::Bytes;
 use super::Trainer;
 use crate::error::{FlowError, Result};
 use crate::record;
+use crate::tape::Memory;
 
 const POINTER: &str = "checkpoint.txt";
-const FORMAT: &str = "burn-flows checkpoint 1";
+const FORMAT: &str = "burn-flows checkpoint 2";
 
 impl<M: Module> Trainer<M> {
-    /// Writes model, optimizer and step into `folder`, with a `note` of the caller's own (how far it
+    /// Writes model, optimizer, step and [`memory`](Trainer::memory) into `folder`, with a `note` of the caller's own (how far it
     /// has come in its files, for one).
     ///
     /// However the call is interrupted, the checkpoint that was there before stays whole until the
@@ -40,7 +41,7 @@ impl<M: Module> Trainer<M> {
             advice: "report this as a bug".into(),
         })?;
         record::write_atomically(&optimizer_path(folder, step), &optimizer)?;
-        let pointer = format!("{FORMAT}\nstep {step}\n{note}");
+        let pointer = format!("{FORMAT}\nstep {step}\nmemory {}\n{note}", self.memory);
         record::write_atomically(&folder.join(POINTER), pointer.as_bytes())?;
         let keep = [model_path(folder, step), optimizer_path(folder, step), folder.join(POINTER)];
         remove_all_but(folder, &keep);
@@ -51,7 +52,8 @@ impl<M: Module> Trainer<M> {
     /// [`save`](Trainer::save) was given; `None` where there is no checkpoint, with the trainer as it
     /// was.
     ///
-    /// `self` is a new trainer of a model of the same configuration, with the same schedule.
+    /// `self` is a new trainer of a model of the same configuration, with the same schedule; its
+    /// memory becomes that of the checkpoint.
     ///
     /// # Errors
     /// [`FlowError::Record`] if the checkpoint is of another configuration or not whole.
@@ -63,11 +65,12 @@ impl<M: Module> Trainer<M> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok((self, None)),
             Err(source) => return Err(FlowError::io("read", &pointer, source, ADVICE)),
         };
-        let (step, note) = parse(&text).ok_or_else(|| FlowError::Record {
-            path: pointer,
-            reason: "this is not a checkpoint of this version".into(),
-            advice: "remove the folder to start from the beginning".into(),
-        })?;
+        let Pointer { step, memory, note } =
+            Pointer::parse(&text).ok_or_else(|| FlowError::Record {
+                path: pointer,
+                reason: "this is not a checkpoint of this version".into(),
+                advice: "remove the folder to start from the beginning".into(),
+            })?;
         let model = record::load(self.model(), model_path(folder, step))?;
         let path = optimizer_path(folder, step);
         let bytes =
@@ -81,7 +84,7 @@ impl<M: Module> Trainer<M> {
                 }
             })?;
         self.model = Some(model.train());
-        self.num_steps = step;
+        (self.num_steps, self.memory) = (step, memory);
         Ok((self, Some(note.into())))
     }
 }
@@ -113,10 +116,20 @@ fn optimizer_path(folder: &Path, step: usize) -> PathBuf {
     folder.join(format!("optimizer-{step}.bpk"))
 }
 
-fn parse(text: &str) -> Option<(usize, &str)> {
-    let rest = text.strip_prefix(FORMAT)?.strip_prefix("\nstep ")?;
-    let (step, note) = rest.split_once('\n')?;
-    Some((step.parse().ok()?, note))
+/// What `checkpoint.txt` says.
+struct Pointer<'a> {
+    step: usize,
+    memory: Memory,
+    note: &'a str,
+}
+
+impl<'a> Pointer<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let rest = text.strip_prefix(FORMAT)?.strip_prefix("\nstep ")?;
+        let (step, rest) = rest.split_once('\n')?;
+        let (memory, note) = rest.strip_prefix("memory ")?.split_once('\n')?;
+        Some(Self { step: step.parse().ok()?, memory: memory.parse().ok()?, note })
+    }
 }
 
 /// Removes the files of checkpoints other than those to keep, and what interrupted writes left;

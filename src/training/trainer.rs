@@ -4,17 +4,31 @@ use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bool, Int, Tensor};
 
+use super::Schedule;
 use super::gradients::{first_not_finite, gradient_norm, scale_gradients};
-use super::{Schedule, reversible};
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
 use crate::prior::{Prior, SplitPrior};
 use crate::stack::FlowStack;
+use crate::tape::{Drift, Memory, Tape};
 
 /// Trains a [`FlowStack`] by maximum likelihood: Adam, a [`Schedule`], clipping by the global norm.
 ///
 /// A step whose loss or gradients are not finite changes nothing and is an error that names step and
 /// layer, so the model that [`model`](Trainer::model) gives is always the last good one.
+///
+/// # Memory
+///
+/// Gradients are computed by [reversible backpropagation](super::reversible); what a step keeps of
+/// its forward pass is chosen by [`with_memory`](Trainer::with_memory). Every
+/// [`DRIFT_EVERY`] steps, the first included, the activations computed again by inverses are
+/// compared with those of the forward pass ([`Step::drift`]). Where the error is above
+/// [`DRIFT_BOUND`], checkpoints are kept as often as
+/// [`Drift::checkpoint_every`] says, from then on, and the step is computed again until it is within
+/// the bound, or nothing is inverted any more.
+/// [`with_drift_control`](Trainer::with_drift_control) changes both figures, and
+/// [`with_micro_batch`](Trainer::with_micro_batch) divides the batch, whose activations grow with
+/// its size.
 ///
 /// ```
 /// use burn::tensor::Tensor;
@@ -37,6 +51,11 @@ pub struct Trainer<M> {
     pub(super) optimizer: ModuleOptimizer,
     schedule: Schedule,
     max_gradient_norm: f64,
+    pub(super) memory: Memory,
+    drift_every: usize,
+    drift_bound: f64,
+    drift: Option<Drift>,
+    micro_batch: usize,
     pub(super) num_steps: usize,
 }
 
@@ -51,7 +70,18 @@ pub struct Step {
     pub gradient_norm: f64,
     /// Learning rate.
     pub learning_rate: f64,
+    /// Largest drift, where this step measured it; 0 where no layer is inverted. All that was
+    /// measured is in [`Trainer::drift`].
+    pub drift: Option<f64>,
 }
+
+/// Steps from one measurement of the drift to the next, by default: a measurement costs about one
+/// forward pass of the narrow tensors between the layers, less than a thousandth of this many steps.
+pub const DRIFT_EVERY: usize = 100;
+
+/// Largest drift accepted, by default: reconstructed activations that are off by a thousandth of
+/// their root mean square move gradients by about as much, far below the noise of a batch.
+pub const DRIFT_BOUND: f64 = 1e-3;
 
 /// Adam's epsilon as the flow papers and PyTorch have it (Burn's own default is larger).
 const ADAM_EPSILON: f32 = 1e-8;
@@ -67,6 +97,11 @@ impl<M: Module> Trainer<M> {
             optimizer: AdamConfig::new().with_epsilon(ADAM_EPSILON).init(),
             schedule,
             max_gradient_norm: f64::INFINITY,
+            memory: Memory::Reversible,
+            drift_every: DRIFT_EVERY,
+            drift_bound: DRIFT_BOUND,
+            drift: None,
+            micro_batch: usize::MAX,
             num_steps: 0,
         }
     }
@@ -75,6 +110,50 @@ impl<M: Module> Trainer<M> {
     pub fn with_max_gradient_norm(mut self, max_gradient_norm: f64) -> Self {
         self.max_gradient_norm = max_gradient_norm;
         self
+    }
+
+    /// What a step keeps of its forward pass; default: [`Memory::Reversible`].
+    pub fn with_memory(mut self, memory: Memory) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Measures the drift every `every` steps and keeps it within `bound` (largest error of an
+    /// activation over the root mean square of its tensor); default: [`DRIFT_EVERY`] and
+    /// [`DRIFT_BOUND`]. An infinite bound measures only.
+    ///
+    /// # Panics
+    /// If `every` is 0 or `bound` is not positive.
+    pub fn with_drift_control(mut self, every: usize, bound: f64) -> Self {
+        assert!(every > 0, "Trainer: drift is measured every 0 steps, but it must be at least 1");
+        assert!(bound > 0.0, "Trainer: the bound on the drift is {bound}, but must be positive");
+        (self.drift_every, self.drift_bound) = (every, bound);
+        self
+    }
+
+    /// Computes the gradients of a batch in parts of at most `micro_batch` samples and adds them up:
+    /// the step is that of the whole batch within rounding, with the activations of a part.
+    ///
+    /// The same holds with batch normalization: its moments take in the whole batch before the step
+    /// (by a forward pass alone, see [`Flow::observe`]) and are constants in the step itself.
+    ///
+    /// # Panics
+    /// If `micro_batch` is 0.
+    pub fn with_micro_batch(mut self, micro_batch: usize) -> Self {
+        assert!(micro_batch > 0, "Trainer: micro_batch is 0, but it must be at least 1");
+        self.micro_batch = micro_batch;
+        self
+    }
+
+    /// What a step keeps of its forward pass now: what was asked for, or the checkpoints that the
+    /// drift made necessary.
+    pub fn memory(&self) -> Memory {
+        self.memory
+    }
+
+    /// The drift as it was measured last, layer by layer.
+    pub fn drift(&self) -> Option<&Drift> {
+        self.drift.as_ref()
     }
 
     /// Steps taken.
@@ -91,7 +170,12 @@ impl<M: Module> Trainer<M> {
         self.model.as_ref().expect("the model is put back after every step")
     }
 
-    fn update(&mut self, loss: f64, mut grads: GradientsParams) -> Result<Step> {
+    fn update(
+        &mut self,
+        loss: f64,
+        mut grads: GradientsParams,
+        drift: Option<f64>,
+    ) -> Result<Step> {
         let number = self.num_steps + 1;
         let model = self.training_model();
         let gradient_norm = gradient_norm(model, &grads);
@@ -107,7 +191,7 @@ impl<M: Module> Trainer<M> {
         let model = self.model.take().expect("the model is put back after every step");
         self.model = Some(self.optimizer.step(learning_rate, model, grads));
         self.num_steps = number;
-        Ok(Step { number, loss, gradient_norm, learning_rate })
+        Ok(Step { number, loss, gradient_norm, learning_rate, drift })
     }
 }
 
@@ -124,10 +208,10 @@ where
     /// [`FlowError::NotFinite`], with step and layer, where loss or gradients are not finite; the
     /// model is then unchanged.
     pub fn step(&mut self, x: Tensor<D>) -> Result<Step> {
+        let memory = self.memory;
         let before = self.observe(x.clone());
-        let (loss, grads) = reversible::gradients(self.training_model(), x.clone());
-        let loss = loss.into_scalar::<f64>();
-        match self.update(loss, grads) {
+        let (loss, grads, drift) = self.gradients(&x);
+        match self.update(loss, grads, drift) {
             Err(FlowError::NotFinite { step, layer, what }) => {
                 // Where the activations stop being finite says more than where the gradients do.
                 let layer = match self.model().first_not_finite(x) {
@@ -138,9 +222,44 @@ where
                 if before.is_some() {
                     self.model = before;
                 }
+                self.memory = memory;
                 Err(FlowError::NotFinite { step, layer, what })
             }
             other => other,
+        }
+    }
+
+    /// Loss, gradients and, where it is this step's turn, the largest drift.
+    fn gradients(&mut self, x: &Tensor<D>) -> (f64, GradientsParams, Option<f64>) {
+        let turn = self.num_steps / self.drift_every;
+        let measures = self.num_steps.is_multiple_of(self.drift_every);
+        let batch = x.dims()[0];
+        loop {
+            let model = self.training_model();
+            let mut grads = GradientsParams::new();
+            let mut loss = 0.0;
+            let mut drift = None;
+            for start in (0..batch).step_by(self.micro_batch) {
+                let part = x.clone().narrow(0, start, self.micro_batch.min(batch - start));
+                let mut tape = Tape::new(self.memory);
+                // One part is enough: the error depends on the layers more than on the samples.
+                if measures && start == 0 {
+                    tape = tape.measuring(turn);
+                }
+                let weight = -1.0 / batch as f64;
+                let (part, _, _) = model.pull_back_log_prob(part, weight, &mut tape, &mut grads);
+                loss += part.into_scalar::<f64>();
+                drift = drift.or(tape.into_drift());
+            }
+            let Some(drift) = drift else { return (loss, grads, None) };
+            let largest = drift.largest();
+            // A loss that is not finite ends the training, whatever the drift.
+            let every = drift.checkpoint_every(self.drift_bound).filter(|_| loss.is_finite());
+            self.drift = Some(drift);
+            match every {
+                None => return (loss, grads, Some(largest)),
+                Some(every) => self.memory = Memory::Checkpoint { every },
+            }
         }
     }
 

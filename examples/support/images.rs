@@ -1,0 +1,130 @@
+//! An example that trains a flow on images, from its options to its last line.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use burn_flows::Result;
+use burn_flows::data::{random_for, streams};
+use burn_flows::preprocess::Quantization;
+
+use super::arguments::TrainingArguments;
+use super::data::Parts;
+use super::model::{Model, ModelArguments, Subject};
+use super::run::Configuration;
+use super::train::{Outcome, Plan, train};
+
+/// Images that ActNorm is initialized from.
+const INITIALIZATION_BATCH: usize = 256;
+
+impl Subject {
+    /// Bits a pixel where the options do not say; for faces as in Glow's paper.
+    fn bits(self) -> u32 {
+        match self {
+            Self::Digits => 8,
+            Self::Photographs => 5,
+        }
+    }
+
+    /// Temperatures of the samples where the options do not say; for photographs those of Glow's
+    /// paper, figure 8.
+    fn temperatures(self) -> Vec<f64> {
+        match self {
+            Self::Digits => vec![0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+            Self::Photographs => vec![0.0, 0.25, 0.6, 0.7, 0.8, 0.9, 1.0],
+        }
+    }
+
+    /// Whether an image and its mirror image are equally likely.
+    fn flips(self) -> bool {
+        self == Self::Photographs
+    }
+}
+
+/// Trains the model that the options ask for; `name` is that of the data set in the folder of the run.
+pub fn run(
+    name: &str,
+    subject: Subject,
+    parts: Parts,
+    training: &TrainingArguments,
+    model_arguments: &ModelArguments,
+    device: &Device,
+) -> Result<()> {
+    let Parts { train: train_images, test: test_images, about } = parts;
+    let image_shape = train_images.image_shape();
+    let defaults = model_arguments.defaults(subject, image_shape[1])?;
+    let model = Model::choose(model_arguments, &defaults, subject, image_shape);
+
+    let batch_size = training.batch.unwrap_or(defaults.batch);
+    let steps_an_epoch = train_images.len() / batch_size;
+    let wanted = match training.epochs {
+        Some(epochs) => epochs.saturating_mul(steps_an_epoch),
+        None => defaults.steps,
+    };
+    let num_steps = wanted.min(training.steps.unwrap_or(usize::MAX)).max(1);
+    let bits = training.bits.unwrap_or(subject.bits());
+    let plan = Plan {
+        num_steps,
+        batch_size,
+        learning_rate: training.learning_rate.unwrap_or(defaults.learning_rate),
+        warm_up: (num_steps / 20).min(200),
+        max_gradient_norm: f64::INFINITY,
+        initialization_batch: INITIALIZATION_BATCH.min(train_images.len()),
+        seed: training.seed,
+        flips: subject.flips(),
+        quantization: Quantization::new(bits)?,
+        temperatures: training.temperatures.clone().unwrap_or(subject.temperatures()),
+        title: format!("{} on {} images", model_arguments.name, train_images.len()),
+        checkpoint_every: training.checkpoint_every,
+        resume: training.resume,
+    };
+    let out = training
+        .out
+        .clone()
+        .unwrap_or_else(|| format!("runs/{name}-{}", model_arguments.name).into());
+    let config = Configuration {
+        version: env!("CARGO_PKG_VERSION").into(),
+        image_shape,
+        model: model.clone(),
+        batch: batch_size,
+        num_steps,
+        learning_rate: plan.learning_rate,
+        bits,
+        seed: training.seed,
+        data: about,
+        train_images: train_images.len(),
+        test_images: test_images.len(),
+        flips: plan.flips,
+    };
+    println!(
+        "{}: {} to train on, {} to test on; {num_steps} steps of {batch_size}",
+        config.data, config.train_images, config.test_images
+    );
+    device.seed(training.seed);
+    let data = (Arc::new(train_images), &test_images);
+    let outcome = match &model {
+        Model::Glow(glow) => {
+            let mut rng = random_for(training.seed, streams::PARAMETERS, 0);
+            train(glow.init(&mut rng, device)?, data, &plan, &out, &config, device)?
+        }
+        Model::RealNvp(real_nvp) => {
+            train(real_nvp.init(device)?, data, &plan, &out, &config, device)?
+        }
+        Model::Nice(nice) => train(nice.init(device)?, data, &plan, &out, &config, device)?,
+    };
+    if let Some(outcome) = outcome {
+        announce(&outcome, &out);
+    }
+    Ok(())
+}
+
+/// The last lines of a whole run.
+fn announce(outcome: &Outcome, out: &Path) {
+    println!(
+        "{:.3} bits/dim over {} test images, largest inversion error {:.1e}, in {}",
+        outcome.test_bits_per_dim,
+        outcome.test_images,
+        outcome.inversion_error,
+        out.display()
+    );
+}

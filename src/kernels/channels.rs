@@ -1,0 +1,216 @@
+//! Maps across the channels, the same at every pixel: one scale and shift a channel, or a matrix.
+
+use super::Scalar;
+use super::batch::{Chunks, Shape};
+use super::workspace::lease;
+
+/// `(x + before) * scale + after` with a number of each a channel.
+///
+/// Both summands, because a channel whose mean is far larger than its deviation loses digits where
+/// the shift comes after the scale.
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelAffine<'a, T> {
+    /// Added first.
+    pub before: &'a [T],
+    /// Factors.
+    pub scale: &'a [T],
+    /// Added last.
+    pub after: &'a [T],
+}
+
+/// What [`channel_sums`] gives, for each channel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelSums {
+    /// Sums of the first tensor.
+    pub first: Vec<f64>,
+    /// Sums of the products of both.
+    pub product: Vec<f64>,
+}
+
+impl<T: Scalar> ChannelAffine<'_, T> {
+    /// The map of a batch.
+    ///
+    /// # Panics
+    /// If the sizes do not fit together.
+    pub fn apply(&self, x: &[T], shape: Shape) -> Vec<T> {
+        shape.check("ChannelAffine: x", x.len());
+        for row in [self.before, self.scale, self.after] {
+            assert_eq!(row.len(), shape.channels, "ChannelAffine: one number a channel");
+        }
+        let mut z = vec![T::ZERO; x.len()];
+        let (chunks, sample, pixels) = (Chunks::new(shape, 1), shape.sample(), shape.pixels());
+        let parts = chunks.split(x, sample).into_iter().zip(chunks.split_mut(&mut z, sample));
+        chunks.run(parts.collect(), |(x, z)| {
+            for (x, z) in x.chunks_exact(sample).zip(z.chunks_exact_mut(sample)) {
+                let rows = x.chunks_exact(pixels).zip(z.chunks_exact_mut(pixels));
+                for (channel, (x, z)) in rows.enumerate() {
+                    let (before, scale, after) =
+                        (self.before[channel], self.scale[channel], self.after[channel]);
+                    for (x, z) in x.iter().zip(z) {
+                        *z = (*x + before) * scale + after;
+                    }
+                }
+            }
+        });
+        z
+    }
+}
+
+/// For each channel the sum of `a` and the sum of `a * b` over batch and pixels.
+///
+/// # Panics
+/// If the sizes do not fit together.
+pub fn channel_sums<T: Scalar>(a: &[T], b: &[T], shape: Shape) -> ChannelSums {
+    shape.check("channel_sums: a", a.len());
+    shape.check("channel_sums: b", b.len());
+    let (chunks, sample, pixels) = (Chunks::new(shape, 2), shape.sample(), shape.pixels());
+    let parts = chunks.split(a, sample).into_iter().zip(chunks.split(b, sample));
+    let ops = T::ops();
+    let parts = chunks.run(parts.collect(), |(a, b)| {
+        let mut sums = vec![[0.0; 2]; shape.channels];
+        for (a, b) in a.chunks_exact(sample).zip(b.chunks_exact(sample)) {
+            let rows = a.chunks_exact(pixels).zip(b.chunks_exact(pixels));
+            for (sums, (a, b)) in sums.iter_mut().zip(rows) {
+                // SAFETY: `ops` is this processor's table.
+                let [first, product] = unsafe { (ops.row_sums)(a, b) };
+                sums[0] += first;
+                sums[1] += product;
+            }
+        }
+        sums
+    });
+    let total = |index: usize| {
+        let of = |channel: usize| parts.iter().map(|sums| sums[channel][index]).sum();
+        (0..shape.channels).map(of).collect()
+    };
+    ChannelSums { first: total(0), product: total(1) }
+}
+
+/// A matrix across the channels, row-major: `z[i] = sum_j matrix[i, j] x[j]` at every pixel.
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelMatrix<'a, T> {
+    /// `[channels, channels]`.
+    pub matrix: &'a [T],
+}
+
+impl<T: Scalar> ChannelMatrix<'_, T> {
+    /// The map of a batch.
+    ///
+    /// # Panics
+    /// If the sizes do not fit together.
+    pub fn apply(&self, x: &[T], shape: Shape) -> Vec<T> {
+        shape.check("ChannelMatrix: x", x.len());
+        assert_eq!(self.matrix.len(), shape.channels * shape.channels, "ChannelMatrix: the matrix");
+        let mut z = vec![T::ZERO; x.len()];
+        let (chunks, sample) = (Chunks::new(shape, shape.channels), shape.sample());
+        let parts = chunks.split(x, sample).into_iter().zip(chunks.split_mut(&mut z, sample));
+        let ops = T::ops();
+        chunks.run(parts.collect(), |(x, z)| {
+            for (x, z) in x.chunks_exact(sample).zip(z.chunks_exact_mut(sample)) {
+                // SAFETY: `ops` is this processor's table.
+                unsafe { (ops.mix)(self.matrix, x, z, shape.pixels()) };
+            }
+        });
+        z
+    }
+}
+
+/// `sum over batch and pixels of a[i] b[j]`, `[channels, channels]`.
+///
+/// # Panics
+/// If the sizes do not fit together.
+pub fn channel_products<T: Scalar>(a: &[T], b: &[T], shape: Shape) -> Vec<f64> {
+    shape.check("channel_products: a", a.len());
+    shape.check("channel_products: b", b.len());
+    let (chunks, sample, channels) =
+        (Chunks::new(shape, shape.channels), shape.sample(), shape.channels);
+    let parts = chunks.split(a, sample).into_iter().zip(chunks.split(b, sample));
+    let ops = T::ops();
+    let parts = chunks.run(parts.collect(), |(a, b)| {
+        let mut sums = vec![0.0; channels * channels];
+        let mut products = lease(channels * channels);
+        for (a, b) in a.chunks_exact(sample).zip(b.chunks_exact(sample)) {
+            // SAFETY: `ops` is this processor's table.
+            unsafe { (ops.outer)(a, b, shape.pixels(), &mut products) };
+            sums.iter_mut().zip(products.iter()).for_each(|(sum, p)| *sum += p.to_f64());
+        }
+        sums
+    });
+    let mut parts = parts.into_iter();
+    let mut sums = parts.next().unwrap_or_else(|| vec![0.0; channels * channels]);
+    for part in parts {
+        sums.iter_mut().zip(part).for_each(|(sum, more)| *sum += more);
+    }
+    sums
+}
+
+/// Pixels whose sums are kept in registers.
+const STRIP: usize = 32;
+
+/// `z[i] = sum_j matrix[i, j] x[j]` on the planes of one sample.
+#[inline(always)]
+pub(super) fn mix<T: Scalar>(matrix: &[T], x: &[T], z: &mut [T], pixels: usize) {
+    let channels = x.len() / pixels;
+    for (row, z) in matrix.chunks_exact(channels).zip(z.chunks_exact_mut(pixels)) {
+        let (strips, rest) = z.as_chunks_mut::<STRIP>();
+        for (index, z) in strips.iter_mut().enumerate() {
+            let mut sums = [T::ZERO; STRIP];
+            for (&factor, x) in row.iter().zip(x.chunks_exact(pixels)) {
+                let x: &[T; STRIP] = x[index * STRIP..][..STRIP].try_into().expect("a strip");
+                for i in 0..STRIP {
+                    sums[i] = x[i] * factor + sums[i];
+                }
+            }
+            *z = sums;
+        }
+        let start = pixels - rest.len();
+        rest.fill(T::ZERO);
+        for (&factor, x) in row.iter().zip(x.chunks_exact(pixels)) {
+            for (z, x) in rest.iter_mut().zip(&x[start..]) {
+                *z = *x * factor + *z;
+            }
+        }
+    }
+}
+
+/// `products[i, j] = sum over pixels of a[i] b[j]` of one sample.
+#[inline(always)]
+pub(super) fn outer<T: Scalar>(a: &[T], b: &[T], pixels: usize, products: &mut [T]) {
+    let channels = a.len() / pixels;
+    for (a, products) in a.chunks_exact(pixels).zip(products.chunks_exact_mut(channels)) {
+        for (b, product) in b.chunks_exact(pixels).zip(products) {
+            let mut sums = [T::ZERO; STRIP];
+            let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<STRIP>(), b.as_chunks::<STRIP>());
+            for (a, b) in a.iter().zip(b) {
+                for i in 0..STRIP {
+                    sums[i] = a[i] * b[i] + sums[i];
+                }
+            }
+            for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+                *sum = *a * *b + *sum;
+            }
+            *product = T::from_f64(sums.iter().map(|sum| sum.to_f64()).sum());
+        }
+    }
+}
+
+/// The sum of `a` and the sum of `a * b`.
+#[inline(always)]
+pub(super) fn row_sums<T: Scalar>(a: &[T], b: &[T]) -> [f64; 2] {
+    const LANES: usize = 16;
+    let (mut first, mut product) = ([0.0; LANES], [0.0; LANES]);
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..LANES {
+            let (a, b) = (a[i].to_f64(), b[i].to_f64());
+            first[i] += a;
+            product[i] += a * b;
+        }
+    }
+    for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        let (a, b) = (a.to_f64(), b.to_f64());
+        first[i] += a;
+        product[i] += a * b;
+    }
+    [first.iter().sum(), product.iter().sum()]
+}
