@@ -29,14 +29,13 @@ use std::process::ExitCode;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn_flows::data::{CelebA, Channels, Images, random_for, streams};
-use burn_flows::latent::Inpainting;
+use burn_flows::latent::{Inpainting, InpaintingCoordinates};
 use burn_flows::metrics::Score;
 use burn_flows::preprocess::Quantization;
 use burn_flows::prior::{Prior, SplitPrior};
 use burn_flows::{Flow, FlowError, FlowStack, Result};
 use clap::{Args, Parser, Subcommand};
 use indicatif::ProgressBar;
-use rand::RngExt;
 use rand::rngs::StdRng;
 use support::arguments::{DeviceArgument, at_least_one, invalid};
 use support::pictures::write_grid;
@@ -166,18 +165,15 @@ struct Inpaint {
     picture: String,
     /// A picture that is white where the other is to be filled in; or top, bottom, left, right, middle
     mask: String,
-    /// Fillings, each from a start of its own
+    /// Fillings, each started from a sample of its own
     #[arg(long, default_value_t = 8)]
     draws: usize,
     /// Steps of the ascent
     #[arg(long, default_value_t = 300)]
     steps: usize,
-    /// Multiplies the step size of the paper, 10 / (100 + i)
-    #[arg(long, default_value_t = 1.0)]
-    step_size: f64,
-    /// Standard deviation of the noise added to the gradient, 1 in the paper
-    #[arg(long, default_value_t = 1.0)]
-    noise: f64,
+    /// Temperature of the samples that the fillings start from
+    #[arg(long, default_value_t = 0.7)]
+    temperature: f64,
     #[command(flatten)]
     subjects: SubjectArguments,
 }
@@ -232,6 +228,7 @@ impl Visitor for Explore<'_> {
             model,
             image_shape: self.saved.configuration.image_shape,
             quantization: self.saved.quantization()?,
+            has_logit: self.saved.has_logit(),
             out: out.clone().unwrap_or_else(|| folder.join("explore")),
             seed: *seed,
         };
@@ -255,6 +252,7 @@ where
     model: &'a FlowStack<D, F, P, S>,
     image_shape: [usize; 3],
     quantization: Quantization,
+    has_logit: bool,
     out: PathBuf,
     seed: u64,
 }
@@ -423,33 +421,35 @@ where
     }
 
     fn inpaint(&self, options: &Inpaint) -> Result<()> {
-        let Inpaint { picture, mask, draws, steps, step_size, noise, subjects } = options;
+        let Inpaint { picture, mask, draws, steps, temperature, subjects } = options;
         at_least_one("--draws", Some(*draws))?;
         at_least_one("--steps", Some(*steps))?;
+        check_temperature(*temperature)?;
         let picture = subjects.read(std::slice::from_ref(picture), self.image_shape)?.images;
-        let known = self.read_mask(mask, subjects)?;
+        let known = self.model.batch(self.read_mask(mask, subjects)?);
         let x = self.encode_image(&picture, 0);
-        let known = self.model.batch(known);
-        let unknown = known.clone().neg() + 1.0;
-        let hidden = x.clone() * known.clone() + unknown.clone() * 0.5;
+        let is_known = known.clone().greater_elem(0.5);
+        let hidden = x.clone().mask_fill(is_known.clone().bool_not(), 0.5);
 
         let mut rng = self.random(streams::SAMPLE);
-        let values = (0..*draws * self.model.num_dims()).map(|_| rng.random::<f32>()).collect();
-        let start = x.clone() * known.clone() + self.model.batch(values) * unknown;
-        let how = Inpainting {
-            num_steps: *steps,
-            noise: *noise,
-            step_size: *step_size,
-            ..Inpainting::default()
-        };
+        let samples = self.model.sample_with(*draws, *temperature, &mut rng);
+        let start = samples
+            .mask_where(is_known.repeat_dim(0, *draws), x.clone().repeat_dim(0, *draws))
+            .clamp(0.0, 1.0);
+        let coordinates =
+            if self.has_logit { InpaintingCoordinates::Logit } else { InpaintingCoordinates::Data };
+        let how = Inpainting { num_steps: *steps, coordinates, ..Inpainting::default() };
         let filled = self.model.inpaint(start.clone(), known, &how, &mut rng)?;
-        let mean = |x: &Tensor<D>| self.model.log_prob(x.clone()).mean().into_scalar::<f64>();
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let about = format!(
-            "the picture, what is known of it, {draws} fillings; ln p {:.0} at their start, {:.0} now",
-            mean(&start),
-            mean(&filled)
+            "the picture and what is known of it; {draws} starts below, what became of them above; \
+             ln p went from {:.0} to {:.0} nats",
+            mean(&filled.log_prob_before),
+            mean(&filled.log_prob_after)
         );
-        self.write("inpainting.png", vec![Tensor::cat(vec![x, hidden, filled], 0)], &about)
+        let rows =
+            vec![Tensor::cat(vec![x.clone(), filled.x], 0), Tensor::cat(vec![hidden, start], 0)];
+        self.write("inpainting.png", rows, &about)
     }
 
     /// 1 where the picture is known, 0 where it is to be filled in.

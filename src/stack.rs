@@ -317,7 +317,7 @@ where
     /// # Panics
     /// As [`encode`](FlowStack::encode).
     pub fn encode_noise(&self, x: Tensor<D>) -> Noise<D> {
-        let Encoded { latents, kept, .. } = self.encode_levels(x);
+        let Encoded { latents, kept, .. } = self.encode_levels(x, &mut Tape::default());
         let mut parts = latents.into_parts();
         for ((part, prior), kept) in parts.iter_mut().zip(&self.split_priors).zip(kept) {
             *part = prior.standardize(part.clone(), kept);

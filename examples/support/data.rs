@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use burn_flows::Result;
-use burn_flows::data::{CelebA, CelebAPartition, ImageFolder, Images, Mnist, SkippedPicture};
+use burn_flows::data::{
+    CelebA, CelebAPartition, Cifar10, ImageFolder, Images, Mnist, SkippedPicture,
+};
 use clap::Args;
 
 use super::arguments::invalid;
@@ -61,6 +63,7 @@ impl Parts {
     ///
     /// - CelebA, where its picture folder or one of its lists is there, in the official partition if
     ///   that leaves some to train on and some to test on;
+    /// - CIFAR-10, where its binary files are there;
     /// - those below `train` and those below `test`, where both are there;
     /// - all below `folder`.
     ///
@@ -79,6 +82,14 @@ impl Parts {
             let faces = celeba.with_cache(cache).load()?;
             tell_skipped(&faces.skipped);
             Self::of_faces(faces.images, faces.partitions.unwrap_or_default())
+        } else if Cifar10::is_in(folder) {
+            let Cifar10 { train, test } = Cifar10::load(folder)?;
+            let [_, side, _] = train.image_shape();
+            if size != side {
+                let advice = "leave it out";
+                return Err(invalid("--size", &size.to_string(), "32 for CIFAR-10", advice));
+            }
+            Ok(Self { train, test, about: "CIFAR-10".into() })
         } else if train.is_dir() && test.is_dir() {
             let (train, test) = (load(&train)?, load(&test)?);
             Ok(Self { train, test, about: "pictures in the folders train and test".into() })

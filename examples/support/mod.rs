@@ -10,6 +10,7 @@ pub mod moons;
 pub mod pictures;
 pub mod plane;
 pub mod plot;
+pub mod report;
 pub mod run;
 pub mod saved;
 #[cfg(feature = "images")]

@@ -10,23 +10,30 @@ use burn_flows::preprocess::Quantization;
 use burn_flows::prior::{Prior, SplitPrior};
 use burn_flows::{Flow, FlowError, FlowStack, Result, record};
 
+use serde::Deserialize;
+
 use super::model::Model;
-use super::run::Configuration;
 
 /// A run with a saved model.
 pub struct SavedModel {
-    pub configuration: Configuration,
+    pub configuration: SavedConfiguration,
     path: PathBuf,
+}
+
+/// What of a run's `config.json` ([`Configuration`](super::run::Configuration)) its model depends on.
+#[derive(Deserialize)]
+pub struct SavedConfiguration {
+    pub model: Model,
+    /// `[channels, height, width]`.
+    pub image_shape: [usize; 3],
+    pub bits: u32,
 }
 
 /// What is done to a model, whichever of the models it is.
 pub trait Visitor {
     type Answer;
 
-    fn visit<const D: usize, F, P, S>(
-        self,
-        model: &FlowStack<D, F, P, S>,
-    ) -> Result<Self::Answer>
+    fn visit<const D: usize, F, P, S>(self, model: &FlowStack<D, F, P, S>) -> Result<Self::Answer>
     where
         F: Flow<D>,
         P: Prior<D>,
@@ -39,8 +46,12 @@ impl SavedModel {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let advice = "give --model the folder that a training example wrote (its --out)";
-        let text = fs::read_to_string(&path)
-            .map_err(|source| FlowError::Io { action: "read", path: path.clone(), source, advice })?;
+        let text = fs::read_to_string(&path).map_err(|source| FlowError::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+            advice,
+        })?;
         let configuration = serde_json::from_str(&text).map_err(|error| FlowError::Format {
             path,
             got: format!("not the configuration of an image model ({error})"),
@@ -53,6 +64,15 @@ impl SavedModel {
     /// How many bits the pixels of its images have.
     pub fn quantization(&self) -> Result<Quantization> {
         Quantization::new(self.configuration.bits)
+    }
+
+    /// Whether the model starts with a logit.
+    pub fn has_logit(&self) -> bool {
+        match &self.configuration.model {
+            Model::Glow(glow) => glow.logit_alpha.is_some(),
+            Model::RealNvp(real_nvp) => real_nvp.logit_alpha.is_some(),
+            Model::Nice(_) => false,
+        }
     }
 
     /// Builds the model, loads its parameters and passes it on.

@@ -117,9 +117,8 @@ where
         let batch = x.dims()[0];
         let mut per_sample = [1; D];
         per_sample[0] = batch;
-        let column = |values: Vec<f64>| {
-            host::from_f64::<D>(values, per_sample, &x.device(), x.dtype())
-        };
+        let column =
+            |values: Vec<f64>| host::from_f64::<D>(values, per_sample, &x.device(), x.dtype());
 
         let mut now = climb.coordinates(x.clone());
         let (before, mut gradient) = climb.log_prob(&model, now.clone());
@@ -140,7 +139,8 @@ where
             let tried = climb.project(now.clone() + (gradient.clone() + noise) * sizes);
             let (log_probs, new_gradient) = climb.log_prob(&model, tried.clone());
             // A NaN is not higher.
-            let rose: Vec<bool> = log_probs.iter().zip(&reached).map(|(new, old)| new > old).collect();
+            let rose: Vec<bool> =
+                log_probs.iter().zip(&reached).map(|(new, old)| new > old).collect();
             for (sample, &rose) in rose.iter().enumerate() {
                 if rose {
                     reached[sample] = log_probs[sample];
@@ -186,9 +186,7 @@ impl<const D: usize> Climb<'_, D> {
         let [low, high] = self.how.range;
         match self.how.coordinates {
             InpaintingCoordinates::Data => y,
-            InpaintingCoordinates::Logit => {
-                ((y * 0.5).tanh() + 1.0) * (0.5 * (high - low)) + low
-            }
+            InpaintingCoordinates::Logit => ((y * 0.5).tanh() + 1.0) * (0.5 * (high - low)) + low,
         }
     }
 
@@ -212,7 +210,8 @@ impl<const D: usize> Climb<'_, D> {
     {
         let y = Tensor::from_inner(y).require_grad();
         let known = Tensor::from_inner(self.known.clone());
-        let x = self.data(y.clone()).mask_where(known.clone(), Tensor::from_inner(self.fixed.clone()));
+        let x =
+            self.data(y.clone()).mask_where(known.clone(), Tensor::from_inner(self.fixed.clone()));
         let mut log_prob = model.log_prob(x);
         if self.how.coordinates == InpaintingCoordinates::Logit {
             // ln dx/dy = ln(high - low) + ln sigmoid(y) + ln sigmoid(-y), without overflow.

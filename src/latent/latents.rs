@@ -114,6 +114,11 @@ impl<const D: usize, C> Latents<D, C> {
             count == batch || count == 1,
             "Latents: got {count} samples to join with {batch}; give as many, or one for all"
         );
-        self.parts.iter().cloned().zip(other.parts.iter().cloned()).map(|(a, b)| join(a, b)).collect()
+        self.parts
+            .iter()
+            .cloned()
+            .zip(other.parts.iter().cloned())
+            .map(|(a, b)| join(a, b))
+            .collect()
     }
 }
