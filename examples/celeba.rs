@@ -20,9 +20,10 @@ use std::process::ExitCode;
 use burn_flows::Result;
 use clap::Parser;
 use support::arguments::TrainingArguments;
-use support::data::{Parts, PictureArguments};
+use support::data::Parts;
 use support::images;
 use support::model::{ModelArguments, Subject};
+use support::photographs::PictureArguments;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

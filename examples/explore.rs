@@ -86,7 +86,7 @@ enum Command {
 #[derive(Args)]
 struct Sample {
     /// Multiplies the spread of the latents: 1 draws from the model, less draws the more usual
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.7)]
     temperature: f64,
     /// Rows of the grid
     #[arg(long, default_value_t = 8)]
@@ -172,7 +172,7 @@ struct Inpaint {
     #[arg(long, default_value_t = 300)]
     steps: usize,
     /// Temperature of the samples that the fillings start from
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.7)]
     temperature: f64,
     #[command(flatten)]
     subjects: SubjectArguments,
@@ -183,7 +183,7 @@ struct Levels {
     /// A file, or test:N or train:N [default: a sample]
     picture: Option<String>,
     /// Multiplies the spread of the latents that are drawn
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1.0)]
     temperature: f64,
     /// Draws for each number of levels kept
     #[arg(long, default_value_t = 8)]
@@ -490,6 +490,10 @@ where
         check_temperature(*temperature)?;
         at_least_one("--draws", Some(*draws))?;
         let num_levels = self.model.latent_shapes().len();
+        if num_levels == 1 {
+            let advice = "one level has no finer latents to draw anew; use a glow or realnvp";
+            return Err(invalid("levels", "a model of one level", "at least two", advice));
+        }
         let mut rng = self.random(streams::SAMPLE);
         let x = match picture {
             Some(name) => {
@@ -508,8 +512,8 @@ where
             .collect();
         let kept: Vec<String> = (0..num_levels).rev().map(|kept| kept.to_string()).collect();
         let about = format!(
-            "the picture, then draws that keep {} of its {num_levels} levels (rows from the top)",
-            kept.join(", ")
+            "the picture, then draws that keep the {} coarsest of {num_levels} levels, row by row",
+            kept.join(" / ")
         );
         self.write("levels.png", rows, &about)
     }

@@ -7,6 +7,8 @@ pub mod data;
 pub mod images;
 pub mod model;
 pub mod moons;
+#[cfg(feature = "images")]
+pub mod photographs;
 pub mod pictures;
 pub mod plane;
 pub mod plot;

@@ -190,15 +190,16 @@ where
     }
 }
 
-fn draw_curves<'a, B: DrawingBackend + 'a, Y: Ranged<ValueType = f64>>(
+fn draw_curves<'a, B, Y>(
     mut chart: ChartContext<'a, B, Cartesian2d<RangedCoordf64, Y>>,
     panel: &Panel,
     shown: impl Fn(&&(f64, f64)) -> bool,
     label: impl Fn(&f64) -> String,
 ) -> Drawn
 where
+    B: DrawingBackend + 'a,
     B::ErrorType: 'static,
-    Y: ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
     chart
         .configure_mesh()

@@ -77,6 +77,14 @@ impl SavedModel {
 
     /// Builds the model, loads its parameters and passes it on.
     pub fn visit<V: Visitor>(&self, device: &Device, visitor: V) -> Result<V::Answer> {
+        if !self.path.exists() {
+            return Err(FlowError::Io {
+                action: "read",
+                path: self.path.clone(),
+                source: std::io::ErrorKind::NotFound.into(),
+                advice: "a run writes its model at its first measurement; wait for it, or train anew",
+            });
+        }
         // Loading replaces all parameters, drawn with this seed or another.
         match &self.configuration.model {
             Model::Glow(glow) => {

@@ -55,6 +55,10 @@ impl SubjectArguments {
                     let sets = sets.as_ref().expect("just loaded");
                     let images = if part == "test" { &sets.test } else { &sets.train };
                     check_shape(name, images, image_shape)?;
+                    if index >= images.len() {
+                        let needed = format!("{part}:0 to {part}:{}", images.len() - 1);
+                        return Err(invalid("the picture", name, &needed, "they count from 0"));
+                    }
                     images.select(&[index])?
                 }
                 None => self.read_file(Path::new(name), image_shape)?,

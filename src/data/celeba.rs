@@ -299,7 +299,7 @@ impl Attributes {
 
 impl Attributes {
     /// The names that someone who wrote `name` may have meant: the same but for capitals and signs, a
-    /// part of it, or a third of its letters away.
+    /// part of it, the same first four letters, or a third of its letters away.
     fn near(&self, name: &str) -> Vec<&str> {
         let letters = |name: &str| -> Vec<char> {
             name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
@@ -312,6 +312,7 @@ impl Attributes {
             let known = letters(known);
             within(&wanted, &known)
                 || within(&known, &wanted)
+                || wanted.len() >= 4 && known.get(..4) == wanted.get(..4)
                 || 3 * edit_distance(&wanted, &known) <= wanted.len()
         };
         self.names.iter().map(String::as_str).filter(is_near).collect()
@@ -532,6 +533,32 @@ mod tests {
     }
 
     #[test]
+    fn names_that_may_be_meant() {
+        let names =
+            ["5_o_Clock_Shadow", "Black_Hair", "Eyeglasses", "Male", "Smiling", "Wavy_Hair"];
+        let attributes =
+            Attributes { names: names.map(String::from).to_vec(), values: vec![true; names.len()] };
+        for (wanted, near) in [
+            ("smile", vec!["Smiling"]),
+            ("Smilng", vec!["Smiling"]),
+            ("hair", vec!["Black_Hair", "Wavy_Hair"]),
+            ("black hair", vec!["Black_Hair"]),
+            ("Eye_Glases", vec!["Eyeglasses"]),
+            ("Female", vec!["Male"]),
+            ("5 o'clock shadow", vec!["5_o_Clock_Shadow"]),
+            ("Young", vec![]),
+            ("", vec![]),
+        ] {
+            assert_eq!(attributes.near(wanted), near, "{wanted}");
+        }
+        let letters = |text: &str| text.chars().collect::<Vec<_>>();
+        for (a, b, distance) in [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0)] {
+            assert_eq!(edit_distance(&letters(a), &letters(b)), distance, "{a} {b}");
+            assert_eq!(edit_distance(&letters(b), &letters(a)), distance, "{b} {a}");
+        }
+    }
+
+    #[test]
     fn loads_pictures_and_lists() {
         let folder = with_lists(ATTRIBUTE_LIST, PARTITION_LIST);
         let faces = load(&folder);
@@ -549,7 +576,12 @@ mod tests {
         assert_eq!(attributes.divide("Smiling").unwrap(), (vec![0, 3], vec![1, 2]));
         assert_eq!(
             attributes.divide("smiling").unwrap_err().to_string(),
-            "the attribute: got \"smiling\", needs one of Bald, Smiling, Young; \
+            "the attribute: got \"smiling\", needs a name of the list, like Smiling; \
+             capitals and underscores count"
+        );
+        assert_eq!(
+            attributes.divide("Hat").unwrap_err().to_string(),
+            "the attribute: got \"Hat\", needs one of Bald, Smiling, Young; \
              capitals and underscores count"
         );
     }

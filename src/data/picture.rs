@@ -430,6 +430,45 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn one_picture() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wide.png");
+        fs::write(&path, png(&quarters(8, 4))).unwrap();
+        // Whole: every pixel of the four quarters twice in a row of four, planes one after another.
+        let whole = read_picture(&path, [3, 2, 4], Crop::Whole).unwrap();
+        assert_eq!(whole.shape(), [1, 3, 2, 4]);
+        let red = [255, 255, 0, 0, 0, 0, 255, 255];
+        assert_eq!(whole.image(0)[..8], red);
+        let grey = read_picture(&path, [1, 2, 4], Crop::Whole).unwrap();
+        let [r, g, b] = [[255, 0, 0], [0, 255, 0], [0, 0, 255]].map(luma);
+        assert_eq!(grey.image(0), [r, r, g, g, b, b, 255, 255]);
+        // As the folder's loader prepares it.
+        let pictures = super::super::ImageFolder::new(folder.path(), 3).load().unwrap();
+        assert_eq!(read_picture(&path, [3, 3, 3], Crop::Square).unwrap(), pictures.images);
+
+        let error = |path: &Path, shape| {
+            let error = read_picture(path, shape, Crop::Whole).unwrap_err().to_string();
+            error.replace(&folder.path().display().to_string(), "DIR")
+        };
+        assert_eq!(
+            error(&folder.path().join("none.png"), [1, 2, 2]),
+            "cannot read DIR/none.png: No such file or directory (os error 2); \
+             pass a JPEG or PNG picture that can be read"
+        );
+        assert_eq!(
+            error(&path, [2, 2, 2]),
+            "read_picture: channels is 2, but must be 1 or 3; a picture is grey or in colour"
+        );
+        assert!(error(&path, [1, 2, 0]).contains("size is 0"));
+        fs::write(&path, "text").unwrap();
+        assert_eq!(
+            error(&path, [1, 2, 2]),
+            "DIR/wide.png: neither JPEG nor PNG, expected a whole JPEG or PNG picture; \
+             pass another picture"
+        );
+    }
+
+    #[test]
     fn areas() {
         let celeba = |width, height| Crop::CELEBA.area(width, height);
         assert_eq!(celeba(178, 218), [15, 35, 148, 148]);
