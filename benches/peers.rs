@@ -6,6 +6,8 @@
 //! memory in MiB. Figures of different programs compare only when taken in the same minutes on the
 //! same machine, as ratios.
 
+mod support;
+
 use std::time::Instant;
 
 use burn::module::Module;
@@ -13,7 +15,8 @@ use burn::optim::{AdamConfig, ModuleOptimizer};
 use burn::tensor::{Distribution, Tensor};
 use burn_flows::conditioner::NetNorm;
 use burn_flows::models::{GlowConfig, GlowMixingKind, RealNvpVectorConfig, VectorMaskKind};
-use burn_flows::{Flow, FlowStack, backend, prior, training::reversible};
+use burn_flows::training::{Memory, Tape, reversible};
+use burn_flows::{Flow, FlowStack, backend, prior};
 use clap::Parser;
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -32,6 +35,9 @@ struct Arguments {
     /// One of the compiled-in backends by name, instead of the preferred one.
     #[arg(long)]
     device: Option<String>,
+    /// What a training step keeps of its forward pass: reversible, checkpoint:N or stored.
+    #[arg(long, default_value_t = Memory::Stored)]
+    memory: Memory,
     /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -102,7 +108,7 @@ fn main() {
         .expect("the workloads are valid");
         let [c, h, w] = workload.image_shape;
         let x = Tensor::random([workload.batch, c, h, w], Distribution::Normal(0.0, 1.0), &device);
-        time(workload.name, arguments.runs, glow, x);
+        time(workload.name, arguments.runs, arguments.memory, glow, x);
     }
     if wanted(FLAT) {
         device.seed(0);
@@ -111,7 +117,7 @@ fn main() {
             .init(&device)
             .expect("the workload is valid");
         let x = Tensor::random([1024, 2], Distribution::Normal(0.0, 1.0), &device);
-        time(FLAT, arguments.runs, stack, x);
+        time(FLAT, arguments.runs, arguments.memory, stack, x);
     }
 }
 
@@ -121,6 +127,7 @@ const FLAT: &str = "realnvp-2d";
 fn time<const D: usize, F, P, S>(
     name: &str,
     runs: usize,
+    memory: Memory,
     stack: FlowStack<D, F, P, S>,
     x: Tensor<D>,
 ) where
@@ -135,7 +142,8 @@ fn time<const D: usize, F, P, S>(
     let mut optimizer: ModuleOptimizer = AdamConfig::new().with_epsilon(1e-8).init();
     report(name, "train", runs, || {
         let stack = training.take().expect("put back after every step");
-        let (loss, grads) = reversible::gradients(&stack, x.clone());
+        let mut tape = Tape::new(memory);
+        let (loss, grads) = reversible::gradients_on(&stack, x.clone(), &mut tape);
         training = Some(optimizer.step(1e-4, stack, grads));
         assert!(loss.into_scalar::<f32>().is_finite());
     });
@@ -164,14 +172,7 @@ fn report(workload: &str, operation: &str, runs: usize, mut run: impl FnMut()) {
         "peer": "burn-flows",
         "op": operation,
         "ms": (milliseconds[milliseconds.len() / 2] * 1e3).round() / 1e3,
-        "peak_mib": peak_mib(),
+        "peak_mib": support::peak_mib().map(f64::round),
     });
     println!("{line}");
-}
-
-/// Peak resident memory of this process, where the system tells it as Linux does.
-fn peak_mib() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
 }

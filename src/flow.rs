@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{Gradients, Tensor};
 
 use crate::error::Result;
 use crate::tape::Tape;
@@ -225,8 +225,20 @@ pub(crate) fn pull_back_through<const D: usize, M: Module>(
     loss: impl FnOnce(Tensor<D>) -> Tensor<1>,
     grads: &mut GradientsParams,
 ) -> Tensor<D> {
+    pull_back_with(module, x, loss, |_| (), grads)
+}
+
+/// [`pull_back_through`] where `loss` depends on more: `more` takes further gradients.
+pub(crate) fn pull_back_with<const D: usize, M: Module>(
+    module: &M,
+    x: Tensor<D>,
+    loss: impl FnOnce(Tensor<D>) -> Tensor<1>,
+    more: impl FnOnce(&mut Gradients),
+    grads: &mut GradientsParams,
+) -> Tensor<D> {
     let x = Tensor::from_inner(x).require_grad();
     let mut graph = loss(x.clone()).backward();
+    more(&mut graph);
     let dx = x.grad_remove(&mut graph).unwrap_or_else(|| x.inner().zeros_like());
     let new = GradientsParams::from_module(&mut graph, module);
     accumulate(module, new, grads);

@@ -11,18 +11,20 @@ use crate::host;
 
 /// Which activations a training step keeps between its forward and its backward pass.
 ///
-/// A *layer* is a flow that is no composition: a Glow step has three. Whatever is kept, a layer
-/// computes what is inside it (the hidden values of a coupling's net) again in its backward pass;
-/// what is kept or computed again is the layer's *input*.
+/// A *layer* is a flow that is no composition: a Glow step has three. What is kept, or computed again
+/// by the inverse, is the layer's *input*, a narrow tensor. The hidden values of a coupling's net are
+/// computed again in its backward pass, save that with `Stored` the fused couplings of the CPU keep
+/// those behind their second layer, so that only the first one, whose input is narrow, runs twice.
 ///
-/// With `n` layers, inputs of `m` bytes and `a` for the arithmetic of one forward pass (a training
-/// step by plain autodiff, which keeps every hidden value as well, takes `3 a`):
+/// With `n` layers, inputs of `m` bytes, hidden values of `h` bytes a layer of the net and `a` for the
+/// arithmetic of one forward pass (a training step by plain autodiff, which keeps every hidden value
+/// several times, takes `3 a`):
 ///
 /// | | memory that grows with depth | arithmetic |
 /// |---|---|---|
 /// | `Reversible` | none | `4 a` in couplings, which need no second run of their net to invert; at most `5 a` in layers that leave [`Flow::pull_back`](crate::Flow::pull_back) to its default |
 /// | `Checkpoint` | `n m / every` | the same |
-/// | `Stored` | `n m` | `4 a` |
+/// | `Stored` | `n m`, and `h` for each net layer after the first in fused couplings | a little over `3 a` in fused couplings, else `4 a` |
 ///
 /// All three give the same gradients; by rounding, those of `Stored` are nearest to plain autodiff,
 /// since nothing is inverted.
@@ -121,6 +123,7 @@ struct Layer {
     input: Option<Kept>,
     /// The layer's own.
     value: Option<Box<dyn Any + Send>>,
+    value_bytes: usize,
 }
 
 struct Kept {
@@ -190,20 +193,27 @@ impl Tape {
             tensor: Box::new(x.clone()),
             probe,
         });
-        self.layers.push(Layer { index, input, value: None });
+        self.layers.push(Layer { index, input, ..Layer::default() });
         if probe {
             self.thin_out();
         }
     }
 
-    /// Keeps a value of the layer's own beside what the tape keeps of the layer pushed last; worth it
-    /// only where [`memory`](Tape::memory) is [`Memory::Stored`].
+    /// Keeps a value of the layer's own, of `num_bytes` bytes, beside the input of the layer pushed
+    /// last: what saves its backward pass some work. Only where [`memory`](Tape::memory) is
+    /// [`Memory::Stored`].
     ///
     /// # Panics
-    /// If no layer was pushed.
-    pub fn keep(&mut self, value: impl Any + Send) {
+    /// If the tape keeps less, or no layer was pushed.
+    pub fn keep(&mut self, value: impl Any + Send, num_bytes: usize) {
+        assert!(
+            self.memory == Memory::Stored,
+            "Tape: keep was called on a tape of memory {}, but only a stored one keeps values",
+            self.memory
+        );
         let layer = self.layers.last_mut().expect("Tape: keep needs a layer that was pushed");
         layer.value = Some(Box::new(value));
+        layer.value_bytes = num_bytes;
     }
 
     /// Pops a layer and gives its input, where it was kept; else it is to be computed from the
@@ -250,9 +260,11 @@ impl Tape {
         Some(Drift { layers: self.drift })
     }
 
-    /// Bytes of the inputs on the tape; without the values of the layers' own.
+    /// Bytes of what is on the tape.
     pub fn num_bytes(&self) -> usize {
-        self.layers.iter().filter_map(|layer| Some(layer.input.as_ref()?.bytes)).sum()
+        let bytes =
+            |layer: &Layer| layer.input.as_ref().map_or(0, |kept| kept.bytes) + layer.value_bytes;
+        self.layers.iter().map(bytes).sum()
     }
 
     fn keeps_nothing(&self) -> bool {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use burn_flows::backend::{self, NamedDevice};
+use burn_flows::training::Memory;
 use burn_flows::{FlowError, Result};
 use clap::Args;
 use serde::Serialize;
@@ -32,6 +33,15 @@ pub struct TrainingArguments {
     /// Temperatures of the samples, a row each [default: those of the papers]
     #[arg(long = "temperature", value_delimiter = ',')]
     pub temperatures: Option<Vec<f64>>,
+    /// What a step keeps of its forward pass: reversible (nothing), checkpoint or checkpoint:N (the
+    /// input of every N-th layer), stored (of every layer) [default: reversible, unless it is more than
+    /// 10 % slower than stored and that fits the memory]
+    #[arg(long)]
+    #[serde(skip)]
+    pub memory: Option<Memory>,
+    /// Images whose gradients are computed at once, the step's being their sum [default: all]
+    #[arg(long)]
+    pub micro_batch: Option<usize>,
     /// Steps between two checkpoints
     #[arg(long, default_value_t = 500)]
     pub checkpoint_every: usize,
@@ -51,8 +61,8 @@ pub struct TrainingArguments {
 #[derive(Args, Debug, Clone)]
 pub struct DeviceArgument {
     /// Which of the compiled-in backends computes [default: the preferred one]
-    #[arg(id = "device", long)]
-    name: Option<String>,
+    #[arg(long)]
+    device: Option<String>,
 }
 
 impl DeviceArgument {
@@ -64,7 +74,7 @@ impl DeviceArgument {
     /// The device asked for, by name.
     pub fn named(&self) -> Result<NamedDevice> {
         let devices = backend::devices();
-        let Some(wanted) = &self.name else { return Ok(devices[0]) };
+        let Some(wanted) = &self.device else { return Ok(devices[0]) };
         let found = devices.iter().find(|(name, _)| name == wanted);
         found.copied().ok_or_else(|| {
             let names: Vec<_> = devices.iter().map(|(name, _)| *name).collect();
@@ -80,6 +90,7 @@ impl TrainingArguments {
         at_least_one("--epochs", self.epochs)?;
         at_least_one("--steps", self.steps)?;
         at_least_one("--batch", self.batch)?;
+        at_least_one("--micro-batch", self.micro_batch)?;
         at_least_one("--checkpoint-every", Some(self.checkpoint_every))?;
         if let Some(rate) = self.learning_rate
             && !(rate > 0.0 && rate.is_finite())

@@ -90,6 +90,8 @@ pub fn run(
         device_name: device_name.into(),
         checkpoint_every: training.checkpoint_every,
         resume: training.resume,
+        memory: training.memory,
+        micro_batch: training.micro_batch,
     };
     let out = training
         .out
@@ -108,6 +110,8 @@ pub fn run(
         train_images: train_images.len(),
         test_images: test_images.len(),
         flips: plan.flips,
+        memory: plan.memory.map(|memory| memory.to_string()),
+        micro_batch: plan.micro_batch,
     };
     println!(
         "{}: {} to train on, {} to test on; {num_steps} steps of {batch_size}",

@@ -5,6 +5,7 @@
 pub mod arguments;
 pub mod data;
 pub mod images;
+pub mod memory;
 pub mod model;
 pub mod moons;
 #[cfg(feature = "images")]

@@ -28,33 +28,46 @@ const COLORS: [RGBColor; 6] = [
 ];
 
 /// One curve of a panel.
-struct Curve {
-    name: String,
-    points: Vec<(f64, f64)>,
+pub struct Curve {
+    pub name: String,
+    pub points: Vec<(f64, f64)>,
     /// Few points, so each is shown.
-    dots: bool,
+    pub dots: bool,
 }
 
 /// One pair of axes.
-struct Panel {
-    title: &'static str,
-    x: &'static str,
-    /// Logarithmic upright axis.
-    logarithmic: bool,
-    curves: Vec<Curve>,
+pub struct Panel {
+    pub title: &'static str,
+    pub x: &'static str,
+    pub upright: Upright,
+    pub curves: Vec<Curve>,
+}
+
+/// The upright axis.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Upright {
+    /// What is worth showing of a quantity that falls from far above.
+    Settled,
+    /// From zero to the largest value.
+    FromZero,
+    Logarithmic,
 }
 
 type Drawn = std::result::Result<(), Box<dyn Error>>;
 
-/// Writes the panels as one picture.
+/// Writes the curves of a run as one picture.
 pub fn write_curve(path: &Path, title: &str, metrics: &[Metrics]) -> Result<()> {
+    write_panels(path, title, &panels(metrics))
+}
+
+/// Writes panels as one picture.
+pub fn write_panels(path: &Path, title: &str, panels: &[Panel]) -> Result<()> {
     register_font();
-    let panels = panels(metrics);
-    let (width, height) = size(&panels);
+    let (width, height) = size(panels);
     let height = height + TITLE_HEIGHT;
     let mut pixels = vec![255; (width * height * 3) as usize];
     let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
-    draw_titled(&root, title, &panels).expect("drawing into memory does not fail");
+    draw_titled(&root, title, panels).expect("drawing into memory does not fail");
     drop(root);
     let picture = RgbImage::from_raw(width, height, pixels).expect("the buffer has that size");
     write_png(path, &picture)
@@ -105,11 +118,13 @@ fn panels(metrics: &[Metrics]) -> Vec<Panel> {
             })
             .collect()
     };
-    let panel = |title, x, curves| Panel { title, x, logarithmic: false, curves };
+    let panel = |title, x, curves| Panel { title, x, upright: Upright::Settled, curves };
     let error = of("largest of a batch", &steps, &|line| line.inversion_error);
     let norm = of("before clipping", &steps, &|line| Some(line.gradient_norm));
-    let logarithmic =
-        |title, curve: Curve| Panel { logarithmic: true, ..panel(title, STEPS, vec![curve]) };
+    let logarithmic = |title, curve: Curve| Panel {
+        upright: Upright::Logarithmic,
+        ..panel(title, STEPS, vec![curve])
+    };
     vec![
         panel("bits/dim", STEPS, bits(&steps)),
         panel("bits/dim", "minutes", bits(&minutes)),
@@ -166,9 +181,11 @@ where
         .x_label_area_size(44)
         .y_label_area_size(64);
     // Zero, as the error of an exact inverse, has no place on a logarithmic axis.
-    let shown = |point: &&(f64, f64)| point.1.is_finite() && (!panel.logarithmic || point.1 > 0.0);
+    let shown = |point: &&(f64, f64)| {
+        point.1.is_finite() && (panel.upright != Upright::Logarithmic || point.1 > 0.0)
+    };
     let values = points().filter(shown).map(|point| point.1);
-    if panel.logarithmic {
+    if panel.upright == Upright::Logarithmic {
         let (low, high) = values
             .fold((f64::INFINITY, 0.0_f64), |(low, high), value| (low.min(value), high.max(value)));
         // Whole decades, so that both ends have their number.
@@ -182,11 +199,16 @@ where
         let chart = builder.build_cartesian_2d(x, y.log_scale())?;
         draw_curves(chart, panel, shown, |value| format!("{value:.0e}"))
     } else {
-        let Range { start, end } = range(values);
+        let Range { start, end } = match panel.upright {
+            Upright::FromZero => 0.0..values.fold(0.0, f64::max) * 1.05,
+            _ => range(values),
+        };
         // Room for the names of the curves.
         let end = end + if panel.curves.len() > 2 { (end - start) * LEGEND } else { 0.0 };
         let chart = builder.build_cartesian_2d(x, start..end)?;
-        draw_curves(chart, panel, shown, |value| format!("{value:.2}"))
+        draw_curves(chart, panel, shown, |value| {
+            if *value < 10.0 { format!("{value:.2}") } else { format!("{value:.0}") }
+        })
     }
 }
 

@@ -27,6 +27,10 @@ pub struct Configuration {
     pub test_images: usize,
     /// Whether training images are mirrored at random.
     pub flips: bool,
+    /// What a step keeps of its forward pass, where the options say; see `memory` in `Metrics`.
+    pub memory: Option<String>,
+    /// Images whose gradients are computed at once, where not all of a batch.
+    pub micro_batch: Option<usize>,
 }
 
 /// One line of `metrics.jsonl`.
@@ -60,6 +64,12 @@ pub struct Metrics {
     pub gradient_norm: f64,
     /// Learning rate of the last step.
     pub learning_rate: f64,
+    /// What the last step kept of its forward pass.
+    pub memory: String,
+    /// Largest drift of the activations that were computed again, where measured since the line
+    /// before: the error over the root mean square.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub drift: Option<f64>,
 }
 
 /// The folder of the samples of each measurement, in the folder of the run.

@@ -12,11 +12,12 @@ use burn_flows::metrics;
 use burn_flows::preprocess::Quantization;
 use burn_flows::prior::{Prior, SplitPrior};
 use burn_flows::record;
-use burn_flows::training::{Schedule, Trainer, remove_checkpoint};
+use burn_flows::training::{Memory, Schedule, Trainer, remove_checkpoint};
 use burn_flows::{Flow, FlowError, FlowStack, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::memory;
 use super::pictures;
 use super::plot;
 use super::report::Report;
@@ -43,6 +44,10 @@ pub struct Plan {
     pub checkpoint_every: usize,
     /// Go on from the last checkpoint, if there is one.
     pub resume: bool,
+    /// What a step keeps of its forward pass; chosen where not given.
+    pub memory: Option<Memory>,
+    /// Images whose gradients are computed at once, where not all.
+    pub micro_batch: Option<usize>,
 }
 
 /// Optimizer steps between two lines of the metrics.
@@ -133,6 +138,7 @@ where
         };
         seconds_of_steps += step_start.elapsed().as_secs_f64();
         since.add(metrics::bits_per_dim(-step.loss, train.image_len(), levels));
+        since.drift = step.drift.or(since.drift);
         let images_a_second =
             ((step.number - first) * plan.batch_size) as f64 / start.elapsed().as_secs_f64();
         bar.set_message(format!("{:.3} bits/dim  {images_a_second:.0} images/s", since.last));
@@ -152,6 +158,8 @@ where
                 inversion_error: None,
                 gradient_norm: step.gradient_norm,
                 learning_rate: step.learning_rate,
+                memory: trainer.memory().to_string(),
+                drift: since.drift.take(),
             };
             if measure {
                 let model = trainer.model();
@@ -236,6 +244,7 @@ struct Since {
     seconds: f64,
     /// Of these, spent in waiting for batches.
     waited: f64,
+    drift: Option<f64>,
 }
 
 impl Since {
@@ -251,12 +260,13 @@ impl Since {
 
     /// Rust reads every float back as it wrote it, which serde_json does not promise.
     fn to_note(&self) -> String {
-        let Self { sum, count, last, seconds, waited } = self;
-        format!("{sum} {count} {last} {seconds} {waited}")
+        let Self { sum, count, last, seconds, waited, drift } = self;
+        let drift = drift.unwrap_or(f64::NAN);
+        format!("{sum} {count} {last} {seconds} {waited} {drift}")
     }
 
     fn from_note(note: &str) -> Option<Self> {
-        let [sum, count, last, seconds, waited] =
+        let [sum, count, last, seconds, waited, drift] =
             note.split(' ').collect::<Vec<_>>().try_into().ok()?;
         Some(Self {
             sum: sum.parse().ok()?,
@@ -264,6 +274,7 @@ impl Since {
             last: last.parse().ok()?,
             seconds: seconds.parse().ok()?,
             waited: waited.parse().ok()?,
+            drift: Some(drift.parse().ok()?).filter(|drift: &f64| !drift.is_nan()),
         })
     }
 }
@@ -295,8 +306,12 @@ where
 {
     let checkpoints = out.join("checkpoint");
     let schedule = Schedule::new(plan.learning_rate, plan.num_steps).with_warm_up(plan.warm_up);
-    let trainer =
-        |stack| Trainer::new(stack, schedule).with_max_gradient_norm(plan.max_gradient_norm);
+    let at_once = plan.micro_batch.unwrap_or(plan.batch_size).min(plan.batch_size);
+    let trainer = |stack| {
+        Trainer::new(stack, schedule)
+            .with_max_gradient_norm(plan.max_gradient_norm)
+            .with_micro_batch(at_once)
+    };
     if plan.resume {
         let (trainer, note) = trainer(stack.clone()).resume(&checkpoints)?;
         if let Some(note) = note {
@@ -306,6 +321,8 @@ where
                 reason: "the checkpoint's note is not one of this example".into(),
                 advice: "leave out --resume to start from the beginning".into(),
             })?;
+            // Not chosen again: the run must be the one that was interrupted.
+            println!("memory: {} (of the checkpoint)", trainer.memory());
             return Ok(Started { trainer, run, lines, since });
         }
         println!("no checkpoint in {}: starting from the beginning", out.display());
@@ -319,8 +336,15 @@ where
     let mut rng = random_for(plan.seed, streams::PARAMETERS, 1);
     let first = plan.quantization.dequantize(&train.gather(&first), &mut rng);
     let first = to_tensor(first, train.image_shape(), device);
-    let (stack, _) = stack.initialize(first);
-    Ok(Started { trainer: trainer(stack), run, lines: Vec::new(), since: Since::default() })
+    let (stack, _) = stack.initialize(first.clone());
+    let memory = plan.memory.unwrap_or_else(|| {
+        let count = at_once.min(first.dims()[0]);
+        let choice = memory::choose(&stack, first.narrow(0, 0, count));
+        println!("memory: {} ({})", choice.memory, choice.reason);
+        choice.memory
+    });
+    let trainer = trainer(stack).with_memory(memory);
+    Ok(Started { trainer, run, lines: Vec::new(), since: Since::default() })
 }
 
 /// A flag that the first Ctrl-C sets; the second one ends the program at once.

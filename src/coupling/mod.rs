@@ -12,6 +12,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
+pub(crate) use fused::Fused;
 pub use fused::FusedMap;
 pub use mask::{Mask, Parity};
 pub use scale::{LOG_SCALE_LIMIT, SIGMOID_OFFSET, ScaleMap};
@@ -22,7 +23,7 @@ use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, accumulate, backward_by_autodiff};
-use fused::Fused;
+use crate::tape::{Memory, Tape};
 
 /// A coupling of conditioner `C` and transform `T`.
 ///
@@ -309,6 +310,36 @@ where
             return fused.backward(x, dz, dlog_det, grads);
         }
         backward_by_autodiff(self, x, dz, dlog_det, grads)
+    }
+
+    fn forward_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
+        tape.push(&x);
+        if tape.memory() == Memory::Stored
+            && let Some(fused) = Fused::of(self, &x)
+        {
+            return fused.forward_keeping(x, tape);
+        }
+        self.forward(x)
+    }
+
+    fn pull_back_on(
+        &self,
+        z: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        let Some(x) = tape.pop() else {
+            let (x, dx) = self.pull_back(z, dz, dlog_det, grads);
+            tape.reconstructed(&x);
+            return (x, dx);
+        };
+        let dx = match Fused::of(self, &x) {
+            Some(fused) => fused.backward_from(tape, x.clone(), dz, dlog_det, grads),
+            None => self.backward(x.clone(), dz, dlog_det, grads),
+        };
+        (x, dx)
     }
 }
 

@@ -38,7 +38,7 @@ mod tests;
 
 pub use batch::Shape;
 pub use channels::{ChannelAffine, ChannelMatrix, channel_products, channel_sums};
-pub use coupling::Coupling;
+pub use coupling::{Activations, Coupling};
 pub use dispatch::Ops;
 pub use framed::{Frame, Framed, Kernel};
 pub use log_scale::{LogScale, Map, Order};

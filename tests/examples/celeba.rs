@@ -267,11 +267,15 @@ addEventListener("load", () => {
     images: [...document.images].map(image => [image.naturalWidth, image.naturalHeight]),
     shown: [...document.images].every(image => image.getBoundingClientRect().width > 100),
     fetched: performance.getEntriesByType("resource").map(entry => entry.name.slice(0, 60)),
-    tables: [...document.querySelectorAll("table")].map(table => [table.id, table.innerText]),
+    tables: Object.fromEntries(
+      [...document.querySelectorAll("table")].map(table => [table.id, table.innerText])),
   });
   document.body.append(probe);
 });
 </script>"#;
+
+    const INSTALL_ONE: &str = "install chromium, or name a browser that understands --headless and \
+                               --dump-dom in BURN_FLOWS_BROWSER";
 
     /// The browser: what `BURN_FLOWS_BROWSER` names, else Chromium or Chrome.
     fn browser() -> PathBuf {
@@ -283,10 +287,7 @@ addEventListener("load", () => {
         std::env::split_paths(&path)
             .flat_map(|folder| names.map(|name| folder.join(name)))
             .find(|program| program.is_file())
-            .expect(
-                "there is no browser to open the report in: install chromium, or name one that \
-                 understands --headless --dump-dom in BURN_FLOWS_BROWSER",
-            )
+            .unwrap_or_else(|| panic!("no browser to open the report in: {INSTALL_ONE}"))
     }
 
     /// The page after its scripts ran, and the messages on its console.
@@ -298,7 +299,10 @@ addEventListener("load", () => {
         command.args(["--enable-logging=stderr", "--dump-dom"]);
         command.arg(format!("--user-data-dir={}", profile.path().display()));
         command.arg(format!("file://{}", page.display()));
-        let answer = answer(&mut command);
+        let output = command
+            .output()
+            .unwrap_or_else(|error| panic!("{}: {error}; {INSTALL_ONE}", browser().display()));
+        let answer = Answer::of(output);
         assert!(answer.succeeded, "{}", answer.stderr);
         let console = answer.stderr.lines().filter(|line| line.contains(":CONSOLE"));
         (answer.stdout, console.map(String::from).collect())
