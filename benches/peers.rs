@@ -11,11 +11,10 @@ mod support;
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::optim::{AdamConfig, ModuleOptimizer};
 use burn::tensor::{Distribution, Tensor};
 use burn_flows::conditioner::NetNorm;
 use burn_flows::models::{GlowConfig, GlowMixingKind, RealNvpVectorConfig, VectorMaskKind};
-use burn_flows::training::{Memory, Tape, reversible};
+use burn_flows::training::{Memory, Schedule, Trainer};
 use burn_flows::{Flow, FlowStack, backend, prior};
 use clap::Parser;
 use rand::{SeedableRng, rngs::StdRng};
@@ -138,16 +137,11 @@ fn time<const D: usize, F, P, S>(
 {
     let batch = x.dims()[0];
     let (stack, _) = stack.initialize(x.clone());
-    let mut training = Some(stack.train());
-    let mut optimizer: ModuleOptimizer = AdamConfig::new().with_epsilon(1e-8).init();
+    let mut trainer = Trainer::new(stack, Schedule::constant(1e-4)).with_memory(memory);
     report(name, "train", runs, || {
-        let stack = training.take().expect("put back after every step");
-        let mut tape = Tape::new(memory);
-        let (loss, grads) = reversible::gradients_on(&stack, x.clone(), &mut tape);
-        training = Some(optimizer.step(1e-4, stack, grads));
-        assert!(loss.into_scalar::<f32>().is_finite());
+        trainer.step(x.clone()).expect("the steps are finite");
     });
-    let stack = training.take().expect("put back after every step").valid();
+    let stack = trainer.model();
     report(name, "log_prob", runs, || {
         stack.log_prob(x.clone()).into_data();
     });

@@ -245,6 +245,27 @@ pub(crate) fn pull_back_with<const D: usize, M: Module>(
     dx
 }
 
+/// `sum(values * gradient)`, or nothing for values that are not trained: a term of the surrogate whose
+/// gradient by the parameters is what the chain rule makes of the gradient by `values`.
+pub(crate) fn weighted<const N: usize>(
+    values: Tensor<N>,
+    gradient: Tensor<N>,
+) -> Option<Tensor<1>> {
+    values.is_tracked().then(|| (values * Tensor::from_inner(gradient)).sum())
+}
+
+/// Adds to `grads` the gradients of the sum of [`weighted`] terms by the parameters of `module`.
+pub(crate) fn pull_back_surrogate<M: Module>(
+    module: &M,
+    terms: impl Iterator<Item = Tensor<1>>,
+    grads: &mut GradientsParams,
+) {
+    if let Some(surrogate) = terms.reduce(|sum, more| sum + more) {
+        let mut graph = surrogate.backward();
+        accumulate(module, GradientsParams::from_module(&mut graph, module), grads);
+    }
+}
+
 /// Adds the gradients `new` of the parameters of `module` to `grads`.
 pub(crate) fn accumulate<M: Module>(
     module: &M,

@@ -100,6 +100,7 @@ impl Conditioner<4> for ZeroConv {
         let bias = self.conv.bias.as_ref().expect("a ZeroConv has a bias").val();
         Some(FoldedNet {
             layers: vec![(weight * scale.clone().reshape([out, 1]), bias * scale)],
+            transposed: false,
             first_3x3: true,
             last_3x3: false,
             negative_slope: 0.0,

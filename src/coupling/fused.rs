@@ -11,7 +11,7 @@ use super::scale::LOG_SCALE_LIMIT;
 use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
 use crate::backend::{HostScalar, HostValues};
 use crate::conditioner::{Conditioner, FoldedNet};
-use crate::flow::{accumulate, add_grad};
+use crate::flow::add_grad;
 use crate::host;
 use crate::kernels::{
     self, Activations, Gradients, Layer, LogScale, Map, Net, Order, Shape, Window,
@@ -41,6 +41,8 @@ pub(crate) struct Fused<'a, const D: usize, C> {
     map: FusedMap,
     mask: Mask,
     shape: [usize; D],
+    /// Whether `net` is as the conditioner folded it.
+    as_folded: bool,
 }
 
 impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
@@ -51,7 +53,8 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         }
         let map = coupling.transform.fused()?;
         let net = coupling.conditioner.fold()?;
-        Self::new(&coupling.conditioner, net, map, coupling.mask, x)
+        let fused = Self::new(&coupling.conditioner, net, map, coupling.mask, x)?;
+        Some(Self { as_folded: true, ..fused })
     }
 
     /// From a conditioner's folded net, which may have been changed by differentiable operations.
@@ -62,7 +65,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         mask: Mask,
         x: &Tensor<D>,
     ) -> Option<Self> {
-        let fused = Self { conditioner, net, map, mask, shape: x.dims() };
+        let fused = Self { conditioner, net, map, mask, shape: x.dims(), as_folded: false };
         (Self::runs(mask, x) && fused.fits()).then_some(fused)
     }
 
@@ -86,10 +89,11 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         let (first, last) = (self.net.layers.first(), self.net.layers.last());
         transformed > 0
             && self.shape.iter().all(|&size| size > 0)
-            && first
-                .is_some_and(|(weight, _)| weight.dims()[1] == identity * taps(self.net.first_3x3))
+            && first.is_some_and(|(weight, _)| {
+                self.net.sizes(weight)[0] == identity * taps(self.net.first_3x3)
+            })
             && last.is_some_and(|(weight, _)| {
-                weight.dims()[0] == per_channel * transformed * taps(self.net.last_3x3)
+                self.net.sizes(weight)[1] == per_channel * transformed * taps(self.net.last_3x3)
             })
     }
 
@@ -260,30 +264,17 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             let dgain = TensorData::new(gradients.gain, [channels]);
             add_grad(grads, gain, Tensor::from_data(dgain, (device, dtype)));
         }
-        // The folded layers are differentiable in the parameters: the surrogate sum(W * dW) has the
-        // gradient that the chain rule asks for.
-        let mut surrogate: Option<Tensor<1>> = None;
-        for ((weight, bias), back) in self.net.layers.into_iter().zip(gradients.layers) {
-            let (weight_shape, bias_shape) = (weight.dims(), bias.dims());
-            let dweight = TensorData::new(back.weight, weight_shape);
-            let dbias = TensorData::new(back.bias, bias_shape);
-            for term in [
-                weighted(weight, Tensor::from_data(dweight, (device, dtype))),
-                weighted(bias, Tensor::from_data(dbias, (device, dtype))),
-            ]
-            .into_iter()
-            .flatten()
-            {
-                surrogate = Some(match surrogate {
-                    None => term,
-                    Some(sum) => sum + term,
-                });
-            }
-        }
-        if let Some(surrogate) = surrogate {
-            let mut tape = surrogate.backward();
-            let new = GradientsParams::from_module(&mut tape, self.conditioner);
-            accumulate(self.conditioner, new, grads);
+        let layers = self.net.layers.iter().zip(gradients.layers).map(|((weight, bias), back)| {
+            let weight = TensorData::new(back.weight, weight.dims());
+            let bias = TensorData::new(back.bias, bias.dims());
+            let tensors = (device, dtype);
+            (Tensor::from_data(weight, tensors), Tensor::from_data(bias, tensors))
+        });
+        let layers = layers.collect();
+        if self.as_folded {
+            self.conditioner.pull_back_folded(self.net, layers, grads);
+        } else {
+            self.net.pull_back(self.conditioner, layers, grads);
         }
     }
 
@@ -325,14 +316,17 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             .net
             .layers
             .iter()
-            .map(|(weight, bias)| (weight.dims(), values(weight.clone()), values(bias.clone())))
+            .map(|(weight, bias)| {
+                (self.net.sizes(weight), values(weight.clone()), values(bias.clone()))
+            })
             .collect();
         let layers = layers
             .iter()
-            .map(|([outputs, inputs], weight, bias)| Layer {
+            .map(|([inputs, outputs], weight, bias)| Layer {
                 inputs: *inputs,
                 outputs: *outputs,
                 weight: weight.as_slice(),
+                transposed: self.net.transposed,
                 bias: bias.as_slice(),
             })
             .collect();
@@ -375,11 +369,6 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         let shape = Shape { batch: self.shape[0], channels, height, width };
         run(kernels::Coupling { identity, transformed, map, net }, shape)
     }
-}
-
-/// `sum(parameter * gradient)`, or nothing for a parameter that is not trained.
-fn weighted<const N: usize>(parameter: Tensor<N>, gradient: Tensor<N>) -> Option<Tensor<1>> {
-    parameter.is_tracked().then(|| (parameter * Tensor::from_inner(gradient)).sum())
 }
 
 /// The values without the autodiff graph.

@@ -135,10 +135,13 @@ where
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::host;
-    use crate::testing::{inputs, move_parameters, to_f64};
     use burn::tensor::DType;
+
+    use super::*;
+    use crate::conditioner::MlpConfig;
+    use crate::host;
+    use crate::testing::visit::gradients;
+    use crate::testing::{inputs, move_parameters, to_f64};
 
     /// The density behind a fused coupling against the formula in tensors, which a tensor that takes
     /// part in autodiff goes through.
@@ -147,37 +150,49 @@ mod tests {
         let device = crate::backend::device();
         for (kept, out) in [(2, 2), (3, 2)] {
             let prior = ConditionalNormal::glow(kept, out, &device);
-            let prior = to_f64(move_parameters(prior, 1, 0.3));
-            let z: Tensor<4> = inputs([3, out, 5, 4], 2, &device, DType::F64);
-            let kept: Tensor<4> = inputs([3, kept, 5, 4], 3, &device, DType::F64);
-            if !suits_kernels(&z) {
-                return; // a device without f64 kernels has one road alone
+            agree(prior, [3, kept, 5, 4], [3, out, 5, 4]);
+            let mlp = MlpConfig::new(kept, vec![7, 5], 2 * out).init(&device).unwrap();
+            agree(ConditionalNormal::new(mlp), [6, kept], [6, out]);
+        }
+    }
+
+    fn agree<const D: usize, C: Conditioner<D>>(
+        prior: ConditionalNormal<C>,
+        kept: [usize; D],
+        out: [usize; D],
+    ) where
+        ConditionalNormal<C>: Module,
+    {
+        let device = crate::backend::device();
+        let prior = to_f64(move_parameters(prior, 1, 0.3));
+        let z: Tensor<D> = inputs(out, 2, &device, DType::F64);
+        let kept: Tensor<D> = inputs(kept, 3, &device, DType::F64);
+        if !suits_kernels(&z) {
+            return; // a device without f64 kernels has one road alone
+        }
+        let close = |a: Vec<f64>, b: Vec<f64>| {
+            assert_eq!(a.len(), b.len());
+            for (a, b) in a.iter().zip(&b) {
+                assert!((a - b).abs() < 1e-10 * (1.0 + b.abs()), "{a} is not {b}");
             }
-            let close = |a: Vec<f64>, b: Vec<f64>| {
-                assert_eq!(a.len(), b.len());
-                for (a, b) in a.iter().zip(&b) {
-                    assert!((a - b).abs() < 1e-10 * (1.0 + b.abs()), "{a} is not {b}");
-                }
-            };
-            assert!(prior.fused(&kept, &z).is_some());
-            let tracked = |x: &Tensor<4>| Tensor::from_inner(x.clone());
-            let training = prior.clone().train();
-            let plain = training.log_prob(tracked(&z), tracked(&kept)).inner();
-            close(host::to_f64(prior.log_prob(z.clone(), kept.clone())), host::to_f64(plain));
-            let (mut fused, mut by_autodiff) = (GradientsParams::new(), GradientsParams::new());
-            let (dz, dkept) = training.backward(z.clone(), kept.clone(), 0.7, &mut fused);
-            let (dz_expected, dkept_expected) =
-                backward_by_autodiff(&training, z, kept, 0.7, &mut by_autodiff);
-            close(host::to_f64(dz), host::to_f64(dz_expected));
-            close(host::to_f64(dkept), host::to_f64(dkept_expected));
-            let ZeroConv { conv, log_scale } = &training.conditioner;
-            let weight = conv.weight.id;
-            let of = |grads: &GradientsParams| host::to_f64(grads.get::<4>(weight).unwrap());
-            close(of(&fused), of(&by_autodiff));
-            for id in [conv.bias.as_ref().unwrap().id, log_scale.id] {
-                let of = |grads: &GradientsParams| host::to_f64(grads.get::<1>(id).unwrap());
-                close(of(&fused), of(&by_autodiff));
-            }
+        };
+        assert!(prior.fused(&kept, &z).is_some());
+        let tracked = |x: &Tensor<D>| Tensor::from_inner(x.clone());
+        let training = prior.clone().train();
+        let plain = training.log_prob(tracked(&z), tracked(&kept)).inner();
+        close(host::to_f64(prior.log_prob(z.clone(), kept.clone())), host::to_f64(plain));
+        let (mut fused, mut by_autodiff) = (GradientsParams::new(), GradientsParams::new());
+        let (dz, dkept) = training.backward(z.clone(), kept.clone(), 0.7, &mut fused);
+        let (dz_expected, dkept_expected) =
+            backward_by_autodiff(&training, z, kept, 0.7, &mut by_autodiff);
+        close(host::to_f64(dz), host::to_f64(dz_expected));
+        close(host::to_f64(dkept), host::to_f64(dkept_expected));
+        let by_autodiff = gradients(&training, &by_autodiff);
+        for ((name, got), (_, expected)) in
+            gradients(&training, &fused).into_iter().zip(by_autodiff)
+        {
+            let (got, expected) = (got.expect(&name), expected.expect(&name));
+            close(got, expected);
         }
     }
 }
