@@ -58,6 +58,7 @@
 //! | choose densities of the latent | [`prior`] |
 //! | prepare pixels | [`preprocess`], [`data`] |
 //! | train | [`training`], [`metrics`] |
+//! | use a trained model: edit, interpolate, fill in, score | [`latent`], [`metrics`] |
 //! | save and load | [`record`] |
 //!
 //! # Features
@@ -79,6 +80,7 @@ mod flow;
 mod host;
 #[allow(unsafe_code)] // each block says why it is sound
 mod kernels;
+pub mod latent;
 pub mod linalg;
 pub mod linear;
 pub mod metrics;
@@ -97,7 +99,8 @@ pub mod weights;
 
 pub use error::{FlowError, Result};
 pub use flow::Flow;
-pub use stack::{FlowStack, Latents};
+pub use latent::Latents;
+pub use stack::FlowStack;
 
 /// Compiles and runs the example of the README.
 #[cfg(doctest)]

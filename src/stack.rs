@@ -1,10 +1,10 @@
-//! [`FlowStack`]: levels of flows with splits between them and a prior, and its typed [`Latents`].
+//! [`FlowStack`]: levels of flows with splits between them and a prior.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -12,6 +12,7 @@ use crate::chain::on_an_empty_tape;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
 use crate::host::is_finite;
+use crate::latent::{Latents, Noise};
 use crate::metrics;
 use crate::prior::{Prior, SplitPrior, StandardNormal};
 use crate::reshape::{Squeeze, merge_channels, num_kept, split_channels};
@@ -66,57 +67,6 @@ struct Shapes<const D: usize> {
     inputs: Vec<[usize; D]>,
     /// Of each part of the latent.
     parts: Vec<[usize; D]>,
-}
-
-/// The latent of a [`FlowStack`]: one part for each level, in the order in which they leave the
-/// stack (the part factored out first is the finest, the last one the deepest).
-#[derive(Debug, Clone)]
-pub struct Latents<const D: usize> {
-    parts: Vec<Tensor<D>>,
-}
-
-impl<const D: usize> Latents<D> {
-    /// From parts as [`FlowStack::encode`] orders them.
-    ///
-    /// # Panics
-    /// If there is no part, or the parts' batch sizes differ.
-    pub fn new(parts: Vec<Tensor<D>>) -> Self {
-        let batch = parts.first().expect("Latents: at least one part is needed").dims()[0];
-        for part in &parts {
-            assert!(
-                part.dims()[0] == batch,
-                "Latents: batch sizes {batch} and {} differ; all parts must have the same",
-                part.dims()[0]
-            );
-        }
-        Self { parts }
-    }
-
-    /// The parts, finest first.
-    pub fn parts(&self) -> &[Tensor<D>] {
-        &self.parts
-    }
-
-    /// The parts, finest first.
-    pub fn into_parts(self) -> Vec<Tensor<D>> {
-        self.parts
-    }
-
-    /// Number of samples.
-    pub fn batch_size(&self) -> usize {
-        self.parts[0].dims()[0]
-    }
-
-    /// All parts in one row a sample, finest first: `[batch, dims]`. Exact; undone by
-    /// [`FlowStack::unflatten`].
-    pub fn flatten(&self) -> Tensor<2> {
-        let batch = self.batch_size();
-        let rows = self.parts.iter().map(|part| {
-            let width = part.dims()[1..].iter().product::<usize>();
-            part.clone().reshape([batch, width])
-        });
-        Tensor::cat(rows.collect(), 1)
-    }
 }
 
 impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
@@ -177,7 +127,7 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
         &self.shapes.parts
     }
 
-    /// The inverse of [`Latents::flatten`].
+    /// The inverse of [`Latents::flatten`], for latents from [`encode`](FlowStack::encode).
     ///
     /// # Panics
     /// If the rows do not have [`num_dims`](FlowStack::num_dims) entries.
@@ -195,7 +145,7 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
             start += size;
             part
         });
-        Latents { parts: parts.collect() }
+        Latents::of(parts.collect())
     }
 
     fn assert_sample_shape(&self, x: &Tensor<D>) {
@@ -277,6 +227,37 @@ impl<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>> FlowStack<D, F, 
 where
     Self: Module,
 {
+    /// Whole samples, given value by value in row-major order, as a batch on the model's device and in
+    /// its dtype: what comes from [`Quantization::dequantize`](crate::preprocess::Quantization) goes
+    /// into the model by this, whether it is one of images or of vectors.
+    ///
+    /// # Panics
+    /// If the values are not a whole number of samples.
+    pub fn batch(&self, values: Vec<f32>) -> Tensor<D> {
+        assert!(
+            values.len().is_multiple_of(self.num_dims()),
+            "FlowStack: batch got {} values, but a sample has {}",
+            values.len(),
+            self.num_dims()
+        );
+        let (device, dtype) = device_and_dtype(self);
+        let shape = with_batch(self.shapes.inputs[0], values.len() / self.num_dims());
+        Tensor::from_data(TensorData::new(values, shape), (&device, dtype))
+    }
+
+    /// Whether images of `len` values each can be samples of this model.
+    pub(crate) fn check_image_len(&self, len: usize) -> Result<()> {
+        if len == self.num_dims() {
+            return Ok(());
+        }
+        Err(FlowError::Invalid {
+            what: "FlowStack: the values of an image".into(),
+            got: len.to_string(),
+            needed: format!("{} for samples of shape {:?}", self.num_dims(), self.sample_shape()),
+            advice: "crop and resize the images to the shape that the model was built for".into(),
+        })
+    }
+
     /// Maps data to latents: `x -> (latents, ln|det|)`.
     ///
     /// # Panics
@@ -308,7 +289,7 @@ where
             kept.push(stays.clone());
             h = stays;
         }
-        Encoded { latents: Latents { parts }, kept, log_dets }
+        Encoded { latents: Latents::of(parts), kept, log_dets }
     }
 
     /// Maps latents back to data: the inverse of [`encode`](FlowStack::encode), so `decode` of an
@@ -317,20 +298,72 @@ where
     /// # Panics
     /// If the parts do not have the shapes of [`latent_shapes`](FlowStack::latent_shapes).
     pub fn decode(&self, latents: Latents<D>) -> Tensor<D> {
-        let batch = latents.batch_size();
-        let shapes: Vec<_> = latents.parts.iter().map(|part| part.dims()).collect();
+        self.assert_latent_shapes("decode", latents.parts());
+        let mut parts = latents.into_parts();
+        self.descend(|_, _| parts.pop().expect("a part for each level"))
+    }
+
+    /// Maps data to the noise that [`sample_with`](FlowStack::sample_with) would make it from: the
+    /// latents, each part that a split factored out standardized by its prior given the kept half.
+    ///
+    /// For a [`ConditionalNormal`](crate::prior::ConditionalNormal) that is `(z - mean) / std`, for a
+    /// prior that does not depend on the kept half `z` itself. Moving in these coordinates
+    /// ([`interpolate`](FlowStack::interpolate), [`manipulate`](FlowStack::manipulate)), the finer
+    /// parts go with the coarser ones as the model has learned it; in the coordinates of
+    /// [`encode`](FlowStack::encode) they would stay where they are and become improbable.
+    ///
+    /// Source: openai/glow, `model.py`, `split2d` (its `eps`); the paper does not say which it means.
+    ///
+    /// # Panics
+    /// As [`encode`](FlowStack::encode).
+    pub fn encode_noise(&self, x: Tensor<D>) -> Noise<D> {
+        let Encoded { latents, kept, .. } = self.encode_levels(x, &mut Tape::default());
+        let mut parts = latents.into_parts();
+        for ((part, prior), kept) in parts.iter_mut().zip(&self.split_priors).zip(kept) {
+            *part = prior.standardize(part.clone(), kept);
+        }
+        Latents::of(parts)
+    }
+
+    /// The inverse of [`encode_noise`](FlowStack::encode_noise).
+    ///
+    /// # Panics
+    /// As [`decode`](FlowStack::decode).
+    pub fn decode_noise(&self, noise: Noise<D>) -> Tensor<D> {
+        self.assert_latent_shapes("decode_noise", noise.parts());
+        let mut parts = noise.into_parts();
+        self.descend(|level, kept| {
+            let part = parts.pop().expect("a part for each level");
+            match kept {
+                Some(kept) => self.split_priors[level].unstandardize(part, kept),
+                None => part,
+            }
+        })
+    }
+
+    pub(crate) fn assert_latent_shapes(&self, method: &str, parts: &[Tensor<D>]) {
+        let batch = parts[0].dims()[0];
+        let shapes: Vec<_> = parts.iter().map(|part| part.dims()).collect();
         let needed: Vec<_> =
             self.shapes.parts.iter().map(|&shape| with_batch(shape, batch)).collect();
         assert!(
             shapes == needed,
-            "FlowStack: decode got parts of shapes {shapes:?}, but needs {needed:?}"
+            "FlowStack: {method} got parts of shapes {shapes:?}, but needs {needed:?}"
         );
-        let mut parts = latents.parts.into_iter().rev();
-        let mut h = parts.next().expect("Latents have at least one part");
+    }
+
+    /// From the deepest level to the data. `part` gives the latent of each level, the last level
+    /// first; the others are given the kept half of their split.
+    pub(crate) fn descend(
+        &self,
+        mut part: impl FnMut(usize, Option<Tensor<D>>) -> Tensor<D>,
+    ) -> Tensor<D> {
+        let mut h = part(self.levels.len() - 1, None);
         for (index, level) in self.levels.iter().enumerate().rev() {
             h = level.inverse(h);
             if index > 0 {
-                h = merge_channels(h, parts.next().expect("as many parts as levels"));
+                let out = part(index - 1, Some(h.clone()));
+                h = merge_channels(h, out);
             }
         }
         h
@@ -410,24 +443,27 @@ where
         rng: &mut impl Rng,
         temperature: impl Fn(usize) -> f64,
     ) -> Tensor<D> {
-        let (device, dtype) = device_and_dtype(self);
-        let last = self.levels.len() - 1;
-        let shape = |level: usize| with_batch(self.shapes.parts[level], n);
-        let mut h = self.prior.sample(shape(last), temperature(last), rng, &device, dtype);
-        for (index, level) in self.levels.iter().enumerate().rev() {
-            h = level.inverse(h);
-            if index > 0 {
-                let split = index - 1;
-                let out = self.split_priors[split].sample(
-                    shape(split),
-                    h.clone(),
-                    temperature(split),
-                    rng,
-                );
-                h = merge_channels(h, out);
-            }
+        let place = device_and_dtype(self);
+        self.descend(|level, kept| {
+            self.sample_part(level, n, kept, temperature(level), rng, &place)
+        })
+    }
+
+    /// `n` draws of the latent of one level from its prior.
+    pub(crate) fn sample_part(
+        &self,
+        level: usize,
+        n: usize,
+        kept: Option<Tensor<D>>,
+        temperature: f64,
+        rng: &mut impl Rng,
+        (device, dtype): &(Device, DType),
+    ) -> Tensor<D> {
+        let shape = with_batch(self.shapes.parts[level], n);
+        match kept {
+            Some(kept) => self.split_priors[level].sample(shape, kept, temperature, rng),
+            None => self.prior.sample(shape, temperature, rng, device, *dtype),
         }
-        h
     }
 
     /// The sum of `weight ln p(x)` over the batch, `[1]`, and its gradients, added to `grads`; gives
@@ -571,7 +607,7 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
             h = kept;
         }
         self.levels = levels;
-        let z = self.assemble(Latents { parts });
+        let z = self.assemble(Latents::of(parts));
         (self, z)
     }
 
@@ -602,7 +638,7 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
                 parts.push(h.clone());
             }
         }
-        Latents { parts }
+        Latents::of(parts)
     }
 }
 

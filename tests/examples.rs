@@ -18,6 +18,9 @@ use tempfile::TempDir;
 
 #[path = "examples/celeba.rs"]
 mod celeba;
+#[cfg(feature = "images")]
+#[path = "examples/explore.rs"]
+mod explore;
 
 /// Images of the small data set: what the bundled one has first.
 const NUM_TRAIN: usize = 200;

@@ -15,6 +15,9 @@ pub mod plane;
 pub mod plot;
 pub mod report;
 pub mod run;
+pub mod saved;
+#[cfg(feature = "images")]
+pub mod subject;
 pub mod train;
 
 use std::process::{ExitCode, Termination};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::Images;
 use super::image_folder::{Found, ImageFolder, Pictures, SkippedPicture, find_pictures};
-use super::picture::Crop;
+use super::picture::{Channels, Crop};
 use crate::{FlowError, Result};
 
 /// The folder of the aligned pictures in the official layout.
@@ -76,7 +76,7 @@ pub enum CelebAPartition {
 /// The faces that were loaded.
 #[derive(Clone, Debug)]
 pub struct CelebAFaces {
-    /// The faces, `[num_images, 3, size, size]`, without labels.
+    /// The faces, `[num_images, channels, size, size]`, without labels.
     pub images: Images,
     /// The file name of each, with the folders in between if the pictures lie deeper.
     pub names: Vec<String>,
@@ -118,6 +118,13 @@ impl CelebA {
     #[must_use]
     pub fn with_partition(mut self, partition: CelebAPartition) -> Self {
         self.partition = Some(partition);
+        self
+    }
+
+    /// Colour or grey; [`Channels::Rgb`] by default.
+    #[must_use]
+    pub fn with_channels(mut self, channels: Channels) -> Self {
+        self.pictures = self.pictures.with_channels(channels);
         self
     }
 
@@ -269,19 +276,62 @@ impl Attributes {
     /// The images that have the attribute `name`, and those that have it not.
     ///
     /// # Errors
-    /// [`FlowError::Invalid`] if there is no such attribute; the message has their names.
+    /// [`FlowError::Invalid`] if there is no such attribute; the message has the names that are like
+    /// it, or all of them if none is.
     pub fn divide(&self, name: &str) -> Result<(Vec<usize>, Vec<usize>)> {
         let column = self.names.iter().position(|known| known == name).ok_or_else(|| {
+            let near = self.near(name);
+            let needed = match near.is_empty() {
+                true => format!("one of {}", self.names.join(", ")),
+                false => format!("a name of the list, like {}", near.join(", ")),
+            };
             FlowError::Invalid {
                 what: "the attribute".into(),
                 got: format!("{name:?}"),
-                needed: format!("one of {}", self.names.join(", ")),
+                needed,
                 advice: "capitals and underscores count".into(),
             }
         })?;
         let num_images = self.values.len() / self.names.len();
         Ok((0..num_images).partition(|&image| self.of(image)[column]))
     }
+}
+
+impl Attributes {
+    /// The names that someone who wrote `name` may have meant: the same but for capitals and signs, a
+    /// part of it, the same first four letters, or a third of its letters away.
+    fn near(&self, name: &str) -> Vec<&str> {
+        let letters = |name: &str| -> Vec<char> {
+            name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+        };
+        let wanted = letters(name);
+        let within = |part: &[char], whole: &[char]| {
+            part.len() >= 3 && whole.windows(part.len()).any(|window| window == part)
+        };
+        let is_near = |known: &&str| {
+            let known = letters(known);
+            within(&wanted, &known)
+                || within(&known, &wanted)
+                || wanted.len() >= 4 && known.get(..4) == wanted.get(..4)
+                || 3 * edit_distance(&wanted, &known) <= wanted.len()
+        };
+        self.names.iter().map(String::as_str).filter(is_near).collect()
+    }
+}
+
+/// How many letters have to be put in, taken out or replaced to make `a` into `b`: the distance of
+/// Levenshtein.
+fn edit_distance(a: &[char], b: &[char]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.iter().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
 }
 
 /// A list with a row for each picture.
@@ -483,6 +533,32 @@ mod tests {
     }
 
     #[test]
+    fn names_that_may_be_meant() {
+        let names =
+            ["5_o_Clock_Shadow", "Black_Hair", "Eyeglasses", "Male", "Smiling", "Wavy_Hair"];
+        let attributes =
+            Attributes { names: names.map(String::from).to_vec(), values: vec![true; names.len()] };
+        for (wanted, near) in [
+            ("smile", vec!["Smiling"]),
+            ("Smilng", vec!["Smiling"]),
+            ("hair", vec!["Black_Hair", "Wavy_Hair"]),
+            ("black hair", vec!["Black_Hair"]),
+            ("Eye_Glases", vec!["Eyeglasses"]),
+            ("Female", vec!["Male"]),
+            ("5 o'clock shadow", vec!["5_o_Clock_Shadow"]),
+            ("Young", vec![]),
+            ("", vec![]),
+        ] {
+            assert_eq!(attributes.near(wanted), near, "{wanted}");
+        }
+        let letters = |text: &str| text.chars().collect::<Vec<_>>();
+        for (a, b, distance) in [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0)] {
+            assert_eq!(edit_distance(&letters(a), &letters(b)), distance, "{a} {b}");
+            assert_eq!(edit_distance(&letters(b), &letters(a)), distance, "{b} {a}");
+        }
+    }
+
+    #[test]
     fn loads_pictures_and_lists() {
         let folder = with_lists(ATTRIBUTE_LIST, PARTITION_LIST);
         let faces = load(&folder);
@@ -500,7 +576,12 @@ mod tests {
         assert_eq!(attributes.divide("Smiling").unwrap(), (vec![0, 3], vec![1, 2]));
         assert_eq!(
             attributes.divide("smiling").unwrap_err().to_string(),
-            "the attribute: got \"smiling\", needs one of Bald, Smiling, Young; \
+            "the attribute: got \"smiling\", needs a name of the list, like Smiling; \
+             capitals and underscores count"
+        );
+        assert_eq!(
+            attributes.divide("Hat").unwrap_err().to_string(),
+            "the attribute: got \"Hat\", needs one of Bald, Smiling, Young; \
              capitals and underscores count"
         );
     }

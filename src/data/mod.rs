@@ -7,6 +7,7 @@
 //! | CIFAR-10 in its binary layout | [`Cifar10::load`] |
 //! | pixels in memory | [`Images::new`] |
 #![cfg_attr(feature = "images", doc = "| a folder of pictures | [`ImageFolder`] |")]
+#![cfg_attr(feature = "images", doc = "| one picture | [`read_picture`] |")]
 #![cfg_attr(feature = "images", doc = "| CelebA in its official layout | [`CelebA`] |")]
 //!
 //! All of them give [`Images`]: bytes in memory, `[num_images, num_channels, height, width]`.
@@ -60,6 +61,6 @@ pub use image_folder::{ImageFolder, Pictures, SkippedPicture};
 pub use images::Images;
 pub use mnist::Mnist;
 #[cfg(feature = "images")]
-pub use picture::{Channels, Crop};
+pub use picture::{Channels, Crop, read_picture};
 pub use prefetch::Prefetch;
 pub use seed::{random_for, streams};

@@ -7,6 +7,7 @@ use std::path::Path;
 use image::imageops::{self, FilterType};
 use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 
+use super::Images;
 use crate::{FlowError, Result};
 
 /// The largest picture that is decoded, in pixels: a few kilobytes of PNG can claim to hold
@@ -128,6 +129,54 @@ pub(super) struct Unusable {
     pub(super) unread: bool,
 }
 
+/// Reads one JPEG or PNG picture as one image of `image_shape`, `[channels, height, width]` with one
+/// channel or three: turned upright, laid over white, converted, cut and resized as
+/// [`ImageFolder`](super::ImageFolder) does it to each of its pictures.
+///
+/// # Errors
+/// - [`FlowError::Format`] if the picture is damaged or neither JPEG nor PNG;
+/// - [`FlowError::Io`] if it cannot be read;
+/// - [`FlowError::Config`] if a size or the crop cannot be used.
+///
+/// ```no_run
+/// use burn_flows::data::{Crop, read_picture};
+///
+/// # fn main() -> Result<(), burn_flows::FlowError> {
+/// let image = read_picture("face.jpg", [3, 64, 64], Crop::CELEBA)?;
+/// assert_eq!(image.shape(), [1, 3, 64, 64]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn read_picture(path: impl AsRef<Path>, image_shape: [usize; 3], crop: Crop) -> Result<Images> {
+    let path = path.as_ref();
+    let [num_channels, height, width] = image_shape;
+    let channels = match num_channels {
+        1 => Channels::Grey,
+        3 => Channels::Rgb,
+        _ => {
+            return Err(FlowError::config(
+                "read_picture",
+                "channels",
+                num_channels,
+                "1 or 3",
+                "a picture is grey or in colour",
+            ));
+        }
+    };
+    for size in [height, width] {
+        Preparation { crop, size, channels }.validate()?;
+    }
+    let bytes = read(path).map_err(|error| {
+        FlowError::io("read", path, error, "pass a JPEG or PNG picture that can be read")
+    })?;
+    let picture = decode(&bytes).map_err(|reason| {
+        FlowError::format(path, reason, "a whole JPEG or PNG picture", "pass another picture")
+    })?;
+    let mut pixels = vec![0; num_channels * height * width];
+    prepare(picture, crop, channels, [height, width], &mut pixels);
+    Images::new(pixels, [1, num_channels, height, width], None)
+}
+
 /// Reads and prepares the picture at `path` into `pixels`, `[channels, size, size]`.
 pub(super) fn load(
     path: &Path,
@@ -137,7 +186,8 @@ pub(super) fn load(
     let bytes = read(path)
         .map_err(|error| Unusable { reason: format!("cannot be read: {error}"), unread: true })?;
     let picture = decode(&bytes).map_err(|reason| Unusable { reason, unread: false })?;
-    prepare(picture, preparation, pixels);
+    let Preparation { crop, size, channels } = preparation;
+    prepare(picture, crop, channels, [size; 2], pixels);
     Ok(())
 }
 
@@ -224,13 +274,18 @@ fn check_jpeg_is_whole(bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-fn prepare(picture: DynamicImage, preparation: Preparation, pixels: &mut [u8]) {
+fn prepare(
+    picture: DynamicImage,
+    crop: Crop,
+    channels: Channels,
+    sides: [usize; 2],
+    pixels: &mut [u8],
+) {
     let rgb = over_white(picture);
-    let size = preparation.size as u32;
-    match preparation.channels {
+    match channels {
         Channels::Rgb => {
-            let resized = crop_and_resize(&rgb, preparation.crop, size);
-            let plane = preparation.size * preparation.size;
+            let resized = crop_and_resize(&rgb, crop, sides);
+            let plane = sides[0] * sides[1];
             for (index, pixel) in resized.pixels().enumerate() {
                 for (channel, &value) in pixel.0.iter().enumerate() {
                     pixels[channel * plane + index] = value;
@@ -241,7 +296,7 @@ fn prepare(picture: DynamicImage, preparation: Preparation, pixels: &mut [u8]) {
             let grey = GrayImage::from_fn(rgb.width(), rgb.height(), |x, y| {
                 image::Luma([luma(rgb.get_pixel(x, y).0)])
             });
-            pixels.copy_from_slice(&crop_and_resize(&grey, preparation.crop, size));
+            pixels.copy_from_slice(&crop_and_resize(&grey, crop, sides));
         }
     }
 }
@@ -271,14 +326,14 @@ fn luma([red, green, blue]: [u8; 3]) -> u8 {
 fn crop_and_resize<P>(
     picture: &image::ImageBuffer<P, Vec<u8>>,
     crop: Crop,
-    size: u32,
+    [new_height, new_width]: [usize; 2],
 ) -> image::ImageBuffer<P, Vec<u8>>
 where
     P: image::Pixel<Subpixel = u8> + 'static,
 {
     let [x, y, width, height] = crop.area(picture.width(), picture.height());
     let part = imageops::crop_imm(picture, x, y, width, height);
-    imageops::resize(&*part, size, size, FilterType::Triangle)
+    imageops::resize(&*part, new_width as u32, new_height as u32, FilterType::Triangle)
 }
 
 #[cfg(test)]
@@ -321,9 +376,8 @@ pub(super) mod tests {
     }
 
     fn prepared(bytes: &[u8], crop: Crop, size: usize, channels: Channels) -> Vec<u8> {
-        let preparation = Preparation { crop, size, channels };
-        let mut pixels = vec![0; preparation.len()];
-        prepare(decode(bytes).unwrap(), preparation, &mut pixels);
+        let mut pixels = vec![0; channels.count() * size * size];
+        prepare(decode(bytes).unwrap(), crop, channels, [size; 2], &mut pixels);
         pixels
     }
 
@@ -373,6 +427,45 @@ pub(super) mod tests {
         assert_like_pillow("progressive.jpg", "progressive_48.png", Crop::Whole, 48, Rgb);
         assert_like_pillow("palette.png", "palette_48.png", Crop::Whole, 48, Rgb);
         assert_like_pillow("alpha.png", "alpha_48.png", Crop::Whole, 48, Rgb);
+    }
+
+    #[test]
+    fn one_picture() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wide.png");
+        fs::write(&path, png(&quarters(8, 4))).unwrap();
+        // Whole: every pixel of the four quarters twice in a row of four, planes one after another.
+        let whole = read_picture(&path, [3, 2, 4], Crop::Whole).unwrap();
+        assert_eq!(whole.shape(), [1, 3, 2, 4]);
+        let red = [255, 255, 0, 0, 0, 0, 255, 255];
+        assert_eq!(whole.image(0)[..8], red);
+        let grey = read_picture(&path, [1, 2, 4], Crop::Whole).unwrap();
+        let [r, g, b] = [[255, 0, 0], [0, 255, 0], [0, 0, 255]].map(luma);
+        assert_eq!(grey.image(0), [r, r, g, g, b, b, 255, 255]);
+        // As the folder's loader prepares it.
+        let pictures = super::super::ImageFolder::new(folder.path(), 3).load().unwrap();
+        assert_eq!(read_picture(&path, [3, 3, 3], Crop::Square).unwrap(), pictures.images);
+
+        let error = |path: &Path, shape| {
+            let error = read_picture(path, shape, Crop::Whole).unwrap_err().to_string();
+            error.replace(&folder.path().display().to_string(), "DIR")
+        };
+        assert_eq!(
+            error(&folder.path().join("none.png"), [1, 2, 2]),
+            "cannot read DIR/none.png: No such file or directory (os error 2); \
+             pass a JPEG or PNG picture that can be read"
+        );
+        assert_eq!(
+            error(&path, [2, 2, 2]),
+            "read_picture: channels is 2, but must be 1 or 3; a picture is grey or in colour"
+        );
+        assert!(error(&path, [1, 2, 0]).contains("size is 0"));
+        fs::write(&path, "text").unwrap();
+        assert_eq!(
+            error(&path, [1, 2, 2]),
+            "DIR/wide.png: neither JPEG nor PNG, expected a whole JPEG or PNG picture; \
+             pass another picture"
+        );
     }
 
     #[test]

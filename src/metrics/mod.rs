@@ -1,5 +1,9 @@
 //! Figures by which flows are compared.
 
+mod score;
+
+pub use score::{Score, log_mean_exp};
+
 use burn::tensor::Tensor;
 
 use crate::flow::Flow;
@@ -10,7 +14,8 @@ use crate::flow::Flow;
 /// `bits_per_dim = -(log_prob - D ln levels) / (D ln 2) = log2(levels) - log_prob / (D ln 2)`
 ///
 /// for `D = num_dims` values of `levels` levels each, scaled so that one level has width
-/// `1 / levels`. It is an upper bound of the model's code length, from one dequantization draw.
+/// `1 / levels`. From one dequantization draw it is, in expectation, an upper bound of the model's code
+/// length; [`FlowStack::score`](crate::FlowStack::score) gives a tighter one from several.
 /// With `levels = 1` it is the plain `-log2 p(x) / D` of continuous data.
 ///
 /// ```

@@ -381,6 +381,20 @@ impl SplitPrior<4> for GlowSplitPrior {
         }
     }
 
+    fn standardize(&self, z: Tensor<4>, kept: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Standard(prior) => prior.standardize(z, kept),
+            Self::Conditional(prior) => prior.standardize(z, kept),
+        }
+    }
+
+    fn unstandardize(&self, noise: Tensor<4>, kept: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Standard(prior) => prior.unstandardize(noise, kept),
+            Self::Conditional(prior) => prior.unstandardize(noise, kept),
+        }
+    }
+
     fn backward(
         &self,
         z: Tensor<4>,

@@ -95,6 +95,18 @@ where
         rng: &mut impl Rng,
     ) -> Tensor<D> {
         let noise = standard_normal(shape, rng, &kept.device(), kept.dtype()) * temperature;
+        self.unstandardize(noise, kept)
+    }
+
+    fn standardize(&self, z: Tensor<D>, kept: Tensor<D>) -> Tensor<D> {
+        if let Some((fused, joined)) = self.fused(&kept, &z) {
+            return split_channels(fused.forward(joined).0).1;
+        }
+        let (mean, log_std) = self.parameters(kept);
+        (z - mean) * log_std.neg().exp()
+    }
+
+    fn unstandardize(&self, noise: Tensor<D>, kept: Tensor<D>) -> Tensor<D> {
         if let Some((fused, joined)) = self.fused(&kept, &noise) {
             return split_channels(fused.inverse(joined)).1;
         }

@@ -62,6 +62,18 @@ pub trait SplitPrior<const D: usize>: Module {
         rng: &mut impl Rng,
     ) -> Tensor<D>;
 
+    /// `z` in coordinates in which the density does not depend on the kept half:
+    /// `(z - mean) / std` for a normal. The default, `z` itself, is for priors that do not depend on
+    /// it in the first place.
+    fn standardize(&self, z: Tensor<D>, _kept: Tensor<D>) -> Tensor<D> {
+        z
+    }
+
+    /// The inverse of [`standardize`](SplitPrior::standardize).
+    fn unstandardize(&self, noise: Tensor<D>, _kept: Tensor<D>) -> Tensor<D> {
+        noise
+    }
+
     /// The gradients of `weight * sum ln p(z | kept)` with respect to `z` and to `kept`; those of the
     /// parameters are added to `grads`. `self` is a model in training, the tensors are plain.
     ///

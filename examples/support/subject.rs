@@ -1,0 +1,188 @@
+//! The pictures that a saved model is asked about.
+
+use std::path::{Path, PathBuf};
+
+use burn_flows::Result;
+use burn_flows::data::{Channels, Crop, ImageFolder, Images, Mnist, read_picture};
+use clap::{Args, ValueEnum};
+
+use super::arguments::invalid;
+
+/// Options that say how pictures are read.
+#[derive(Args, Debug, Clone)]
+pub struct SubjectArguments {
+    /// What is kept of a picture of another shape than the model's, before it is resized
+    #[arg(long, value_enum, default_value_t = CropArgument::Auto)]
+    crop: CropArgument,
+    /// Folder of the IDX files that test:N and train:N look into [default: the bundled MNIST]
+    #[arg(long, value_name = "DIR")]
+    idx: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum CropArgument {
+    /// The crop of CelebA for pictures of its proportions, else the centre square
+    Auto,
+    /// The centre 148x148 of 178x218, or the same share of another size
+    Celeba,
+    /// The centre square
+    Square,
+    /// All of it
+    Whole,
+}
+
+/// Images and what to call each.
+pub struct Subjects {
+    pub images: Images,
+    pub names: Vec<String>,
+}
+
+/// Width and height of the aligned pictures of CelebA.
+const CELEBA: [u32; 2] = [178, 218];
+
+impl SubjectArguments {
+    /// One picture for each of `names`, a file or `test:N` or `train:N`, as the model takes them;
+    /// what is done to a picture of another shape is said.
+    pub fn read(&self, names: &[String], image_shape: [usize; 3]) -> Result<Subjects> {
+        let mut sets = None;
+        let mut pixels = Vec::new();
+        for name in names {
+            let image = match index_in_set(name) {
+                Some((part, index)) => {
+                    if sets.is_none() {
+                        sets = Some(Mnist::load(self.idx_folder())?);
+                    }
+                    let sets = sets.as_ref().expect("just loaded");
+                    let images = if part == "test" { &sets.test } else { &sets.train };
+                    check_shape(name, images, image_shape)?;
+                    if index >= images.len() {
+                        let needed = format!("{part}:0 to {part}:{}", images.len() - 1);
+                        return Err(invalid("the picture", name, &needed, "they count from 0"));
+                    }
+                    images.select(&[index])?
+                }
+                None => self.read_file(Path::new(name), image_shape)?,
+            };
+            pixels.extend_from_slice(image.pixels());
+        }
+        let [channels, height, width] = image_shape;
+        let images = Images::new(pixels, [names.len(), channels, height, width], None)?;
+        Ok(Subjects { images, names: names.to_vec() })
+    }
+
+    /// All pictures below `folder`, or the test images of a folder with the four IDX files.
+    pub fn read_folder(&self, folder: &Path, image_shape: [usize; 3]) -> Result<Subjects> {
+        let [channels, height, width] = image_shape;
+        if holds_idx_files(folder) {
+            let images = Mnist::load(folder)?.test;
+            check_shape("the test images", &images, image_shape)?;
+            let names = (0..images.len()).map(|index| format!("test:{index}")).collect();
+            return Ok(Subjects { images, names });
+        }
+        if height != width {
+            let advice = "give the pictures to the model one by one, from code";
+            let needed = "a model of square images";
+            return Err(invalid("the pictures of a folder", "non-square", needed, advice));
+        }
+        let channels = if channels == 1 { Channels::Grey } else { Channels::Rgb };
+        let size = first_picture(folder).and_then(|path| dimensions(&path));
+        let crop = self.crop_of(size.unwrap_or([width as u32, height as u32]), image_shape);
+        let loader = ImageFolder::new(folder, height).with_crop(crop).with_channels(channels);
+        let pictures = loader.load()?;
+        for picture in &pictures.skipped {
+            eprintln!("left out {}: {}", picture.name, picture.reason);
+        }
+        if let Some(size) = size {
+            println!("pictures like the first of {}", treatment(size, crop, image_shape));
+        }
+        Ok(Subjects { images: pictures.images, names: pictures.names })
+    }
+
+    fn idx_folder(&self) -> PathBuf {
+        let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
+        self.idx.clone().unwrap_or(bundled)
+    }
+
+    fn read_file(&self, path: &Path, image_shape: [usize; 3]) -> Result<Images> {
+        let [_, height, width] = image_shape;
+        // Of a picture that has no dimensions, reading it says what is wrong.
+        let size = dimensions(path).unwrap_or([width as u32, height as u32]);
+        let crop = self.crop_of(size, image_shape);
+        let image = read_picture(path, image_shape, crop)?;
+        if size != [width as u32, height as u32] {
+            println!("{} of {}", path.display(), treatment(size, crop, image_shape));
+        }
+        Ok(image)
+    }
+
+    fn crop_of(&self, size: [u32; 2], [_, height, width]: [usize; 3]) -> Crop {
+        let [own_width, own_height] = size;
+        match self.crop {
+            _ if size == [width as u32, height as u32] => Crop::Whole,
+            CropArgument::Celeba => Crop::CELEBA,
+            CropArgument::Square => Crop::Square,
+            CropArgument::Whole => Crop::Whole,
+            CropArgument::Auto if width != height => Crop::Whole,
+            CropArgument::Auto => {
+                // The height that a picture of this width has in CelebA, within a pixel of rounding.
+                let expected = f64::from(own_width * CELEBA[1]) / f64::from(CELEBA[0]);
+                let is_celeba = (f64::from(own_height) - expected).abs() <= 1.0;
+                if is_celeba { Crop::CELEBA } else { Crop::Square }
+            }
+        }
+    }
+}
+
+/// What is done to a picture, in words.
+fn treatment([own_width, own_height]: [u32; 2], crop: Crop, shape: [usize; 3]) -> String {
+    let [channels, height, width] = shape;
+    let crop = match crop {
+        Crop::Whole => "whole",
+        Crop::CELEBA => "the centre by the crop of CelebA",
+        _ => "the centre square",
+    };
+    let color = if channels == 1 { " in grey" } else { "" };
+    format!("{own_width}x{own_height} pixels: {crop}, resized to {width}x{height}{color}")
+}
+
+/// `test:7` and `train:7`.
+fn index_in_set(name: &str) -> Option<(&str, usize)> {
+    let (part, index) = name.split_once(':')?;
+    let index = index.parse().ok()?;
+    matches!(part, "test" | "train").then_some((part, index))
+}
+
+fn check_shape(name: &str, images: &Images, image_shape: [usize; 3]) -> Result<()> {
+    let shape = images.image_shape();
+    if shape == image_shape {
+        return Ok(());
+    }
+    let needed = format!("{image_shape:?}, channels, height and width of the model's images");
+    Err(invalid(name, &format!("{shape:?}"), &needed, "give --idx the data set of the model"))
+}
+
+fn holds_idx_files(folder: &Path) -> bool {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    names.map(|entry| entry.file_name()).any(|name| {
+        let name = name.to_string_lossy();
+        name.starts_with("t10k-images") && name.contains("ubyte")
+    })
+}
+
+/// The first picture by its name, of the folder or the first of those in it.
+fn first_picture(folder: &Path) -> Option<PathBuf> {
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths.iter().find(|path| dimensions(path).is_some()).cloned().or_else(|| {
+        // Not into links: they may lead round.
+        let folders = paths.iter().filter(|path| path.is_dir() && !path.is_symlink());
+        folders.into_iter().find_map(|folder| first_picture(folder))
+    })
+}
+
+fn dimensions(path: &Path) -> Option<[u32; 2]> {
+    let reader = image::ImageReader::open(path).ok()?.with_guessed_format().ok()?;
+    let (width, height) = reader.into_dimensions().ok()?;
+    Some([width, height])
+}
