@@ -8,7 +8,7 @@ mod common;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
 use burn_flows::Flow;
-use burn_flows::conditioner::{GlowNetConfig, MlpConfig, NetNorm};
+use burn_flows::conditioner::{GlowNetConfig, MlpConfig, NetNorm, ResidualNetConfig};
 use burn_flows::coupling::{AffineOrder, Coupling, Mask, Parity, ScaleMap};
 use burn_flows::testing::{inputs, move_parameters, to_f64};
 use common::{flat, gradients, hosts};
@@ -92,9 +92,12 @@ fn scale_maps() -> impl Strategy<Value = ScaleMap> {
     ]
 }
 
+fn parities() -> impl Strategy<Value = Parity> {
+    any::<bool>().prop_map(|even| if even { Parity::Even } else { Parity::Odd })
+}
+
 fn masks() -> impl Strategy<Value = Mask> {
-    (any::<bool>(), any::<bool>()).prop_map(|(halves, even)| {
-        let parity = if even { Parity::Even } else { Parity::Odd };
+    (any::<bool>(), parities()).prop_map(|(halves, parity)| {
         if halves { Mask::ChannelHalves(parity) } else { Mask::Alternating(parity) }
     })
 }
@@ -131,6 +134,35 @@ proptest! {
     }
 
     #[test]
+    fn residual_nets(
+        (batch, channels, height, width) in (1usize..5, 1usize..6, 1usize..9, 1usize..9),
+        (hidden, blocks, gain) in (1usize..19, 0usize..3, 0.5..2.5f64),
+        (halves, parity, additive) in (any::<bool>(), parities(), any::<bool>()),
+    ) {
+        let halves = halves && channels > 1;
+        let mask = if halves { Mask::ChannelHalves(parity) } else { Mask::Checkerboard(parity) };
+        for device in hosts() {
+            let (seen, changed) = (mask.num_identity(channels), mask.num_transformed(channels));
+            let net = |outputs| {
+                ResidualNetConfig::new(seen, hidden, outputs, blocks)
+                    .with_input_gain(gain)
+                    .init(&device)
+                    .unwrap()
+            };
+            let shape = [batch, channels, height, width];
+            // More than a pixel, for the moments.
+            let first = inputs([3, channels, height + 1, width], 5, &device, DType::F32);
+            let additive_coupling = Coupling::additive(net(changed), mask);
+            let affine = Coupling::affine(net(2 * changed), mask, ScaleMap::Tanh, channels, &device);
+            if additive {
+                check(additive_coupling.initialize(first).0, shape, &device);
+            } else {
+                check(affine.unwrap().initialize(first).0, shape, &device);
+            }
+        }
+    }
+
+    #[test]
     fn vectors(
         (batch, features) in (1usize..70, 2usize..9),
         hidden in proptest::collection::vec(1usize..40, 0..4),
@@ -148,6 +180,13 @@ proptest! {
     }
 }
 
+fn large<const D: usize, F: Flow<D>>(flow: &F, shape: [usize; D], device: &Device) {
+    agree(&to_f64(flow.clone()), shape, device, DType::F64, [F64; 2]);
+    // Of more than a million hidden values, some are within rounding of the kink in f32: each gives or
+    // takes one pixel of a channel's gradient.
+    agree(flow, shape, device, DType::F32, [F32, 2e-3]);
+}
+
 /// Sizes of a real model, where several blocks and threads take part.
 #[test]
 fn blocks_and_threads() {
@@ -163,10 +202,12 @@ fn blocks_and_threads() {
         )
         .unwrap();
         let coupling = move_parameters(coupling, 1, 0.02);
-        let shape = [33, 4, 14, 14];
-        agree(&to_f64(coupling.clone()), shape, &device, DType::F64, [F64; 2]);
-        // Of more than a million hidden values, some are within rounding of the kink in f32: each
-        // gives or takes one pixel of a channel's gradient.
-        agree(&coupling, shape, &device, DType::F32, [F32, 2e-3]);
+        large(&coupling, [33, 4, 14, 14], &device);
+        let mask = Mask::Checkerboard(Parity::Odd);
+        let net = ResidualNetConfig::new(2, 18, 4, 1).init(&device).unwrap();
+        let coupling = Coupling::affine(net, mask, ScaleMap::Tanh, 2, &device).unwrap();
+        let shape = [33, 2, 14, 14];
+        let coupling = coupling.initialize(inputs(shape, 6, &device, DType::F32)).0;
+        large(&move_parameters(coupling, 1, 0.02), shape, &device);
     }
 }

@@ -274,9 +274,9 @@ impl NetBatchNorm {
 
     /// Scale and shift of the map that it is, `[channels]` each.
     pub(super) fn affine(&self) -> [Tensor<1>; 2] {
-        let Moments { mean, .. } = self.moments.current();
-        let scale = self.weight.val() * self.moments.log_scale(&self.moments.current()).exp();
-        let shift = self.bias.val() - mean * scale.clone();
+        let moments = self.moments.current();
+        let scale = self.weight.val() * self.moments.log_scale(&moments).exp();
+        let shift = self.bias.val() - moments.mean * scale.clone();
         [scale, shift]
     }
 
@@ -302,6 +302,51 @@ mod tests {
         assert_eq!(y.abs().max().into_scalar::<f32>(), 0.0);
         assert!(net.blocks[1].norm2.moments.is_initialized());
         assert_eq!(net.forward(x).dims(), [2, 3, 4, 4]);
+    }
+
+    /// A data pass by the kernels leaves the moments, and gives the output, of one in tensors.
+    #[test]
+    fn a_data_pass_on_the_host_is_that_of_tensors() {
+        let devices = crate::backend::devices().into_iter().map(|(_, device)| device());
+        for device in devices.filter(crate::backend::is_host) {
+            let values = |count: usize, step: usize| {
+                let value = |i| ((i * 7919 + 31 * step) % 101) as f64 / 50.0 - 1.0;
+                (0..count).map(value).collect::<Vec<f64>>()
+            };
+            let batch = |step| {
+                let values = values(3 * 2 * 5 * 4, step);
+                crate::host::from_f64(values, [3, 2, 5, 4], &device, burn::tensor::DType::F64)
+            };
+            let net = ResidualNetConfig::new(2, 7, 3, 2).init(&device).unwrap();
+            let net = crate::testing::to_f64(crate::testing::move_parameters(net, 1, 0.3));
+            let (mut on_host, mut in_tensors) = (net.clone(), net.train());
+            for step in 0..3 {
+                let (x, tracked) = (batch(step), Tensor::from_inner(batch(step)));
+                assert!(on_host.runs_on_host(&x) && !in_tensors.runs_on_host(&tracked));
+                let (y, expected);
+                (on_host, y) = on_host.observe(x);
+                (in_tensors, expected) = in_tensors.observe(tracked);
+                close(crate::host::to_f64(y), crate::host::to_f64(expected));
+                let moments = |net: &ResidualNet| {
+                    let norms = [&net.norm_in, &net.blocks[1].norm1, &net.blocks[0].norm2];
+                    let norms = norms.into_iter().chain([&net.norm_out]);
+                    norms
+                        .flat_map(|norm| {
+                            let Moments { mean, variance } = norm.moments.current();
+                            [mean, variance].map(crate::host::to_f64).concat()
+                        })
+                        .collect::<Vec<f64>>()
+                };
+                close(moments(&on_host), moments(&in_tensors));
+            }
+        }
+    }
+
+    fn close(got: Vec<f64>, expected: Vec<f64>) {
+        assert_eq!(got.len(), expected.len());
+        for (a, b) in got.iter().zip(&expected) {
+            assert!((a - b).abs() <= 1e-12 * (1.0 + b.abs()), "{a} is not {b}");
+        }
     }
 
     #[test]

@@ -473,3 +473,153 @@ fn pack<T: Scalar>(
     }
     packed
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::dispatch::{all_f32, all_f64};
+    use super::super::reference::{close, numbers};
+    use super::*;
+
+    /// Batch, inputs, outputs, height and width that leave remainders everywhere; the last one takes
+    /// several threads and segments.
+    const CASES: [[usize; 5]; 6] = [
+        [1, 1, 1, 1, 1],
+        [2, 3, 5, 4, 3],
+        [3, 5, 2, 1, 7],
+        [5, 14, 13, 6, 1],
+        [2, 4, 33, 5, 8],
+        [7, 6, 17, 20, 19],
+    ];
+
+    /// Calls `f` with each neighbour inside of a picture: output pixel, tap and input pixel.
+    fn taps([height, width]: [usize; 2], window: Window, mut f: impl FnMut(usize, usize, usize)) {
+        for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
+            for tap in 0..window.taps() {
+                let (dy, dx) = if window == Window::Pixel { (1, 1) } else { (tap / 3, tap % 3) };
+                let inside = (1..=height).contains(&(y + dy)) && (1..=width).contains(&(x + dx));
+                if inside {
+                    f(y * width + x, tap, (y + dy - 1) * width + x + dx - 1);
+                }
+            }
+        }
+    }
+
+    fn cast<T: Scalar>(values: &[f64]) -> Vec<T> {
+        values.iter().map(|&value| T::from_f64(value)).collect()
+    }
+
+    fn widen<T: Scalar>(values: &[T]) -> Vec<f64> {
+        values.iter().map(|value| value.to_f64()).collect()
+    }
+
+    fn check_convolutions<T: Scalar>(ops: &'static Ops<T>, tolerance: f64) {
+        for [batch, inputs, outputs, height, width] in CASES {
+            for window in [Window::Pixel, Window::Square3] {
+                let (pixels, count) = (height * width, window.taps());
+                let x = numbers(batch * inputs * pixels, 1);
+                let d = numbers(batch * outputs * pixels, 2);
+                let (weight, bias) = (numbers(outputs * inputs * count, 3), numbers(outputs, 4));
+                let mut y = d.clone();
+                let (mut dx, mut dweight) = (x.clone(), vec![0.0; weight.len()]);
+                for picture in 0..batch {
+                    for (o, i) in (0..outputs).flat_map(|o| (0..inputs).map(move |i| (o, i))) {
+                        taps([height, width], window, |to, tap, from| {
+                            let w = (o * inputs + i) * count + tap;
+                            let to = (picture * outputs + o) * pixels + to;
+                            let from = (picture * inputs + i) * pixels + from;
+                            y[to] += weight[w] * x[from];
+                            dx[from] += weight[w] * d[to];
+                            dweight[w] += d[to] * x[from];
+                        });
+                    }
+                }
+                for (index, y) in y.iter_mut().enumerate() {
+                    *y += bias[index / pixels % outputs];
+                }
+                let masked: Vec<_> =
+                    dx.iter().zip(&x).map(|(dx, x)| if *x > 0.0 { dx - x } else { 0.0 }).collect();
+
+                let frame = Frame::with_ops(ops, [batch, height, width], 1 << 20);
+                let (x, d) = (frame.load(&cast(&x), inputs), frame.load(&cast(&d), outputs));
+                let (weight, bias) = (cast::<T>(&weight), cast::<T>(&bias));
+                let sizes = [inputs, outputs];
+                let kernel = Kernel::with_ops(ops, &weight, Some(&bias), sizes, window, true);
+                let join = Join::Plus(&d);
+                close(&widen(&x.convolve(&kernel, join).store()), &y, tolerance);
+                let back = d.convolve_back(&kernel, Join::Plus(&x));
+                close(&widen(&back.store()), &dx, tolerance);
+                let back = d.convolve_back(&kernel, Join::WherePositive(&x));
+                close(&widen(&back.store()), &masked, tolerance);
+                close(&widen(&d.weight_gradient(&x, window)), &dweight, tolerance);
+            }
+        }
+    }
+
+    fn check_maps<T: Scalar>(ops: &'static Ops<T>, tolerance: f64) {
+        for [batch, channels, _, height, width] in CASES {
+            let pixels = height * width;
+            // Far from zero, which a variance must not notice.
+            let x: Vec<f64> =
+                numbers(batch * channels * pixels, 1).iter().map(|x| x + 3.0).collect();
+            let frame = Frame::with_ops(ops, [batch, height, width], 1);
+            let framed = frame.load(&cast(&x), channels);
+            let of = |values: &[f64], channel: usize| -> Vec<f64> {
+                let planes = values.chunks_exact(pixels).skip(channel);
+                planes.step_by(values.len() / batch / pixels).flatten().copied().collect()
+            };
+            let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+            let means: Vec<_> = (0..channels).map(|channel| mean(&of(&x, channel))).collect();
+            let variances = (0..channels).map(|channel| {
+                let square = |x: &f64| (x - means[channel]).powi(2);
+                mean(&of(&x, channel).iter().map(square).collect::<Vec<_>>())
+            });
+            let moments = framed.moments();
+            close(&widen(&moments[0]), &means, tolerance);
+            close(&widen(&moments[1]), &variances.collect::<Vec<_>>(), tolerance);
+
+            // Two maps of each channel.
+            let (scale, shift) = (numbers(2 * channels, 2), numbers(2 * channels, 3));
+            let mut y = Vec::new();
+            for picture in x.chunks_exact(channels * pixels) {
+                for row in 0..2 * channels {
+                    let from = &picture[row % channels * pixels..][..pixels];
+                    y.extend(from.iter().map(|x| (x * scale[row] + shift[row]).max(0.0)));
+                }
+            }
+            let rows = framed.affine_relu([&cast(&scale), &cast(&shift)]);
+            close(&widen(&rows.store()), &y, tolerance);
+
+            let d = numbers(2 * batch * channels * pixels, 4);
+            let mut dx = x.clone();
+            let mut expected = [vec![0.0; 2 * channels], vec![0.0; 2 * channels]];
+            for (index, d) in d.iter().enumerate() {
+                let (pixel, row) = (index % pixels, index / pixels % (2 * channels));
+                let picture = index / pixels / (2 * channels);
+                let at = (picture * channels + row % channels) * pixels + pixel;
+                dx[at] += scale[row] * d;
+                expected[0][row] += d * x[at];
+                expected[1][row] += d;
+            }
+            let d = frame.load(&cast(&d), 2 * channels);
+            close(&widen(&d.totals()), &expected[1], tolerance);
+            let onto = frame.load(&cast(&x), channels);
+            let (to, gradients) = d.affine_gradient(&framed, &cast(&scale), onto);
+            close(&widen(&to.store()), &dx, tolerance);
+            for (got, expected) in gradients.iter().zip(&expected) {
+                close(&widen(got), expected, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn convolutions_and_their_gradients_are_those_of_direct_loops() {
+        all_f64().into_iter().for_each(|ops| check_convolutions(ops, 1e-13));
+        all_f32().into_iter().for_each(|ops| check_convolutions(ops, 1e-5));
+    }
+
+    #[test]
+    fn maps_and_moments_are_those_of_direct_loops() {
+        all_f64().into_iter().for_each(|ops| check_maps(ops, 1e-12));
+        all_f32().into_iter().for_each(|ops| check_maps(ops, 1e-4));
+    }
+}
