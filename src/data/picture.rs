@@ -434,14 +434,17 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("wide.png");
         fs::write(&path, png(&quarters(8, 4))).unwrap();
-        // Whole: every pixel of the four quarters twice in a row of four, planes one after another.
-        let whole = read_picture(&path, [3, 2, 4], Crop::Whole).unwrap();
-        assert_eq!(whole.shape(), [1, 3, 2, 4]);
-        let red = [255, 255, 0, 0, 0, 0, 255, 255];
-        assert_eq!(whole.image(0)[..8], red);
-        let grey = read_picture(&path, [1, 2, 4], Crop::Whole).unwrap();
+        // Of its own size it stays as it is, red, green and blue one after another.
+        let whole = read_picture(&path, [3, 4, 8], Crop::Whole).unwrap();
+        assert_eq!(whole.shape(), [1, 3, 4, 8]);
+        let [red, blue] = [&whole.image(0)[..32], &whole.image(0)[64..]];
+        assert_eq!(red[..8], [255, 255, 255, 255, 0, 0, 0, 0]);
+        assert_eq!((red[31], blue[0], blue[24], blue[31]), (255, 0, 255, 255));
+        let grey = read_picture(&path, [1, 4, 8], Crop::Whole).unwrap();
         let [r, g, b] = [[255, 0, 0], [0, 255, 0], [0, 0, 255]].map(luma);
-        assert_eq!(grey.image(0), [r, r, g, g, b, b, 255, 255]);
+        assert_eq!([0, 7, 24, 31].map(|place| grey.image(0)[place]), [r, g, b, 255]);
+        // Height before width.
+        assert_eq!(read_picture(&path, [3, 2, 5], Crop::Whole).unwrap().shape(), [1, 3, 2, 5]);
         // As the folder's loader prepares it.
         let pictures = super::super::ImageFolder::new(folder.path(), 3).load().unwrap();
         assert_eq!(read_picture(&path, [3, 3, 3], Crop::Square).unwrap(), pictures.images);

@@ -88,7 +88,7 @@ where
     /// are dequantized with noise from `rng`, 32 at a time.
     ///
     /// Source: Kingma and Dhariwal, *Glow*, [arXiv:1807.03039](https://arxiv.org/abs/1807.03039),
-    /// section 5.
+    /// section 6 (qualitative experiments).
     ///
     /// # Errors
     /// [`FlowError::Invalid`] if one of the two is empty, or the images do not have as many values as

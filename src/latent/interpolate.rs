@@ -22,7 +22,7 @@ where
     /// [`Latents::interpolate`](crate::Latents::interpolate).
     ///
     /// Source: Kingma and Dhariwal, *Glow*, [arXiv:1807.03039](https://arxiv.org/abs/1807.03039),
-    /// section 5.
+    /// section 6 (qualitative experiments).
     ///
     /// # Panics
     /// If the samples do not have the shape the stack was built for, or their numbers differ (one `b`

@@ -20,8 +20,8 @@ where
     /// [`sample_with`](FlowStack::sample_with).
     ///
     /// Source: Dinh et al., *Density estimation using Real NVP*,
-    /// [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), appendix D (extrapolation of the
-    /// semantics of the latents).
+    /// [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), appendix D (semantic of the latent
+    /// variables).
     ///
     /// # Panics
     /// If the parts do not have the shapes of [`latent_shapes`](FlowStack::latent_shapes), or there
