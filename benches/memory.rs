@@ -241,7 +241,7 @@ fn in_a_process(case: &Case, mode: &str, depth: usize) {
 
 fn measure(case: &Case, mode: &str) {
     let stack = case.build();
-    let parameters = num_trained(&stack) as f64 * size_of::<f32>() as f64 / MIB;
+    let parameters = num_trained(&stack.clone().train()) as f64 * size_of::<f32>() as f64 / MIB;
     // Whatever is set up by the first pass (thread pools, inverse matrices) belongs to the model.
     stack.log_prob(case.batch(1)).into_data();
     let resident = resident_mib("VmRSS:");
@@ -288,7 +288,7 @@ fn measure(case: &Case, mode: &str) {
     println!("{line}");
 }
 
-/// Values of the parameters that get gradients.
+/// Values of the parameters that get gradients, of a model in training.
 fn num_trained<M: Module>(module: &M) -> usize {
     struct Count(usize);
     impl ModuleVisitor for Count {

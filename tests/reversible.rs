@@ -437,6 +437,63 @@ fn a_tape_keeps_what_its_memory_says() {
     assert_eq!(bytes(Memory::Checkpoint { every: LAYERS }), input);
 }
 
+/// A layer that keeps something better than its input.
+#[derive(Module, Debug)]
+struct Keeper {
+    scaling: DiagonalScaling,
+}
+
+impl Flow<2> for Keeper {
+    fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Tensor<1>) {
+        self.scaling.forward(x)
+    }
+
+    fn inverse(&self, z: Tensor<2>) -> Tensor<2> {
+        self.scaling.inverse(z)
+    }
+
+    fn forward_on(&self, x: Tensor<2>, tape: &mut Tape) -> (Tensor<2>, Tensor<1>) {
+        tape.push(&x);
+        if tape.memory() == Memory::Stored {
+            tape.keep(x.dims()[0], size_of::<usize>());
+        }
+        self.forward(x)
+    }
+
+    fn pull_back_on(
+        &self,
+        z: Tensor<2>,
+        dz: Tensor<2>,
+        dlog_det: Tensor<1>,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<2>, Tensor<2>) {
+        let batch = z.dims()[0];
+        match tape.pop() {
+            Some(x) => {
+                assert_eq!(tape.take::<usize>(), Some(batch));
+                let dx = self.scaling.backward(x.clone(), dz, dlog_det, grads);
+                (x, dx)
+            }
+            None => self.pull_back(z, dz, dlog_det, grads),
+        }
+    }
+}
+
+#[test]
+fn a_layer_keeps_values_of_its_own() {
+    let device = host();
+    let keeper = || Keeper { scaling: DiagonalScaling::new(3, &device).unwrap() };
+    let flow = vec![keeper(), keeper()];
+    let stack: FlowStack<2, _> = FlowStack::single(flow, StandardNormal::new(), &[3]).unwrap();
+    let x = inputs([5, 3], 1, &device, DType::F64);
+    let stack = to_f64(moved(stack, 1));
+    agree("layers with values of their own", &stack, x.clone(), F64);
+    let mut tape = Tape::new(Memory::Stored);
+    stack.forward_on(x, &mut tape);
+    assert_eq!(tape.num_bytes(), 2 * (5 * 3 * 8 + size_of::<usize>()));
+}
+
 #[test]
 #[should_panic(expected = "must go through the same layers")]
 fn a_flow_that_pops_what_it_did_not_push() {
