@@ -7,8 +7,8 @@
 //! Every row is measured in a process of its own, which takes two steps of Adam, and is printed as a
 //! JSON object:
 //!
-//! - `mode`: reversible, checkpoint (every 16 layers), stored (every layer's input); autodiff, for
-//!   comparison, is Burn's graph of the whole stack, every hidden value included
+//! - `mode`: reversible, checkpoint (every 16 layers), stored (every layer's input and the hidden values
+//!   of its net); autodiff, for comparison, is Burn's graph of the whole stack
 //! - `k`: steps a level
 //! - `peak_mib`: peak resident memory of the two steps
 //! - `activation_mib`: peak of the bytes allocated during a forward and backward pass, beyond those
@@ -21,6 +21,8 @@
 //! - `ms`: the second step
 //!
 //! Rows that would not fit the memory available are left out, with a line on standard error.
+
+mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
@@ -86,6 +88,9 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.dealloc(pointer, layout) }
     }
 }
+
+/// Why resident memory may be unknown.
+const LINUX: &str = "resident memory is read as Linux tells it, from /proc/self/status";
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -169,12 +174,11 @@ impl Case {
         let (mut narrow, mut hidden) = (0, 0);
         for level in 0..num_levels {
             narrow += num_steps * 3 * (values >> level);
-            hidden +=
-                num_steps * KEPT_BY_AUTODIFF * hidden_width * ((values / 3) >> (2 * level + 2));
+            hidden += num_steps * hidden_width * ((values / 3) >> (2 * level + 2));
         }
         let kept = match mode {
-            "autodiff" => 4 * narrow + hidden,
-            "stored" => narrow,
+            "autodiff" => 4 * narrow + KEPT_BY_AUTODIFF * hidden,
+            "stored" => narrow + hidden,
             "checkpoint" => narrow / 16,
             _ => 0,
         };
@@ -246,7 +250,7 @@ fn measure(case: &Case, mode: &str) {
     let parameters = num_trained(&stack.clone().train()) as f64 * size_of::<f32>() as f64 / MIB;
     // Whatever is set up by the first pass (thread pools, inverse matrices) belongs to the model.
     stack.log_prob(case.batch(1)).into_data();
-    let resident = resident_mib("VmRSS:");
+    let resident = support::status_mib("VmRSS:").expect(LINUX);
     // Forgets the peak of the initialization, where the system can.
     let _ = fs::write("/proc/self/clear_refs", "5");
     let x = case.batch(case.batch);
@@ -259,7 +263,7 @@ fn measure(case: &Case, mode: &str) {
             let (milliseconds, _) = twice(|| {
                 trainer.step(x.clone()).expect("the steps are finite");
             });
-            let peak = resident_mib("VmHWM:");
+            let peak = support::peak_mib().expect(LINUX);
             let plain = trainer.model();
             let model = plain.clone().train();
             let mut grads = GradientsParams::new();
@@ -280,7 +284,7 @@ fn measure(case: &Case, mode: &str) {
                 let grads = GradientsParams::from_grads(loss.backward(), &stack);
                 model = Some(optimizer.step(1e-5, stack, grads));
             });
-            (resident_mib("VmHWM:"), allocated - parameters, milliseconds)
+            (support::peak_mib().expect(LINUX), allocated - parameters, milliseconds)
         }
     };
     let round = |mib: f64| (mib * 10.0).round() / 10.0;
@@ -329,19 +333,7 @@ fn twice(mut run: impl FnMut()) -> (f64, f64) {
     (milliseconds, (peak - before) as f64 / MIB)
 }
 
-/// A line of `/proc/self/status`, in MiB.
-fn resident_mib(name: &str) -> f64 {
-    let status = fs::read_to_string("/proc/self/status")
-        .expect("resident memory is read as Linux tells it, from /proc/self/status");
-    kib(&status, name).expect("Linux tells resident memory") / 1024.0
-}
-
 fn available_bytes() -> Option<usize> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    Some((kib(&text, "MemAvailable:")? * 1024.0) as usize)
-}
-
-fn kib(text: &str, name: &str) -> Option<f64> {
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    line.split_whitespace().nth(1)?.parse().ok()
+    Some((support::kib(&text, "MemAvailable:")? * 1024.0) as usize)
 }

@@ -6,14 +6,16 @@
 //! memory in MiB. Figures of different programs compare only when taken in the same minutes on the
 //! same machine, as ratios.
 
+mod support;
+
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::optim::{AdamConfig, ModuleOptimizer};
 use burn::tensor::{Distribution, Tensor};
 use burn_flows::conditioner::NetNorm;
 use burn_flows::models::{GlowConfig, GlowMixingKind, RealNvpVectorConfig, VectorMaskKind};
-use burn_flows::{Flow, FlowStack, backend, prior, training::reversible};
+use burn_flows::training::{Memory, Schedule, Trainer};
+use burn_flows::{Flow, FlowStack, backend, prior};
 use clap::Parser;
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -32,6 +34,9 @@ struct Arguments {
     /// One of the compiled-in backends by name, instead of the preferred one.
     #[arg(long)]
     device: Option<String>,
+    /// What a training step keeps of its forward pass: reversible, checkpoint:N or stored.
+    #[arg(long, default_value_t = Memory::Stored)]
+    memory: Memory,
     /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -102,7 +107,7 @@ fn main() {
         .expect("the workloads are valid");
         let [c, h, w] = workload.image_shape;
         let x = Tensor::random([workload.batch, c, h, w], Distribution::Normal(0.0, 1.0), &device);
-        time(workload.name, arguments.runs, glow, x);
+        time(workload.name, arguments.runs, arguments.memory, glow, x);
     }
     if wanted(FLAT) {
         device.seed(0);
@@ -111,7 +116,7 @@ fn main() {
             .init(&device)
             .expect("the workload is valid");
         let x = Tensor::random([1024, 2], Distribution::Normal(0.0, 1.0), &device);
-        time(FLAT, arguments.runs, stack, x);
+        time(FLAT, arguments.runs, arguments.memory, stack, x);
     }
 }
 
@@ -121,6 +126,7 @@ const FLAT: &str = "realnvp-2d";
 fn time<const D: usize, F, P, S>(
     name: &str,
     runs: usize,
+    memory: Memory,
     stack: FlowStack<D, F, P, S>,
     x: Tensor<D>,
 ) where
@@ -131,15 +137,11 @@ fn time<const D: usize, F, P, S>(
 {
     let batch = x.dims()[0];
     let (stack, _) = stack.initialize(x.clone());
-    let mut training = Some(stack.train());
-    let mut optimizer: ModuleOptimizer = AdamConfig::new().with_epsilon(1e-8).init();
+    let mut trainer = Trainer::new(stack, Schedule::constant(1e-4)).with_memory(memory);
     report(name, "train", runs, || {
-        let stack = training.take().expect("put back after every step");
-        let (loss, grads) = reversible::gradients(&stack, x.clone());
-        training = Some(optimizer.step(1e-4, stack, grads));
-        assert!(loss.into_scalar::<f32>().is_finite());
+        trainer.step(x.clone()).expect("the steps are finite");
     });
-    let stack = training.take().expect("put back after every step").valid();
+    let stack = trainer.model();
     report(name, "log_prob", runs, || {
         stack.log_prob(x.clone()).into_data();
     });
@@ -164,14 +166,7 @@ fn report(workload: &str, operation: &str, runs: usize, mut run: impl FnMut()) {
         "peer": "burn-flows",
         "op": operation,
         "ms": (milliseconds[milliseconds.len() / 2] * 1e3).round() / 1e3,
-        "peak_mib": peak_mib(),
+        "peak_mib": support::peak_mib().map(f64::round),
     });
     println!("{line}");
-}
-
-/// Peak resident memory of this process, where the system tells it as Linux does.
-fn peak_mib() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
 }

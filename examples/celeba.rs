@@ -4,10 +4,12 @@
 //!
 //! DIR is CelebA in its official layout (`img_align_celeba/`, `list_eval_partition.txt`,
 //! `list_attr_celeba.txt`; the lists may be missing), or any folder of JPEG and PNG pictures, nested as
-//! they are: below `train` and `test` if both are there, else every tenth is held out to test on. The
-//! pictures are reduced to `--size` pixels a side and 5 bits, and mirrored at random.
+//! they are: below `train` and `test` if both are there, else every tenth is held out to test on; or the
+//! binary files of CIFAR-10. The pictures are reduced to `--size` pixels a side and 5 bits, and mirrored at
+//! random. They are decoded once, on all cores, and kept in memory, a byte a value: 0.6 GB for all of
+//! CelebA at 32 pixels, 2.5 GB at 64, 10 GB at 128; and in `--cache`, so that the next run starts at once.
 //!
-//! Metrics, curves, samples, reconstructions and the model go into `--out`, by default
+//! Metrics, curves, a report (`report.html`), samples, reconstructions and the model go into `--out`, by default
 //! `runs/celeba-MODEL`. Ctrl-C writes a checkpoint; `--resume` goes on from it.
 
 #[path = "support/mod.rs"]
@@ -18,9 +20,10 @@ use std::process::ExitCode;
 use burn_flows::Result;
 use clap::Parser;
 use support::arguments::TrainingArguments;
-use support::data::{Parts, PictureArguments};
+use support::data::Parts;
 use support::images;
 use support::model::{ModelArguments, Subject};
+use support::photographs::PictureArguments;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -59,8 +62,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         eprintln!("{WHERE_TO_GET_IT}");
         return Ok(ExitCode::from(USAGE));
     };
-    let device = training.device.get()?;
+    let (device_name, device) = training.device.named()?;
+    let device = device();
     let parts = Parts::of_pictures(folder, pictures)?;
-    images::run("celeba", Subject::Photographs, parts, training, model, &device)?;
+    images::run("celeba", Subject::Photographs, parts, training, model, (device_name, &device))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,7 +3,7 @@
 //! `cargo run --release --example mnist`
 //!
 //! The 60,000 training images are bundled; `--data DIR` takes any folder with the four standard IDX
-//! files (Fashion-MNIST, for one). Metrics, curve, samples, reconstructions and the model go into
+//! files (Fashion-MNIST, for one). Metrics, curves, a report, samples, reconstructions and the model go into
 //! `--out`, by default `runs/mnist-MODEL`. Ctrl-C writes a checkpoint; `--resume` goes on from it.
 
 #[path = "support/mod.rs"]
@@ -41,8 +41,9 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let training = &arguments.training;
     training.validate()?;
-    let device = training.device.get()?;
+    let (device_name, device) = training.device.named()?;
+    let device = device();
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
     let parts = Parts::of_idx_files(arguments.data.as_deref().unwrap_or(&bundled))?;
-    images::run("mnist", Subject::Digits, parts, training, &arguments.model, &device)
+    images::run("mnist", Subject::Digits, parts, training, &arguments.model, (device_name, &device))
 }

@@ -28,7 +28,7 @@ use serde::Serialize;
 use support::arguments::{DeviceArgument, at_least_one};
 use support::moons::{self, Point};
 use support::plane::{Layer, Panel, write_panels};
-use support::run::create_folder;
+use support::run::create_run_folder;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -97,7 +97,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     at_least_one("--batch", Some(arguments.batch))?;
     let out = &arguments.out;
     let device = arguments.device.get()?;
-    create_folder(out, arguments)?;
+    create_run_folder(out, arguments)?;
     let model = train(arguments, &device)?;
 
     let mut rng = random_for(arguments.seed, streams::EVALUATE, 0);

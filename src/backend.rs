@@ -67,6 +67,8 @@ enum Held {
 pub(crate) trait HostScalar: Scalar + Element {
     #[cfg(feature = "ndarray")]
     fn of_ndarray(tensor: &burn_ndarray::NdArrayTensor) -> Option<&[Self]>;
+    #[cfg(feature = "ndarray")]
+    fn take_ndarray(tensor: burn_ndarray::NdArrayTensor) -> Option<Vec<Self>>;
     #[cfg(feature = "flex")]
     fn of_flex(tensor: &burn_flex::FlexTensor) -> Option<&[Self]>;
 }
@@ -80,6 +82,17 @@ macro_rules! host_scalar {
                     burn_ndarray::NdArrayTensor::$variant(storage) => storage.view().to_slice(),
                     _ => None,
                 }
+            }
+
+            #[cfg(feature = "ndarray")]
+            fn take_ndarray(tensor: burn_ndarray::NdArrayTensor) -> Option<Vec<Self>> {
+                let burn_ndarray::NdArrayTensor::$variant(storage) = tensor else { return None };
+                let (len, array) = (storage.len(), storage.into_owned());
+                Some(match array.try_into_owned_nocopy().map(|own| own.into_raw_vec_and_offset()) {
+                    Ok((values, None | Some(0))) if values.len() == len => values,
+                    Ok((values, offset)) => values[offset.unwrap_or(0)..][..len].to_vec(),
+                    Err(shared) => shared.as_slice()?.to_vec(),
+                })
             }
 
             #[cfg(feature = "flex")]
@@ -128,6 +141,21 @@ impl HostValues {
             #[cfg(feature = "flex")]
             Held::Flex(tensor) => T::of_flex(tensor),
             Held::Copy(data) => data.as_slice().ok(),
+        };
+        values.expect("model and batch have one dtype; cast one of them")
+    }
+
+    /// The values by themselves: the tensor's own memory where nobody else holds it.
+    ///
+    /// # Panics
+    /// As [`as_slice`](Self::as_slice).
+    pub(crate) fn into_vec<T: HostScalar>(self) -> Vec<T> {
+        let values = match self.0 {
+            #[cfg(feature = "ndarray")]
+            Held::NdArray(tensor) => T::take_ndarray(tensor),
+            #[cfg(feature = "flex")]
+            Held::Flex(tensor) => tensor.into_data().try_into_vec().ok(),
+            Held::Copy(data) => data.try_into_vec().ok(),
         };
         values.expect("model and batch have one dtype; cast one of them")
     }

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{Gradients, Tensor};
 
 use crate::error::Result;
 use crate::tape::Tape;
@@ -225,12 +225,45 @@ pub(crate) fn pull_back_through<const D: usize, M: Module>(
     loss: impl FnOnce(Tensor<D>) -> Tensor<1>,
     grads: &mut GradientsParams,
 ) -> Tensor<D> {
+    pull_back_with(module, x, loss, |_| (), grads)
+}
+
+/// [`pull_back_through`] where `loss` depends on more: `more` takes further gradients.
+pub(crate) fn pull_back_with<const D: usize, M: Module>(
+    module: &M,
+    x: Tensor<D>,
+    loss: impl FnOnce(Tensor<D>) -> Tensor<1>,
+    more: impl FnOnce(&mut Gradients),
+    grads: &mut GradientsParams,
+) -> Tensor<D> {
     let x = Tensor::from_inner(x).require_grad();
     let mut graph = loss(x.clone()).backward();
+    more(&mut graph);
     let dx = x.grad_remove(&mut graph).unwrap_or_else(|| x.inner().zeros_like());
     let new = GradientsParams::from_module(&mut graph, module);
     accumulate(module, new, grads);
     dx
+}
+
+/// `sum(values * gradient)`, or nothing for values that are not trained: a term of the surrogate whose
+/// gradient by the parameters is what the chain rule makes of the gradient by `values`.
+pub(crate) fn weighted<const N: usize>(
+    values: Tensor<N>,
+    gradient: Tensor<N>,
+) -> Option<Tensor<1>> {
+    values.is_tracked().then(|| (values * Tensor::from_inner(gradient)).sum())
+}
+
+/// Adds to `grads` the gradients of the sum of [`weighted`] terms by the parameters of `module`.
+pub(crate) fn pull_back_surrogate<M: Module>(
+    module: &M,
+    terms: impl Iterator<Item = Tensor<1>>,
+    grads: &mut GradientsParams,
+) {
+    if let Some(surrogate) = terms.reduce(|sum, more| sum + more) {
+        let mut graph = surrogate.backward();
+        accumulate(module, GradientsParams::from_module(&mut graph, module), grads);
+    }
 }
 
 /// Adds the gradients `new` of the parameters of `module` to `grads`.

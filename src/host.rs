@@ -2,8 +2,8 @@
 
 use burn::tensor::{DType, Device, Element, Tensor, TensorData};
 
-use crate::backend::is_host;
-use crate::kernels::Shape;
+use crate::backend::{HostValues, is_host};
+use crate::kernels::{self, Shape};
 
 /// The values of a tensor in f64, row-major, whatever its dtype.
 pub(crate) fn to_f64<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
@@ -54,4 +54,18 @@ pub(crate) fn tensor<T: Element, const D: usize>(
     device: &Device,
 ) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, shape), (device, T::dtype()))
+}
+
+/// The sum of the squares of a plain tensor, in f64, without a temporary; `None` where the kernels do
+/// not reach it.
+pub(crate) fn sum_of_squares<const D: usize>(x: &Tensor<D>) -> Option<f64> {
+    if !is_host(&x.device()) {
+        return None;
+    }
+    let values = HostValues::of(x.clone());
+    match x.dtype() {
+        DType::F32 => Some(kernels::sum_of_squares::<f32>(values.as_slice())),
+        DType::F64 => Some(kernels::sum_of_squares::<f64>(values.as_slice())),
+        _ => None,
+    }
 }

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::chain::on_an_empty_tape;
 use crate::error::{FlowError, Result};
-use crate::flow::{Flow, pull_back_through};
+use crate::flow::Flow;
 use crate::host::is_finite;
 use crate::metrics;
 use crate::prior::{Prior, SplitPrior, StandardNormal};
@@ -453,12 +453,7 @@ where
 
         let mut parts = latents.parts.into_iter().rev();
         let mut z = parts.next().expect("a part for each level");
-        let mut dz = pull_back_through(
-            &self.prior,
-            z.clone(),
-            |z| self.prior.log_prob(z).sum() * weight,
-            grads,
-        );
+        let mut dz = self.prior.backward(z.clone(), weight, grads);
         let mut kept = kept.into_iter().rev();
         for (index, level) in self.levels.iter().enumerate().rev() {
             let (x, dx) = level.pull_back_on(z, dz, dlog_det.clone(), tape, grads);
@@ -467,19 +462,10 @@ where
             }
             let out = parts.next().expect("a part for each level");
             let kept = kept.next().expect("a kept half for each split");
-            let joined = merge_channels(kept, out.clone());
-            let dprior = pull_back_through(
-                &self.split_priors[index - 1],
-                joined,
-                |joined| {
-                    let (kept, out) = split_channels(joined);
-                    self.split_priors[index - 1].log_prob(out, kept).sum() * weight
-                },
-                grads,
-            );
-            let zeros = out.zeros_like();
+            let prior = &self.split_priors[index - 1];
+            let (dout, dkept) = prior.backward(out.clone(), kept, weight, grads);
             z = merge_channels(x, out);
-            dz = merge_channels(dx, zeros) + dprior;
+            dz = merge_channels(dx + dkept, dout);
         }
         unreachable!("a stack has at least one level")
     }

@@ -11,18 +11,20 @@ use crate::host;
 
 /// Which activations a training step keeps between its forward and its backward pass.
 ///
-/// A *layer* is a flow that is no composition: a Glow step has three. Whatever is kept, a layer
-/// computes what is inside it (the hidden values of a coupling's net) again in its backward pass;
-/// what is kept or computed again is the layer's *input*.
+/// A *layer* is a flow that is no composition: a Glow step has three. What is kept, or computed again
+/// by the inverse, is the layer's *input*, a narrow tensor. The hidden values of a coupling's net are
+/// computed again in its backward pass, save that with `Stored` the fused couplings of the CPU keep
+/// those behind their second layer, so that only the first one, whose input is narrow, runs twice.
 ///
-/// With `n` layers, inputs of `m` bytes and `a` for the arithmetic of one forward pass (a training
-/// step by plain autodiff, which keeps every hidden value as well, takes `3 a`):
+/// With `n` layers, inputs of `m` bytes, hidden values of `h` bytes a layer of the net and `a` for the
+/// arithmetic of one forward pass (a training step by plain autodiff, which keeps every hidden value
+/// several times, takes `3 a`):
 ///
 /// | | memory that grows with depth | arithmetic |
 /// |---|---|---|
 /// | `Reversible` | none | `4 a` in couplings, which need no second run of their net to invert; at most `5 a` in layers that leave [`Flow::pull_back`](crate::Flow::pull_back) to its default |
 /// | `Checkpoint` | `n m / every` | the same |
-/// | `Stored` | `n m` | `4 a` |
+/// | `Stored` | `n m`, and `h` for each net layer after the first in fused couplings | a little over `3 a` in fused couplings, else `4 a` |
 ///
 /// All three give the same gradients; by rounding, those of `Stored` are nearest to plain autodiff,
 /// since nothing is inverted.

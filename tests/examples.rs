@@ -16,6 +16,9 @@ use rand::rngs::StdRng;
 use serde_json::Value;
 use tempfile::TempDir;
 
+#[path = "examples/celeba.rs"]
+mod celeba;
+
 /// Images of the small data set: what the bundled one has first.
 const NUM_TRAIN: usize = 200;
 const NUM_TEST: usize = 100;
@@ -174,6 +177,12 @@ fn mnist_writes_all_it_promises() {
             assert!(line[key].as_f64().is_some_and(f64::is_finite), "{key}: {line}");
         }
     }
+    // The first step measures the drift; what a step keeps was chosen, and said why.
+    assert!((0.0..1e-3).contains(&lines[0]["drift"].as_f64().unwrap()), "{}", lines[0]);
+    let memory = lines[0]["memory"].as_str().unwrap();
+    assert!(["reversible", "stored"].contains(&memory), "{memory}");
+    let choice = answer.stdout.lines().find(|line| line.starts_with("memory: ")).unwrap();
+    assert!(choice.starts_with(&format!("memory: {memory} (reversible takes ")), "{choice}");
     assert_eq!(lines[1]["epoch"].as_f64().unwrap(), 2.0 / 25.0, "200 images are 25 batches of 8");
     assert!((lines[1]["test_bits_per_dim"].as_f64().unwrap() - bits).abs() < 5.1e-4);
 
@@ -187,6 +196,7 @@ fn mnist_writes_all_it_promises() {
     for (x, y, original) in pairs.enumerate_pixels().filter(|(_, y, _)| *y < 58) {
         assert_eq!(original, pairs.get_pixel(x, y + 58), "a reconstruction differs at {x}, {y}");
     }
+    assert!(out.join("report.html").exists());
     let curve = picture(out.join("curve.png"));
     assert!(curve.width() >= 600 && curve.height() >= 400);
     assert!(num_colors(&curve) > 20, "an empty curve");
@@ -258,10 +268,12 @@ fn options_that_cannot_be_used() {
         let mut command = example("mnist");
         complaint(command.arg("--data").arg(data.path()).arg("--out").arg(&out).args(options))
     };
-    for option in ["--epochs", "--steps", "--batch", "--checkpoint-every"] {
+    for option in ["--epochs", "--steps", "--batch", "--micro-batch", "--checkpoint-every"] {
         let expected = format!("{option}: got 0, needs at least 1; leave it out for the default");
         assert_eq!(complaint(&[option, "0"]), expected);
     }
+    let text = complaint(&["--memory", "all"]);
+    assert!(text.contains("reversible, checkpoint, checkpoint:N or stored"), "{text}");
     for bits in ["0", "99"] {
         assert_eq!(
             complaint(&["--bits", bits]),
@@ -421,7 +433,7 @@ mod interruption {
 
     /// A short run with many lines of metrics, checkpoints that fall between them, and an end that is
     /// no checkpoint by itself.
-    const RUN: [&str; 4] = ["--checkpoint-every", "3", "--seed", "3"];
+    const RUN: [&str; 6] = ["--checkpoint-every", "3", "--seed", "3", "--memory", "reversible"];
     const GLOW: [&str; 4] = ["--model", "glow", "--steps", "40"];
 
     /// Side of the pictures, which halves twice: a run takes a second.
@@ -434,8 +446,12 @@ mod interruption {
     /// the same numbers; a device may add up in another order.
     const TOLERANCE: f64 = 1e-6;
 
+    /// An example on data, into a folder, with options.
+    type Example = fn(&Path, &Path, &[&str]) -> Command;
+
     /// An uninterrupted run.
     struct Reference {
+        example: Example,
         options: &'static [&'static str],
         data: TempDir,
         folder: TempDir,
@@ -445,16 +461,20 @@ mod interruption {
 
     impl Reference {
         fn run(options: &'static [&'static str]) -> Self {
-            let (data, folder) = (small_mnist(SIDE), tempfile::tempdir().unwrap());
+            Self::run_of(small_mnist(SIDE), mnist, options)
+        }
+
+        fn run_of(data: TempDir, example: Example, options: &'static [&'static str]) -> Self {
+            let folder = tempfile::tempdir().unwrap();
             let out = folder.path().join("whole");
             let start = Instant::now();
-            answer(mnist(data.path(), &out, &RUN).args(options)).last_line();
+            answer(example(data.path(), &out, &RUN).args(options)).last_line();
             let duration = start.elapsed();
-            Self { options, data, lines: metrics(&out), folder, duration }
+            Self { example, options, data, lines: metrics(&out), folder, duration }
         }
 
         fn command(&self, out: &Path) -> Command {
-            let mut command = mnist(self.data.path(), out, &RUN);
+            let mut command = (self.example)(self.data.path(), out, &RUN);
             command.args(self.options);
             command
         }
@@ -486,6 +506,8 @@ mod interruption {
             for name in ["samples.png", "reconstructions.png", "curve.png", "model.safetensors"] {
                 assert!(out.join(name).exists(), "{name} is missing");
             }
+            let samples = |out: &Path| fs::read(out.join("samples.png")).unwrap();
+            assert!(samples(out) == samples(&self.out("whole")), "the models differ");
             answer.stdout
         }
 
@@ -498,6 +520,7 @@ mod interruption {
         let without = |line: &Value| {
             let mut line = line.as_object().unwrap().clone();
             line.remove("seconds").unwrap();
+            line.remove("seconds_waited").unwrap();
             line
         };
         assert_eq!(without(a), without(b));
@@ -509,21 +532,26 @@ mod interruption {
 
     #[test]
     fn ctrl_c_writes_a_checkpoint_and_resume_goes_on() {
-        interrupt_and_resume(&GLOW);
+        interrupt_and_resume(small_mnist(SIDE), mnist, &GLOW);
     }
 
     #[test]
     fn a_model_with_batch_norm_goes_on_with_its_running_moments() {
-        interrupt_and_resume(&["--model", "realnvp", "--levels", "1", "--steps", "12"]);
+        let options = &["--model", "realnvp", "--levels", "1", "--steps", "12"];
+        interrupt_and_resume(small_mnist(SIDE), mnist, options);
     }
 
     #[test]
     fn a_model_of_vectors_goes_on() {
-        interrupt_and_resume(&["--model", "nice", "--steps", "40"]);
+        interrupt_and_resume(small_mnist(SIDE), mnist, &["--model", "nice", "--steps", "40"]);
     }
 
-    fn interrupt_and_resume(options: &'static [&'static str]) {
-        let reference = Reference::run(options);
+    pub(super) fn interrupt_and_resume(
+        data: TempDir,
+        example: Example,
+        options: &'static [&'static str],
+    ) {
+        let reference = Reference::run_of(data, example, options);
         let out = reference.out("interrupted");
         let child = reference.start(&out);
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -561,7 +589,7 @@ mod interruption {
     fn without_a_checkpoint_resume_says_so_and_starts_from_the_beginning() {
         let reference = Reference::run(&GLOW);
         let out = reference.out("nothing");
-        assert!(reference.resume(&out).starts_with(&no_checkpoint(&out)));
+        assert!(reference.resume(&out).contains(&no_checkpoint(&out)));
         // Without --resume an old run is not gone on with, and leaves nothing behind.
         let out = reference.out("again");
         let other = ["--steps", "2", "--seed", "9"];

@@ -289,7 +289,8 @@ fn step(kind: usize, index: usize, side: usize, channels: usize, device: &Device
 
 /// Levels by the kinds of their steps: one before the squeeze, if any, and those after it.
 fn composition(levels: &[(Option<usize>, Vec<usize>)], device: &Device) -> Composition {
-    let (mut channels, mut side) = (1, 8);
+    // After three squeezes a checkerboard still has squares of both kinds.
+    let (mut channels, mut side) = (1, 16);
     let mut index = 0;
     let (mut parts, mut split_priors) = (Vec::new(), Vec::new());
     for (number, (first, kinds)) in levels.iter().enumerate() {
@@ -314,7 +315,7 @@ fn composition(levels: &[(Option<usize>, Vec<usize>)], device: &Device) -> Compo
         }
     }
     let prior = GlowPrior::Learned(DiagonalNormal::per_channel(channels, device));
-    FlowStack::new(parts, split_priors, prior, &[1, 8, 8]).unwrap()
+    FlowStack::new(parts, split_priors, prior, &[1, 16, 16]).unwrap()
 }
 
 proptest! {
@@ -328,7 +329,7 @@ proptest! {
         every in 1usize..6,
     ) {
         let stack = to_f64(move_parameters(composition(&levels, &host()), 3, 0.05));
-        let x = inputs([2, 1, 8, 8], 4, &host(), DType::F64);
+        let x = inputs([2, 1, 16, 16], 4, &host(), DType::F64);
         let (stack, _) = stack.observe(x.clone());
         agree(&format!("{levels:?}"), &stack, x.clone(), F64);
 
@@ -432,7 +433,9 @@ fn a_tape_keeps_what_its_memory_says() {
     let input = 2 * 256 * 4;
     assert_eq!(bytes(Memory::Reversible), 0);
     // Half of the values go on to the second level.
-    assert_eq!(bytes(Memory::Stored), LAYERS / 2 * (input + input / 2));
+    assert_eq!(bytes(Memory::Checkpoint { every: 1 }), LAYERS / 2 * (input + input / 2));
+    // Layers may add values of their own.
+    assert!(bytes(Memory::Stored) >= LAYERS / 2 * (input + input / 2));
     assert_eq!(bytes(Memory::Checkpoint { every: LAYERS / 2 }), input + input / 2);
     assert_eq!(bytes(Memory::Checkpoint { every: LAYERS }), input);
 }

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use burn::tensor::Device;
+use burn_flows::backend::{self, NamedDevice};
 use burn_flows::training::Memory;
-use burn_flows::{FlowError, Result, backend};
+use burn_flows::{FlowError, Result};
 use clap::Args;
 use serde::Serialize;
 
@@ -67,15 +68,19 @@ pub struct DeviceArgument {
 impl DeviceArgument {
     /// The device asked for.
     pub fn get(&self) -> Result<Device> {
-        let Some(wanted) = &self.device else { return Ok(backend::device()) };
+        self.named().map(|(_, device)| device())
+    }
+
+    /// The device asked for, by name.
+    pub fn named(&self) -> Result<NamedDevice> {
         let devices = backend::devices();
+        let Some(wanted) = &self.device else { return Ok(devices[0]) };
         let found = devices.iter().find(|(name, _)| name == wanted);
-        let (_, device) = found.ok_or_else(|| {
+        found.copied().ok_or_else(|| {
             let names: Vec<_> = devices.iter().map(|(name, _)| *name).collect();
             let advice = "others are compiled in with --features NAME";
             invalid("--device", wanted, &names.join(" or "), advice)
-        })?;
-        Ok(device())
+        })
     }
 }
 

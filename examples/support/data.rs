@@ -1,12 +1,9 @@
-//! Images to train on and to test on, from whatever layout a folder has.
+//! Images to train on and to test on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn_flows::Result;
-use burn_flows::data::{CelebA, CelebAPartition, ImageFolder, Images, Mnist, SkippedPicture};
-use clap::Args;
-
-use super::arguments::invalid;
+use burn_flows::data::{Images, Mnist};
 
 /// Images in two parts.
 pub struct Parts {
@@ -16,104 +13,10 @@ pub struct Parts {
     pub about: String,
 }
 
-/// Options that say which pictures are read and how.
-#[derive(Args, Debug, Clone)]
-pub struct PictureArguments {
-    /// Folder of CelebA, or of any pictures (JPEG, PNG)
-    #[arg(long)]
-    pub data: Option<PathBuf>,
-    /// Name of the folder of CelebA's pictures in it
-    #[arg(long, default_value = "img_align_celeba")]
-    pub pictures: PathBuf,
-    /// Side that the pictures are reduced to, in pixels: 32, 64 or 128
-    #[arg(long, default_value_t = 32)]
-    pub size: usize,
-    /// Folder where decoded pictures are kept for the next run
-    #[arg(long, default_value = "runs/cache")]
-    pub cache: PathBuf,
-}
-
-/// Sides that halve down to the 4 x 4 pixels of Glow's last level.
-const SIZES: [usize; 3] = [32, 64, 128];
-
-impl PictureArguments {
-    /// Checks what does not depend on the data.
-    pub fn validate(&self) -> Result<()> {
-        if SIZES.contains(&self.size) {
-            return Ok(());
-        }
-        let advice = "32 is the quickest";
-        Err(invalid("--size", &self.size.to_string(), "32, 64 or 128", advice))
-    }
-}
-
-/// One picture of so many is held out where the data has no test part of its own.
-const HELD_OUT: usize = 10;
-
 impl Parts {
     /// A data set in the layout of MNIST.
     pub fn of_idx_files(folder: &Path) -> Result<Self> {
         let Mnist { train, test } = Mnist::load(folder)?;
         Ok(Self { train, test, about: "four IDX files".into() })
-    }
-
-    /// The pictures in `folder`:
-    ///
-    /// - CelebA, where its picture folder or one of its lists is there, in the official partition if
-    ///   that leaves some to train on and some to test on;
-    /// - those below `train` and those below `test`, where both are there;
-    /// - all below `folder`.
-    ///
-    /// Where nothing else divides them, every tenth is held out to test on.
-    pub fn of_pictures(folder: &Path, arguments: &PictureArguments) -> Result<Self> {
-        let &PictureArguments { ref pictures, size, ref cache, .. } = arguments;
-        let load = |folder: &Path| -> Result<Images> {
-            let pictures = ImageFolder::new(folder, size).with_cache(cache).load()?;
-            tell_skipped(&pictures.skipped);
-            Ok(pictures.images)
-        };
-        let (train, test) = (folder.join("train"), folder.join("test"));
-        let celeba = [pictures.as_path(), "list_attr_celeba.txt".as_ref(), PARTITIONS.as_ref()];
-        if celeba.iter().any(|name| folder.join(name).exists()) {
-            let celeba = CelebA::new(folder, size).with_picture_folder(pictures);
-            let faces = celeba.with_cache(cache).load()?;
-            tell_skipped(&faces.skipped);
-            Self::of_faces(faces.images, faces.partitions.unwrap_or_default())
-        } else if train.is_dir() && test.is_dir() {
-            let (train, test) = (load(&train)?, load(&test)?);
-            Ok(Self { train, test, about: "pictures in the folders train and test".into() })
-        } else {
-            Self::hold_out(load(folder)?, "pictures")
-        }
-    }
-
-    fn of_faces(images: Images, partitions: Vec<CelebAPartition>) -> Result<Self> {
-        use CelebAPartition::{Test, Train, Validation};
-        if !partitions.contains(&Train) || !partitions.contains(&Test) {
-            return Self::hold_out(images, "CelebA");
-        }
-        let (mut train, test) = images.divide(|index| partitions[index] == Test)?;
-        if partitions.contains(&Validation) {
-            let rest: Vec<_> = partitions.iter().filter(|&&part| part != Test).collect();
-            train = train.divide(|index| *rest[index] == Validation)?.0;
-        }
-        Ok(Self { train, test, about: "CelebA in its official partition".into() })
-    }
-
-    fn hold_out(images: Images, what: &str) -> Result<Self> {
-        let (train, test) = images.divide(|index| index % HELD_OUT == HELD_OUT - 1)?;
-        Ok(Self { train, test, about: format!("{what}, every {HELD_OUT}th by name held out") })
-    }
-}
-
-const PARTITIONS: &str = "list_eval_partition.txt";
-
-/// Names the pictures that were left out, and counts them.
-fn tell_skipped(skipped: &[SkippedPicture]) {
-    for picture in skipped {
-        eprintln!("left out {}: {}", picture.name, picture.reason);
-    }
-    if !skipped.is_empty() {
-        eprintln!("{} pictures were left out", skipped.len());
     }
 }

@@ -12,10 +12,13 @@ use super::arguments::TrainingArguments;
 use super::data::Parts;
 use super::model::{Model, ModelArguments, Subject};
 use super::run::Configuration;
-use super::train::{Outcome, Plan, train};
+use super::train::{Loading, Outcome, Plan, train};
 
 /// Images that ActNorm is initialized from.
 const INITIALIZATION_BATCH: usize = 256;
+
+/// Steps over which the learning rate rises to its peak.
+const WARM_UP: usize = 200;
 
 impl Subject {
     /// Bits a pixel where the options do not say; for faces as in Glow's paper.
@@ -35,6 +38,15 @@ impl Subject {
         }
     }
 
+    /// Steps of warm-up. Wide nets of photographs need all of it, however short the run: the first steps
+    /// of Adam move every weight by the learning rate, and all in the same direction.
+    fn warm_up(self, num_steps: usize) -> usize {
+        match self {
+            Self::Digits => WARM_UP.min(num_steps / 20),
+            Self::Photographs => WARM_UP,
+        }
+    }
+
     /// Whether an image and its mirror image are equally likely.
     fn flips(self) -> bool {
         self == Self::Photographs
@@ -48,7 +60,7 @@ pub fn run(
     parts: Parts,
     training: &TrainingArguments,
     model_arguments: &ModelArguments,
-    device: &Device,
+    (device_name, device): (&str, &Device),
 ) -> Result<()> {
     let Parts { train: train_images, test: test_images, about } = parts;
     let image_shape = train_images.image_shape();
@@ -67,7 +79,7 @@ pub fn run(
         num_steps,
         batch_size,
         learning_rate: training.learning_rate.unwrap_or(defaults.learning_rate),
-        warm_up: (num_steps / 20).min(200),
+        warm_up: subject.warm_up(num_steps),
         max_gradient_norm: f64::INFINITY,
         initialization_batch: INITIALIZATION_BATCH.min(train_images.len()),
         seed: training.seed,
@@ -75,6 +87,7 @@ pub fn run(
         quantization: Quantization::new(bits)?,
         temperatures: training.temperatures.clone().unwrap_or(subject.temperatures()),
         title: format!("{} on {} images", model_arguments.name, train_images.len()),
+        device_name: device_name.into(),
         checkpoint_every: training.checkpoint_every,
         resume: training.resume,
         memory: training.memory,
@@ -124,6 +137,13 @@ pub fn run(
 
 /// The last lines of a whole run.
 fn announce(outcome: &Outcome, out: &Path) {
+    let Loading { seconds_waited, seconds, images_made, images_taken } = outcome.loading;
+    if images_taken > 0.0 {
+        println!(
+            "waited {seconds_waited:.3} s of {seconds:.1} s for images: {images_made:.0} a second can be \
+             made ready, {images_taken:.1} a second were trained on"
+        );
+    }
     println!(
         "{:.3} bits/dim over {} test images, largest inversion error {:.1e}, in {}",
         outcome.test_bits_per_dim,

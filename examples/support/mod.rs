@@ -8,9 +8,12 @@ pub mod images;
 pub mod memory;
 pub mod model;
 pub mod moons;
+#[cfg(feature = "images")]
+pub mod photographs;
 pub mod pictures;
 pub mod plane;
 pub mod plot;
+pub mod report;
 pub mod run;
 pub mod train;
 

@@ -72,6 +72,14 @@ pub struct Metrics {
     pub drift: Option<f64>,
 }
 
+/// The folder of the samples of each measurement, in the folder of the run.
+pub const PROGRESS: &str = "progress";
+
+/// The file of the samples after `step`, in that folder.
+pub fn progress_name(step: usize) -> String {
+    format!("{step:06}.png")
+}
+
 /// The folder of a run.
 pub struct RunDirectory {
     path: PathBuf,
@@ -81,7 +89,7 @@ pub struct RunDirectory {
 impl RunDirectory {
     /// Makes the folder, with `config.json` and an empty `metrics.jsonl` in it.
     pub fn create(path: &Path, config: &impl Serialize) -> Result<Self> {
-        create_folder(path, config)?;
+        create_run_folder(path, config)?;
         let metrics_path = path.join("metrics.jsonl");
         let metrics = File::create(&metrics_path)
             .map_err(|source| io("write", &metrics_path, source, WRITABLE))?;
@@ -145,9 +153,14 @@ impl RunDirectory {
 
 const WRITABLE: &str = "give --out a folder that can be written";
 
+/// Makes a folder, if it is not there.
+pub fn create_folder(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(|source| io("create the folder", path, source, WRITABLE))
+}
+
 /// Makes a folder with `config.json` in it.
-pub fn create_folder(path: &Path, config: &impl Serialize) -> Result<()> {
-    fs::create_dir_all(path).map_err(|source| io("create the folder", path, source, WRITABLE))?;
+pub fn create_run_folder(path: &Path, config: &impl Serialize) -> Result<()> {
+    create_folder(path)?;
     write_atomically(&path.join("config.json"), config_text(config).as_bytes())
 }
 

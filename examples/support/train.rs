@@ -20,7 +20,8 @@ use serde::Serialize;
 use super::memory;
 use super::pictures;
 use super::plot;
-use super::run::{Metrics, RunDirectory};
+use super::report::Report;
+use super::run::{Metrics, PROGRESS, RunDirectory, create_folder, progress_name};
 
 /// How a run trains.
 pub struct Plan {
@@ -38,6 +39,8 @@ pub struct Plan {
     /// Rows of `samples.png`.
     pub temperatures: Vec<f64>,
     pub title: String,
+    /// The name of the backend that computes.
+    pub device_name: String,
     pub checkpoint_every: usize,
     /// Go on from the last checkpoint, if there is one.
     pub resume: bool,
@@ -65,11 +68,27 @@ const COLUMNS: usize = 10;
 /// Batches that are made ahead of the step that takes them.
 const BATCHES_AHEAD: usize = 4;
 
+/// Temperature of the samples of each measurement: the one that Glow's paper shows faces at.
+pub const PROGRESS_TEMPERATURE: f64 = 0.7;
+
 /// What a whole run ends with.
 pub struct Outcome {
     pub test_bits_per_dim: f64,
     pub test_images: usize,
     pub inversion_error: f64,
+    pub loading: Loading,
+}
+
+/// How the making of batches kept up with the steps of a run, since it was started or resumed.
+pub struct Loading {
+    /// Seconds in which the model waited for a batch.
+    pub seconds_waited: f64,
+    /// Seconds from the first step to the last, measuring included.
+    pub seconds: f64,
+    /// Images a second that one thread makes ready.
+    pub images_made: f64,
+    /// Images a second that the steps took.
+    pub images_taken: f64,
 }
 
 /// Trains `stack`, writing metrics, pictures, checkpoints and the model into `out`; `None` if it was
@@ -96,6 +115,7 @@ where
     let (seconds_before, waited_before) = (since.seconds, since.waited);
     let seconds = || seconds_before + start.elapsed().as_secs_f64();
 
+    create_folder(&run.file(PROGRESS))?;
     let first = trainer.num_steps();
     let bar = ProgressBar::new(plan.num_steps as u64).with_position(first as u64);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {msg}  {eta} left");
@@ -105,7 +125,9 @@ where
     let checkpoints = out.join("checkpoint");
     let steps = batches.from_step(first as u64).take(plan.num_steps - first);
     let mut ready = Prefetch::new(BATCHES_AHEAD, steps.map(maker_of_batches(train.clone(), plan)));
+    let mut seconds_of_steps = 0.0;
     while let Some(values) = ready.next() {
+        let step_start = Instant::now();
         let step = match trainer.step(to_tensor(values, train.image_shape(), device)) {
             Ok(step) => step,
             Err(error) => {
@@ -114,6 +136,7 @@ where
                 return Err(error);
             }
         };
+        seconds_of_steps += step_start.elapsed().as_secs_f64();
         since.add(metrics::bits_per_dim(-step.loss, train.image_len(), levels));
         since.drift = step.drift.or(since.drift);
         let images_a_second =
@@ -147,6 +170,9 @@ where
                 line.test_images = Some(images);
                 line.inversion_error = Some(measured.inversion_error);
                 record::save(&model, run.file("model.safetensors"))?;
+                let row = samples(&model, test, PROGRESS_TEMPERATURE, plan);
+                let path = run.file(PROGRESS).join(progress_name(step.number));
+                pictures::write_grid(&path, &[row], plan.quantization)?;
             }
             line.seconds = seconds();
             line.seconds_waited = waited_before + ready.waited().as_secs_f64();
@@ -154,6 +180,7 @@ where
             lines.push(line);
             if measure {
                 plot::write_curve(&run.file("curve.png"), &plan.title, &lines)?;
+                report(plan, out, &lines, false).write(config)?;
             }
         }
         let interrupt = interrupted.load(Ordering::Relaxed) && !last;
@@ -172,14 +199,39 @@ where
         }
     }
     bar.finish();
+    let seconds_of_run = start.elapsed().as_secs_f64();
     let model = trainer.model();
     write_pictures(&model, test, plan, &run, device)?;
+    report(plan, out, &lines, true).write(config)?;
     let last = lines.last().expect("the last step writes a line");
     Ok(Some(Outcome {
         test_bits_per_dim: last.test_bits_per_dim.expect("the last step is measured"),
         test_images: test.len(),
         inversion_error: last.inversion_error.expect("the last step is measured"),
+        loading: Loading {
+            seconds_waited: ready.waited().as_secs_f64(),
+            seconds: seconds_of_run,
+            images_made: (ready.taken() * plan.batch_size) as f64 / ready.working().as_secs_f64(),
+            images_taken: (ready.taken() * plan.batch_size) as f64 / seconds_of_steps,
+        },
     }))
+}
+
+fn report<'a>(
+    plan: &'a Plan,
+    folder: &'a Path,
+    metrics: &'a [Metrics],
+    finished: bool,
+) -> Report<'a> {
+    Report {
+        title: &plan.title,
+        folder,
+        metrics,
+        device: &plan.device_name,
+        temperatures: &plan.temperatures,
+        progress_temperature: PROGRESS_TEMPERATURE,
+        finished,
+    }
 }
 
 /// What a checkpoint keeps beside model and optimizer: the steps since the last line of the metrics.
@@ -401,6 +453,31 @@ where
     }
 }
 
+/// A row of samples, from the same draws at every step and temperature: a column is one picture that
+/// takes shape, or that grows bolder.
+fn samples<const D: usize, F, P, S>(
+    model: &FlowStack<D, F, P, S>,
+    images: &Images,
+    temperature: f64,
+    plan: &Plan,
+) -> Tensor<4>
+where
+    F: Flow<D>,
+    P: Prior<D>,
+    S: SplitPrior<D>,
+    FlowStack<D, F, P, S>: Module,
+{
+    let mut rng = random_for(plan.seed, streams::SAMPLE, 0);
+    to_pictures(model.sample_with(COLUMNS, temperature, &mut rng), images)
+}
+
+/// What a model takes and gives, as pictures of the shape of `images`.
+fn to_pictures<const D: usize>(x: Tensor<D>, images: &Images) -> Tensor<4> {
+    let [channels, height, width] = images.image_shape();
+    let count = x.dims()[0];
+    x.reshape([count, channels, height, width])
+}
+
 fn write_pictures<const D: usize, F, P, S>(
     model: &FlowStack<D, F, P, S>,
     test: &Images,
@@ -414,24 +491,15 @@ where
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
 {
-    let [c, h, w] = test.image_shape();
-    let picture = |x: Tensor<D>| {
-        let count = x.dims()[0];
-        x.reshape([count, c, h, w])
-    };
     let rows: Vec<_> = plan
         .temperatures
         .iter()
-        .map(|&temperature| {
-            // The same draws at every temperature, so that a column is one digit growing bolder.
-            let mut rng = random_for(plan.seed, streams::SAMPLE, 0);
-            picture(model.sample_with(COLUMNS, temperature, &mut rng))
-        })
+        .map(|&temperature| samples(model, test, temperature, plan))
         .collect();
     pictures::write_grid(&run.file("samples.png"), &rows, plan.quantization)?;
     let indices: Vec<usize> = (0..test.len().min(COLUMNS)).collect();
     let x: Tensor<D> = test_batch(test, &indices, 0, plan, device);
     let back = model.decode(model.encode(x.clone()).0);
-    let rows = [picture(x), picture(back)];
+    let rows = [to_pictures(x, test), to_pictures(back, test)];
     pictures::write_grid(&run.file("reconstructions.png"), &rows, plan.quantization)
 }

@@ -9,7 +9,7 @@ use burn::module::{Module, Param};
 use burn::tensor::ops::PadMode;
 use burn::tensor::{Device, Distribution, Tensor};
 
-use super::Conditioner;
+use super::{Conditioner, FoldedNet};
 use crate::coupling::per_channel;
 use crate::norm::LOG_SCALE_FACTOR;
 
@@ -91,6 +91,20 @@ impl ZeroConv {
 impl Conditioner<4> for ZeroConv {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.conv.forward(x) * per_channel(self.scale())
+    }
+
+    fn fold(&self) -> Option<FoldedNet> {
+        let [out, channels_in, _, _] = self.conv.weight.dims();
+        let scale = self.scale();
+        let weight = self.conv.weight.val().reshape([out, 9 * channels_in]);
+        let bias = self.conv.bias.as_ref().expect("a ZeroConv has a bias").val();
+        Some(FoldedNet {
+            layers: vec![(weight * scale.clone().reshape([out, 1]), bias * scale)],
+            transposed: false,
+            first_3x3: true,
+            last_3x3: false,
+            negative_slope: 0.0,
+        })
     }
 }
 

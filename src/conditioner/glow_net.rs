@@ -146,6 +146,7 @@ impl Conditioner<4> for GlowNet {
             .permute([0, 2, 3, 1])
             .reshape([9 * channels_out, hidden]);
         Some(FoldedNet {
+            transposed: false,
             layers: vec![
                 fold_norm(first, &self.conv1, &self.norm1),
                 fold_norm(second, &self.conv2, &self.norm2),

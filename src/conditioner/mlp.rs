@@ -2,10 +2,12 @@
 
 use burn::module::Module;
 use burn::nn::{Initializer, Linear, LinearConfig};
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, activation};
 
 use super::{Conditioner, FoldedNet};
 use crate::error::{FlowError, Result};
+use crate::flow::add_grad;
 
 /// Configuration of an [`Mlp`].
 #[derive(Debug, Clone)]
@@ -97,8 +99,31 @@ impl Conditioner<2> for Mlp {
         let layers = self
             .layers
             .iter()
-            .map(|layer| Some((layer.weight.val().transpose(), layer.bias.as_ref()?.val())))
+            .map(|layer| Some((layer.weight.val(), layer.bias.as_ref()?.val())))
             .collect::<Option<Vec<_>>>()?;
-        Some(FoldedNet { layers, first_3x3: false, last_3x3: false, negative_slope: 0.0 })
+        let transposed = true;
+        Some(FoldedNet {
+            layers,
+            transposed,
+            first_3x3: false,
+            last_3x3: false,
+            negative_slope: 0.0,
+        })
+    }
+
+    fn pull_back_folded(
+        &self,
+        _net: FoldedNet,
+        gradients: Vec<(Tensor<2>, Tensor<1>)>,
+        grads: &mut GradientsParams,
+    ) {
+        for (layer, (weight, bias)) in self.layers.iter().zip(gradients) {
+            if layer.weight.is_require_grad() {
+                add_grad(grads, &layer.weight, weight);
+            }
+            if let Some(param) = layer.bias.as_ref().filter(|param| param.is_require_grad()) {
+                add_grad(grads, param, bias);
+            }
+        }
     }
 }

@@ -19,7 +19,7 @@ pub use residual_net::{NetBatchNorm, ResidualBlock, ResidualNet, ResidualNetConf
 pub use weight_norm::WeightNormConv;
 
 use crate::error::{FlowError, Result};
-use crate::flow::pull_back_through;
+use crate::flow::{pull_back_surrogate, pull_back_through, weighted};
 
 /// A net from the part of the data that passes unchanged to the parameters for the other part.
 ///
@@ -88,6 +88,41 @@ pub trait Conditioner<const D: usize>: Module {
     fn fold(&self) -> Option<FoldedNet> {
         None
     }
+
+    /// Adds to `grads` the parameters' gradients that follow from those of the layers of `net`, which
+    /// [`fold`](Conditioner::fold) gave; overridden where the layers are the parameters themselves.
+    fn pull_back_folded(
+        &self,
+        net: FoldedNet,
+        gradients: Vec<(Tensor<2>, Tensor<1>)>,
+        grads: &mut GradientsParams,
+    ) {
+        net.pull_back(self, gradients, grads);
+    }
+}
+
+impl FoldedNet {
+    /// Inputs and outputs of a layer with this weight.
+    pub(crate) fn sizes(&self, weight: &Tensor<2>) -> [usize; 2] {
+        let [rows, columns] = weight.dims();
+        if self.transposed { [rows, columns] } else { [columns, rows] }
+    }
+
+    /// Adds to `grads` the gradients of the parameters of `module` that follow from those of the
+    /// folded layers, in order: the surrogate `sum(W * dW)` has the gradient that the chain rule asks
+    /// for.
+    pub(crate) fn pull_back<M: Module>(
+        self,
+        module: &M,
+        gradients: impl IntoIterator<Item = (Tensor<2>, Tensor<1>)>,
+        grads: &mut GradientsParams,
+    ) {
+        let terms =
+            self.layers.into_iter().zip(gradients).flat_map(|((weight, bias), back)| {
+                [weighted(weight, back.0), weighted(bias, back.1)]
+            });
+        pull_back_surrogate(module, terms.flatten(), grads);
+    }
 }
 
 /// The default [`Conditioner::pull_back`].
@@ -108,10 +143,12 @@ fn pull_back_by_autodiff<const D: usize, C: Conditioner<D>>(
 /// A net as affine layers with a (leaky) ReLU after each but the last.
 #[derive(Debug, Clone)]
 pub struct FoldedNet {
-    /// For each layer the weight `[out, in]` and the bias `[out]`. Where the first layer is a 3x3
+    /// For each layer the weight, `[out, in]` or [`transposed`](Self::transposed), and the bias `[out]`. Where the first layer is a 3x3
     /// convolution its `in` index is `9 channel + tap`; where the last one is, its weight's `out`
     /// index is `9 channel + tap` and its bias has one entry a channel.
     pub layers: Vec<(Tensor<2>, Tensor<1>)>,
+    /// Whether the weights are `[in, out]`, as Burn's `Linear` has them, instead of `[out, in]`.
+    pub transposed: bool,
     /// Whether the first layer is a 3x3 convolution (zero padding 1).
     pub first_3x3: bool,
     /// Whether the last layer is a 3x3 convolution (zero padding 1).

@@ -4,12 +4,12 @@
 //! tensors is its test oracle and serves everything else.
 
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Element, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 
 use super::residual_net::{MomentsPass, NetBatchNorm, ResidualNet};
 use super::weight_norm::WeightNormConv;
 use crate::backend::{HostScalar, HostValues};
-use crate::flow::accumulate;
+use crate::flow::{pull_back_surrogate, weighted};
 use crate::host;
 use crate::kernels::{self, Frame, Framed, Kernel, ResidualGradients, Window};
 use crate::norm::Moments;
@@ -54,14 +54,14 @@ impl ResidualNet {
     }
 
     fn data_pass_as<T: HostScalar>(&mut self, x: Tensor<4>, pass: MomentsPass) -> Tensor<4> {
-        let (device, dtype, gain) = (x.device(), x.dtype(), self.input_gain);
+        let (device, gain) = (x.device(), self.input_gain);
         let mut changed: Vec<NetBatchNorm> = self.net_norms().cloned().collect();
         let y = self.run(x, false, |net, x| {
             let norm = |index: usize, x: &Framed<T>| {
                 let norm: &mut NetBatchNorm = &mut changed[index];
                 let [mean, variance] = x.moments().map(|values| {
                     let channels = values.len();
-                    Tensor::from_data(TensorData::new(values, [channels]), (&device, dtype))
+                    host::tensor(values, [channels], &device)
                 });
                 norm.moments = pass(norm.moments.clone(), Moments { mean, variance });
                 let affine = norm.affine();
@@ -80,7 +80,7 @@ impl ResidualNet {
         dparams: impl FnOnce(Tensor<4>) -> Tensor<4>,
         grads: &mut GradientsParams,
     ) -> Tensor<4> {
-        let (device, dtype, shape) = (x.device(), x.dtype(), x.dims());
+        let (device, shape) = (x.device(), x.dims());
         let channels_out = self.conv_out.gain.dims()[0];
         let params_shape = [shape[0], channels_out, shape[2], shape[3]];
         let norms: Vec<_> = self.norms().collect();
@@ -88,8 +88,7 @@ impl ResidualNet {
         let mut gradients = None;
         let dx = self.run(x, true, |net, x| {
             let (dx, new) = net.pull_back(x, &norm_values, |params| {
-                let params = TensorData::new(params, params_shape);
-                numbers(dparams(Tensor::from_data(params, (&device, dtype))))
+                numbers(dparams(host::tensor(params, params_shape, &device)))
             });
             gradients = Some(new);
             dx
@@ -97,20 +96,20 @@ impl ResidualNet {
         let ResidualGradients { norms: dnorms, kernels: dkernels } = gradients.expect("was run");
         // The chain rule of weight normalization, and of the moments in scale and shift, is that of
         // tensors: the surrogate sum(W * dW) has the gradient asked for.
-        let device = &device;
         let norms = norms.into_iter().flatten().zip(dnorms.into_iter().flatten());
-        let norms = norms.map(|(norm, dnorm)| weighted(norm, dnorm, device, dtype));
-        let kernels = self.convs().zip(dkernels).flat_map(|(conv, (dweight, dbias))| {
-            let bias = conv.bias.as_ref().zip(dbias);
-            let bias = bias.map(|(bias, dbias)| weighted(bias.val(), dbias, device, dtype));
-            [Some(weighted(conv.weight(), dweight, device, dtype)), bias]
+        let norms = norms.map(|(norm, dnorm)| {
+            let shape = norm.dims();
+            weighted(norm, host::tensor(dnorm, shape, &device))
         });
-        let surrogate = norms.chain(kernels.flatten()).flatten().reduce(|sum, more| sum + more);
-        if let Some(surrogate) = surrogate {
-            let mut graph = surrogate.backward();
-            let new = GradientsParams::from_module(&mut graph, self);
-            accumulate(self, new, grads);
-        }
+        let kernels = self.convs().zip(dkernels).flat_map(|(conv, (dweight, dbias))| {
+            let weight = conv.weight();
+            let shape = weight.dims();
+            let bias = conv.bias.as_ref().zip(dbias).and_then(|(bias, dbias)| {
+                weighted(bias.val(), host::tensor(dbias, [shape[0]], &device))
+            });
+            [weighted(weight, host::tensor(dweight, shape, &device)), bias]
+        });
+        pull_back_surrogate(self, norms.chain(kernels).flatten(), grads);
         dx
     }
 
@@ -121,7 +120,7 @@ impl ResidualNet {
         with_gradient: bool,
         f: impl FnOnce(&kernels::ResidualNet<T>, Framed<T>) -> Vec<T>,
     ) -> Tensor<4> {
-        let (device, dtype) = (x.device(), x.dtype());
+        let device = x.device();
         let [batch, channels, height, width] = x.dims();
         let convs = self.convs().map(|conv| {
             let [outputs, inputs, kernel, _] = conv.direction.dims();
@@ -138,8 +137,7 @@ impl ResidualNet {
         let frame = Frame::new([batch, height, width], work);
         let y = f(&net, frame.load(&numbers(x), channels));
         let channels = y.len() / (batch * height * width);
-        let y = TensorData::new(y, [batch, channels, height, width]);
-        Tensor::from_data(y, (&device, dtype))
+        host::tensor(y, [batch, channels, height, width], &device)
     }
 
     /// Scale and shift of each norm, in the order of the kernels.
@@ -174,19 +172,6 @@ fn entry(affine: [Tensor<1>; 2], gain: f64) -> [Tensor<1>; 2] {
         let values = values * gain;
         Tensor::cat(vec![values.clone(), values.neg()], 0)
     })
-}
-
-/// `sum(values * gradient)`, or nothing for values that are not trained.
-fn weighted<T: Element, const N: usize>(
-    values: Tensor<N>,
-    gradient: Vec<T>,
-    device: &Device,
-    dtype: DType,
-) -> Option<Tensor<1>> {
-    let gradient = TensorData::new(gradient, values.dims());
-    values
-        .is_tracked()
-        .then(|| (values * Tensor::from_inner(Tensor::from_data(gradient, (device, dtype)))).sum())
 }
 
 /// The values without the autodiff graph.

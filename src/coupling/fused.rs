@@ -11,9 +11,12 @@ use super::scale::LOG_SCALE_LIMIT;
 use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
 use crate::backend::{HostScalar, HostValues};
 use crate::conditioner::{Conditioner, FoldedNet};
-use crate::flow::{accumulate, add_grad};
+use crate::flow::add_grad;
 use crate::host;
-use crate::kernels::{self, Gradients, Layer, LogScale, Map, Net, Order, Shape, Window};
+use crate::kernels::{
+    self, Activations, Gradients, Layer, LogScale, Map, Net, Order, Shape, Window,
+};
+use crate::tape::Tape;
 
 /// What the fused kernels need to know of an elementwise map.
 #[derive(Debug, Clone)]
@@ -32,33 +35,44 @@ pub enum FusedMap {
 }
 
 /// A coupling whose parts all have a fused form, for tensors of one shape.
-pub(super) struct Fused<'a, const D: usize, C> {
+pub(crate) struct Fused<'a, const D: usize, C> {
     conditioner: &'a C,
     net: FoldedNet,
     map: FusedMap,
     mask: Mask,
     shape: [usize; D],
+    /// Whether `net` is as the conditioner folded it.
+    as_folded: bool,
 }
 
 impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
     /// The fused form for inputs like `x`, if there is one.
     pub(super) fn of<T: Transform>(coupling: &'a Coupling<C, T>, x: &Tensor<D>) -> Option<Self> {
-        let runs = host::suits_kernels(x)
-            && matches!(coupling.mask, Mask::ChannelHalves(_) | Mask::Alternating(_))
-            && (D == 2 || D == 4);
-        if !runs {
+        if !Self::runs(coupling.mask, x) {
             return None;
         }
         let map = coupling.transform.fused()?;
         let net = coupling.conditioner.fold()?;
-        let fused = Self {
-            conditioner: &coupling.conditioner,
-            net,
-            map,
-            mask: coupling.mask,
-            shape: x.dims(),
-        };
-        fused.fits().then_some(fused)
+        let fused = Self::new(&coupling.conditioner, net, map, coupling.mask, x)?;
+        Some(Self { as_folded: true, ..fused })
+    }
+
+    /// From a conditioner's folded net, which may have been changed by differentiable operations.
+    pub(crate) fn new(
+        conditioner: &'a C,
+        net: FoldedNet,
+        map: FusedMap,
+        mask: Mask,
+        x: &Tensor<D>,
+    ) -> Option<Self> {
+        let fused = Self { conditioner, net, map, mask, shape: x.dims(), as_folded: false };
+        (Self::runs(mask, x) && fused.fits()).then_some(fused)
+    }
+
+    fn runs(mask: Mask, x: &Tensor<D>) -> bool {
+        host::suits_kernels(x)
+            && matches!(mask, Mask::ChannelHalves(_) | Mask::Alternating(_))
+            && (D == 2 || D == 4)
     }
 
     /// Whether the net's widths are those the shape asks for; the tensor formulation says what is
@@ -75,28 +89,29 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         let (first, last) = (self.net.layers.first(), self.net.layers.last());
         transformed > 0
             && self.shape.iter().all(|&size| size > 0)
-            && first
-                .is_some_and(|(weight, _)| weight.dims()[1] == identity * taps(self.net.first_3x3))
+            && first.is_some_and(|(weight, _)| {
+                self.net.sizes(weight)[0] == identity * taps(self.net.first_3x3)
+            })
             && last.is_some_and(|(weight, _)| {
-                weight.dims()[0] == per_channel * transformed * taps(self.net.last_3x3)
+                self.net.sizes(weight)[1] == per_channel * transformed * taps(self.net.last_3x3)
             })
     }
 
-    pub(super) fn forward(self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+    pub(crate) fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         match x.dtype() {
             DType::F64 => self.forward_as::<f64>(x),
             _ => self.forward_as::<f32>(x),
         }
     }
 
-    pub(super) fn inverse(self, z: Tensor<D>) -> Tensor<D> {
+    pub(crate) fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         match z.dtype() {
             DType::F64 => self.inverse_as::<f64>(z),
             _ => self.inverse_as::<f32>(z),
         }
     }
 
-    pub(super) fn pull_back(
+    pub(crate) fn pull_back(
         self,
         z: Tensor<D>,
         dz: Tensor<D>,
@@ -109,7 +124,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         }
     }
 
-    pub(super) fn backward(
+    pub(crate) fn backward(
         self,
         x: Tensor<D>,
         dz: Tensor<D>,
@@ -117,12 +132,60 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         grads: &mut GradientsParams,
     ) -> Tensor<D> {
         match x.dtype() {
-            DType::F64 => self.backward_as::<f64>(x, dz, dlog_det, grads),
-            _ => self.backward_as::<f32>(x, dz, dlog_det, grads),
+            DType::F64 => self.backward_as::<f64>(None, x, dz, dlog_det, grads),
+            _ => self.backward_as::<f32>(None, x, dz, dlog_det, grads),
         }
     }
 
-    fn forward_as<T: HostScalar>(self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+    /// [`forward`](Self::forward), and the net's activations for
+    /// [`backward_from`](Self::backward_from), on the tape.
+    pub(super) fn forward_keeping(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
+        match x.dtype() {
+            DType::F64 => self.forward_keeping_as::<f64>(x, tape),
+            _ => self.forward_keeping_as::<f32>(x, tape),
+        }
+    }
+
+    /// [`backward`](Self::backward) from what was kept on the tape for the layer popped last, where
+    /// there is anything.
+    pub(super) fn backward_from(
+        self,
+        tape: &mut Tape,
+        x: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> Tensor<D> {
+        match x.dtype() {
+            DType::F64 => {
+                let kept = tape.take::<Activations<f64>>();
+                self.backward_as(kept, x, dz, dlog_det, grads)
+            }
+            _ => {
+                let kept = tape.take::<Activations<f32>>();
+                self.backward_as(kept, x, dz, dlog_det, grads)
+            }
+        }
+    }
+
+    fn forward_keeping_as<T: HostScalar>(
+        &self,
+        x: Tensor<D>,
+        tape: &mut Tape,
+    ) -> (Tensor<D>, Tensor<1>) {
+        let device = x.device();
+        let data = values(self.in_halves(x));
+        let (z, log_det, kept) = self
+            .with_kernel::<T, _>(|kernel, shape| kernel.forward_keeping(data.as_slice(), shape));
+        if let Some(kept) = kept {
+            let num_bytes = kept.num_bytes();
+            tape.keep(kept, num_bytes);
+        }
+        let z = self.out_of_halves(host::tensor(z, self.shape, &device));
+        (z, host::tensor(log_det, [self.shape[0]], &device))
+    }
+
+    fn forward_as<T: HostScalar>(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         let (device, dtype) = (x.device(), x.dtype());
         let data = values(self.in_halves(x));
         let (z, log_det) =
@@ -133,7 +196,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         (self.out_of_halves(z), log_det)
     }
 
-    fn inverse_as<T: HostScalar>(self, z: Tensor<D>) -> Tensor<D> {
+    fn inverse_as<T: HostScalar>(&self, z: Tensor<D>) -> Tensor<D> {
         let (device, dtype) = (z.device(), z.dtype());
         let data = values(self.in_halves(z));
         let x = self.with_kernel::<T, _>(|kernel, shape| kernel.inverse(data.as_slice(), shape));
@@ -164,6 +227,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
 
     fn backward_as<T: HostScalar>(
         self,
+        kept: Option<Activations<T>>,
         x: Tensor<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
@@ -174,7 +238,11 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         let dz = values(self.in_halves(dz));
         let dlog_det = values(dlog_det);
         let back = self.with_kernel::<T, _>(|kernel, shape| {
-            kernel.backward(x.as_slice(), dz.as_slice(), dlog_det.as_slice(), shape)
+            let (x, dz, dlog_det) = (x.as_slice(), dz.as_slice(), dlog_det.as_slice());
+            match kept {
+                Some(kept) => kernel.backward_from(kept, x, dz, dlog_det, shape),
+                None => kernel.backward(x, dz, dlog_det, shape),
+            }
         });
         let dx = Tensor::from_data(TensorData::new(back.dx, self.shape), (&device, dtype));
         let dx = self.out_of_halves(dx);
@@ -196,30 +264,17 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             let dgain = TensorData::new(gradients.gain, [channels]);
             add_grad(grads, gain, Tensor::from_data(dgain, (device, dtype)));
         }
-        // The folded layers are differentiable in the parameters: the surrogate sum(W * dW) has the
-        // gradient that the chain rule asks for.
-        let mut surrogate: Option<Tensor<1>> = None;
-        for ((weight, bias), back) in self.net.layers.into_iter().zip(gradients.layers) {
-            let (weight_shape, bias_shape) = (weight.dims(), bias.dims());
-            let dweight = TensorData::new(back.weight, weight_shape);
-            let dbias = TensorData::new(back.bias, bias_shape);
-            for term in [
-                weighted(weight, Tensor::from_data(dweight, (device, dtype))),
-                weighted(bias, Tensor::from_data(dbias, (device, dtype))),
-            ]
-            .into_iter()
-            .flatten()
-            {
-                surrogate = Some(match surrogate {
-                    None => term,
-                    Some(sum) => sum + term,
-                });
-            }
-        }
-        if let Some(surrogate) = surrogate {
-            let mut tape = surrogate.backward();
-            let new = GradientsParams::from_module(&mut tape, self.conditioner);
-            accumulate(self.conditioner, new, grads);
+        let layers = self.net.layers.iter().zip(gradients.layers).map(|((weight, bias), back)| {
+            let weight = TensorData::new(back.weight, weight.dims());
+            let bias = TensorData::new(back.bias, bias.dims());
+            let tensors = (device, dtype);
+            (Tensor::from_data(weight, tensors), Tensor::from_data(bias, tensors))
+        });
+        let layers = layers.collect();
+        if self.as_folded {
+            self.conditioner.pull_back_folded(self.net, layers, grads);
+        } else {
+            self.net.pull_back(self.conditioner, layers, grads);
         }
     }
 
@@ -261,14 +316,17 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             .net
             .layers
             .iter()
-            .map(|(weight, bias)| (weight.dims(), values(weight.clone()), values(bias.clone())))
+            .map(|(weight, bias)| {
+                (self.net.sizes(weight), values(weight.clone()), values(bias.clone()))
+            })
             .collect();
         let layers = layers
             .iter()
-            .map(|([outputs, inputs], weight, bias)| Layer {
+            .map(|([inputs, outputs], weight, bias)| Layer {
                 inputs: *inputs,
                 outputs: *outputs,
                 weight: weight.as_slice(),
+                transposed: self.net.transposed,
                 bias: bias.as_slice(),
             })
             .collect();
@@ -311,11 +369,6 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         let shape = Shape { batch: self.shape[0], channels, height, width };
         run(kernels::Coupling { identity, transformed, map, net }, shape)
     }
-}
-
-/// `sum(parameter * gradient)`, or nothing for a parameter that is not trained.
-fn weighted<const N: usize>(parameter: Tensor<N>, gradient: Tensor<N>) -> Option<Tensor<1>> {
-    parameter.is_tracked().then(|| (parameter * Tensor::from_inner(gradient)).sum())
 }
 
 /// The values without the autodiff graph.

@@ -12,6 +12,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
+pub(crate) use fused::Fused;
 pub use fused::FusedMap;
 pub use mask::{Mask, Parity};
 pub use scale::{LOG_SCALE_LIMIT, SIGMOID_OFFSET, ScaleMap};
@@ -21,8 +22,8 @@ pub use transform::{Additive, Affine, AffineOrder, Transform};
 use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
 use crate::error::{FlowError, Result};
-use crate::flow::{Flow, accumulate, backward_by_autodiff};
-use fused::Fused;
+use crate::flow::{Flow, accumulate};
+use crate::tape::{Memory, Tape};
 
 /// A coupling of conditioner `C` and transform `T`.
 ///
@@ -168,6 +169,11 @@ impl<C: Module, T: Transform> Coupling<C, T> {
         C: Conditioner<D>,
     {
         let params = self.conditioner.forward(identity);
+        self.assert_params(&params, transformed);
+        params
+    }
+
+    fn assert_params<const D: usize>(&self, params: &Tensor<D>, transformed: &Tensor<D>) {
         let mut needed = transformed.dims();
         needed[1] *= self.transform.params_per_channel();
         assert!(
@@ -178,7 +184,6 @@ impl<C: Module, T: Transform> Coupling<C, T> {
             transformed.dims(),
             needed[1],
         );
-        params
     }
 
     /// Sends a batch through, by which the conditioner may change.
@@ -191,19 +196,29 @@ impl<C: Module, T: Transform> Coupling<C, T> {
         C: Conditioner<D>,
         Self: Flow<D>,
     {
-        let (identity, _) = self.mask.split(x.clone());
-        self.conditioner = pass(self.conditioner, identity).0;
-        // By `forward`, so that the flows behind see to the last bit what they will see in training:
-        // a small batch can make an ActNorm that amplifies the difference between two roads.
-        let z = self.forward(x).0;
+        let (identity, transformed) = self.mask.split(x.clone());
+        let (conditioner, params) = pass(self.conditioner, identity.clone());
+        self.conditioner = conditioner;
+        // By the road that `forward` takes, so that the flows behind see to the last bit what they
+        // will see in training: a small batch can make an ActNorm that amplifies the difference
+        // between two roads.
+        let z = match Fused::of(&self, &x) {
+            Some(fused) => fused.forward(x).0,
+            None => {
+                self.assert_params(&params, &transformed);
+                self.mask.merge(identity, self.transform_forward(transformed, params).0)
+            }
+        };
         (self, z)
     }
 
-    /// [`Flow::pull_back`] by autodiff. The net's input is the same in `x` and `z`, so one pass of the
-    /// net serves the inverse and the gradients.
-    fn pull_back_by_autodiff<const D: usize>(
+    /// [`Flow::pull_back`] through the conditioner's own, with the elementwise map by autodiff;
+    /// [`Flow::backward`] where `to_data` leaves the transformed part as it is. The net's input is the
+    /// same in `x` and `z`, so one pass of the net serves the inverse and the gradients.
+    fn pull_back_through_net<const D: usize>(
         &self,
-        z: Tensor<D>,
+        given: Tensor<D>,
+        to_data: impl FnOnce(Tensor<D>, Tensor<D>) -> Tensor<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
@@ -212,25 +227,35 @@ impl<C: Module, T: Transform> Coupling<C, T> {
         C: Conditioner<D>,
         Self: Module,
     {
-        let (identity, z_transformed) = self.mask.split(z);
-        let seen = Tensor::from_inner(identity.clone()).require_grad();
-        let params = self.params(seen.clone(), &z_transformed);
-        let plain = self.transform.valid().inverse(z_transformed, params.clone().inner());
-        let plain = self.mask.keep_transformed(plain);
-        let transformed = Tensor::from_inner(plain.clone()).require_grad();
-        let (z_transformed, log_det) = self.transform_forward(transformed.clone(), params);
-        let (didentity, dz_transformed) = self.mask.split(dz);
-        let loss = (z_transformed * Tensor::from_inner(dz_transformed)).sum()
-            + (log_det * Tensor::from_inner(dlog_det)).sum();
-        let mut graph = loss.backward();
-        let mut gradient = |part: Tensor<D>| {
-            part.grad_remove(&mut graph).unwrap_or_else(|| part.inner().zeros_like())
+        let (identity, given) = self.mask.split(given);
+        let (didentity, dz) = self.mask.split(dz);
+        let mut transformed = None;
+        let mut of_transform = GradientsParams::new();
+        let dparams = |params: Tensor<D>| {
+            self.assert_params(&params, &given);
+            let x = to_data(given, params.clone());
+            let leaf = Tensor::from_inner(x.clone()).require_grad();
+            let params = Tensor::from_inner(params).require_grad();
+            let (z, log_det) = self.transform_forward(leaf.clone(), params.clone());
+            let loss =
+                (z * Tensor::from_inner(dz)).sum() + (log_det * Tensor::from_inner(dlog_det)).sum();
+            let mut graph = loss.backward();
+            let mut gradient = |part: Tensor<D>| {
+                part.grad_remove(&mut graph).unwrap_or_else(|| part.inner().zeros_like())
+            };
+            transformed = Some((x, gradient(leaf)));
+            let dparams = gradient(params);
+            of_transform = GradientsParams::from_module(&mut graph, &self.transform);
+            dparams
         };
+        let through_net = self.conditioner.pull_back(identity.clone(), dparams, grads);
+        accumulate(&self.transform, of_transform, grads);
+        let (x, dx) =
+            transformed.expect("Conditioner::pull_back asks for the gradient by its output");
         // A checkerboard's parts are whole pictures, of which the other squares do not count.
-        let didentity = didentity + self.mask.flip().keep_transformed(gradient(seen));
-        let dtransformed = self.mask.keep_transformed(gradient(transformed));
-        accumulate(self, GradientsParams::from_module(&mut graph, self), grads);
-        (self.mask.merge(identity, plain), self.mask.merge(didentity, dtransformed))
+        let didentity = didentity + self.mask.flip().keep_transformed(through_net);
+        let dx = self.mask.keep_transformed(dx);
+        (self.mask.merge(identity, x), self.mask.merge(didentity, dx))
     }
 
     /// The transformed part and its elementwise log-scale.
@@ -295,7 +320,9 @@ where
         if let Some(fused) = Fused::of(self, &z) {
             return fused.pull_back(z, dz, dlog_det, grads);
         }
-        self.pull_back_by_autodiff(z, dz, dlog_det, grads)
+        let invert =
+            |z, params| self.mask.keep_transformed(self.transform.valid().inverse(z, params));
+        self.pull_back_through_net(z, invert, dz, dlog_det, grads)
     }
 
     fn backward(
@@ -308,7 +335,37 @@ where
         if let Some(fused) = Fused::of(self, &x) {
             return fused.backward(x, dz, dlog_det, grads);
         }
-        backward_by_autodiff(self, x, dz, dlog_det, grads)
+        self.pull_back_through_net(x, |x, _| x, dz, dlog_det, grads).1
+    }
+
+    fn forward_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
+        tape.push(&x);
+        if tape.memory() == Memory::Stored
+            && let Some(fused) = Fused::of(self, &x)
+        {
+            return fused.forward_keeping(x, tape);
+        }
+        self.forward(x)
+    }
+
+    fn pull_back_on(
+        &self,
+        z: Tensor<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        let Some(x) = tape.pop() else {
+            let (x, dx) = self.pull_back(z, dz, dlog_det, grads);
+            tape.reconstructed(&x);
+            return (x, dx);
+        };
+        let dx = match Fused::of(self, &x) {
+            Some(fused) => fused.backward_from(tape, x.clone(), dz, dlog_det, grads),
+            None => self.backward(x.clone(), dz, dlog_det, grads),
+        };
+        (x, dx)
     }
 }
 

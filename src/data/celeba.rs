@@ -160,7 +160,14 @@ impl CelebA {
             found = self.only(wanted, partitions.as_ref(), found)?;
         }
 
-        let Pictures { images, names, skipped, from_cache } = self.pictures.load_found(found)?;
+        let part = match self.partition {
+            None => "",
+            Some(CelebAPartition::Train) => "train",
+            Some(CelebAPartition::Validation) => "validation",
+            Some(CelebAPartition::Test) => "test",
+        };
+        let Pictures { images, names, skipped, from_cache } =
+            self.pictures.load_found(found, part)?;
         let attributes = match attributes {
             Some(list) => {
                 let mut values = Vec::with_capacity(names.len() * list.columns.len());
@@ -529,6 +536,23 @@ mod tests {
             "cannot read DIR/list_eval_partition.txt: entity not found; \
              put the list of the partitions there, or load all pictures"
         );
+    }
+
+    #[test]
+    fn partitions_keep_their_caches() {
+        let folder = with_lists(ATTRIBUTE_LIST, PARTITION_LIST);
+        let cache = tempfile::tempdir().unwrap();
+        let of = |partition| {
+            let celeba = CelebA::new(folder.path(), 32).with_cache(cache.path());
+            celeba.with_partition(partition).load().unwrap()
+        };
+        for expected in [false, true] {
+            for partition in [CelebAPartition::Train, CelebAPartition::Test] {
+                let faces = of(partition);
+                assert_eq!(faces.from_cache, expected, "{partition:?}");
+                assert_eq!(faces.partitions.unwrap()[0], partition);
+            }
+        }
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl ImageFolder {
     ///   to be left out.
     pub fn load(&self) -> Result<Pictures> {
         self.validate()?;
-        self.load_found(find_pictures(&self.folder)?)
+        self.load_found(find_pictures(&self.folder)?, "")
     }
 
     pub(super) fn validate(&self) -> Result<()> {
@@ -163,8 +163,9 @@ impl ImageFolder {
         Ok(())
     }
 
-    /// Loads these pictures of the folder.
-    pub(super) fn load_found(&self, found: Vec<Found>) -> Result<Pictures> {
+    /// Loads these pictures of the folder: `part` names what they are of all, so that the caches of two
+    /// parts do not displace each other.
+    pub(super) fn load_found(&self, found: Vec<Found>, part: &str) -> Result<Pictures> {
         if found.is_empty() {
             return Err(FlowError::format(
                 &self.folder,
@@ -174,7 +175,9 @@ impl ImageFolder {
             ));
         }
         let cache = match &self.cache {
-            Some(folder) => Some((Cache::new(folder, self.cache_name())?, self.cache_key(&found))),
+            Some(folder) => {
+                Some((Cache::new(folder, self.cache_name(part))?, self.cache_key(&found)))
+            }
             None => None,
         };
         let cached = cache
@@ -267,15 +270,15 @@ impl ImageFolder {
         ))
     }
 
-    /// One cache file for each folder and preparation.
-    fn cache_name(&self) -> String {
+    /// One cache file for each folder, preparation and part.
+    fn cache_name(&self, part: &str) -> String {
         let folder = fs::canonicalize(&self.folder).unwrap_or_else(|_| self.folder.clone());
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         // Only what is safe in a file name everywhere; the hash tells the rest apart.
         let name: String =
             name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(40).collect();
         let mut hasher = DefaultHasher::new();
-        (&folder, self.preparation).hash(&mut hasher);
+        (&folder, self.preparation, part).hash(&mut hasher);
         format!("{name}-{}-{:016x}.pixels", self.preparation.size, hasher.finish())
     }
 

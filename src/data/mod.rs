@@ -1,9 +1,10 @@
-//! Data sets: IDX files (MNIST), image folders and CelebA, and the order in which they are read.
+//! Data sets: IDX files (MNIST), CIFAR-10, image folders and CelebA, and the order in which they are read.
 //!
 //! | You have | Use |
 //! |---|---|
 //! | the four IDX files of MNIST, Fashion-MNIST, … | [`Mnist::load`] |
 //! | any other IDX file of bytes | [`idx::read`] |
+//! | CIFAR-10 in its binary layout | [`Cifar10::load`] |
 //! | pixels in memory | [`Images::new`] |
 #![cfg_attr(feature = "images", doc = "| a folder of pictures | [`ImageFolder`] |")]
 #![cfg_attr(feature = "images", doc = "| CelebA in its official layout | [`CelebA`] |")]
@@ -39,6 +40,7 @@ mod batches;
 mod cache;
 #[cfg(feature = "images")]
 mod celeba;
+mod cifar10;
 pub mod idx;
 #[cfg(feature = "images")]
 mod image_folder;
@@ -52,6 +54,7 @@ mod seed;
 pub use batches::{Batches, StepBatch, StepBatches};
 #[cfg(feature = "images")]
 pub use celeba::{Attributes, CelebA, CelebAFaces, CelebAPartition};
+pub use cifar10::Cifar10;
 #[cfg(feature = "images")]
 pub use image_folder::{ImageFolder, Pictures, SkippedPicture};
 pub use images::Images;

@@ -1,6 +1,8 @@
 //! Work done ahead on another thread.
 
 use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -48,6 +50,8 @@ pub struct Prefetch<T> {
     queue: Option<Receiver<T>>,
     worker: Option<JoinHandle<()>>,
     waited: Duration,
+    /// In nanoseconds.
+    working: Arc<AtomicU64>,
     taken: usize,
 }
 
@@ -57,15 +61,21 @@ impl<T: Send + 'static> Prefetch<T> {
     /// The thread ends with the iterator, or after the item in the making when this is dropped.
     pub fn new(ahead: usize, items: impl Iterator<Item = T> + Send + 'static) -> Self {
         let (sender, queue) = sync_channel(ahead.max(1));
+        let working = Arc::new(AtomicU64::new(0));
+        let nanoseconds = working.clone();
         let worker = thread::spawn(move || {
-            for item in items {
+            let mut items = items;
+            loop {
+                let start = Instant::now();
+                let Some(item) = items.next() else { break };
+                nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
                 // Nobody takes any more: this was dropped.
                 if sender.send(item).is_err() {
                     break;
                 }
             }
         });
-        Self { queue: Some(queue), worker: Some(worker), waited: Duration::ZERO, taken: 0 }
+        Self { queue: Some(queue), worker: Some(worker), waited: Duration::ZERO, working, taken: 0 }
     }
 }
 
@@ -73,6 +83,11 @@ impl<T> Prefetch<T> {
     /// Time spent in waiting for items, the first one left out: nothing can be ready before it.
     pub fn waited(&self) -> Duration {
         self.waited
+    }
+
+    /// Time in which the iterator made items, of those ahead too.
+    pub fn working(&self) -> Duration {
+        Duration::from_nanos(self.working.load(Ordering::Relaxed))
     }
 
     /// Items handed out so far.
@@ -127,8 +142,7 @@ impl<T> Drop for Prefetch<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::thread::sleep;
 
     use super::*;
@@ -181,6 +195,7 @@ mod tests {
         assert_eq!(ready.by_ref().count(), 5);
         // The first is not counted; the others take their moment each.
         assert!(ready.waited() >= MOMENT * 3, "{:?}", ready.waited());
+        assert!(ready.working() >= MOMENT * 5, "{:?}", ready.working());
 
         let (made, items) = counted(5);
         let mut ready = Prefetch::new(5, items);

@@ -171,16 +171,32 @@ impl<T: Scalar> Conditioner<'_, T> {
     /// Adds the threads' sums in their order and drops the padding.
     pub fn finish(&self, parts: &[PartialGradients<T>]) -> Gradients<T> {
         let last = self.layers.len() - 1;
-        let layer = |(index, &Layer { inputs, outputs, bias, .. }): (usize, &Layer<T>)| {
+        let layer = |(index, layer): (usize, &Layer<T>)| {
+            let &Layer { inputs, outputs, transposed, bias, .. } = layer;
             let columns = self.layers[index].columns;
             let mut weight = vec![T::ZERO; outputs * inputs];
             let mut bias = vec![T::ZERO; bias.len()];
-            for_blocks(&mut weight, inputs, |row, to| {
-                for part in parts.iter().filter(|part| part.is_started) {
-                    let from = &part.weights[index][row * columns..][..inputs];
-                    to.iter_mut().zip(from).for_each(|(to, from)| *to += *from);
-                }
-            });
+            let started = || parts.iter().filter(|part| part.is_started);
+            let sums = || started().map(|part| &part.weights[index][..outputs * columns]);
+            if transposed {
+                // A cache line of the sums at a time.
+                for_blocks(&mut weight, outputs * self.ops.lanes, |block, to| {
+                    let first = block * self.ops.lanes;
+                    for (output, row) in
+                        sums().flat_map(|sum| sum.chunks_exact(columns).enumerate())
+                    {
+                        let to = to[output..].iter_mut().step_by(outputs);
+                        to.zip(&row[first..]).for_each(|(to, from)| *to += *from);
+                    }
+                });
+            } else {
+                for_blocks(&mut weight, inputs, |row, to| {
+                    for sum in sums() {
+                        let from = &sum[row * columns..][..inputs];
+                        to.iter_mut().zip(from).for_each(|(to, from)| *to += *from);
+                    }
+                });
+            }
             for part in parts {
                 let lanes = if index == last { 1 } else { self.ops.lanes };
                 let rows = part.biases[index].chunks_exact(lanes);

@@ -45,7 +45,7 @@ impl Shape {
 ///
 /// That this thread takes part hides the time it takes to wake another one, which for small
 /// couplings is as long as their work.
-fn run<I: Send, R: Send>(parts: Vec<I>, f: impl Fn(I) -> R + Sync) -> Vec<R> {
+pub(super) fn run<I: Send, R: Send>(parts: Vec<I>, f: impl Fn(I) -> R + Sync) -> Vec<R> {
     let mut results: Vec<Option<R>> = parts.iter().map(|_| None).collect();
     rayon::in_place_scope(|scope| {
         let f = &f;

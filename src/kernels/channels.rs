@@ -214,3 +214,73 @@ pub(super) fn row_sums<T: Scalar>(a: &[T], b: &[T]) -> [f64; 2] {
     }
     [first.iter().sum(), product.iter().sum()]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference::{close, numbers};
+    use super::*;
+
+    /// Fewer and more pixels than a strip, with and without a rest; one pixel is a vector.
+    fn shapes() -> impl Iterator<Item = Shape> {
+        [(3, 2, 1, 1), (2, 3, 5, 7), (40, 4, 8, 8), (5, 6, 33, 3), (1, 1, 16, 2)]
+            .into_iter()
+            .map(|(batch, channels, height, width)| Shape { batch, channels, height, width })
+    }
+
+    /// Value of sample, channel and pixel.
+    fn at(values: &[f64], shape: Shape, [n, c, p]: [usize; 3]) -> f64 {
+        values[(n * shape.channels + c) * shape.pixels() + p]
+    }
+
+    fn positions(shape: Shape) -> impl Iterator<Item = [usize; 3]> {
+        let (channels, pixels) = (shape.channels, shape.pixels());
+        (0..shape.numbers())
+            .map(move |i| [i / pixels / channels, i / pixels % channels, i % pixels])
+    }
+
+    #[test]
+    fn affine_and_sums_agree_with_direct_loops() {
+        for shape in shapes() {
+            let (x, y) = (numbers(shape.numbers(), 1), numbers(shape.numbers(), 2));
+            let [before, scale, after] = [3, 4, 5].map(|seed| numbers(shape.channels, seed));
+            let map = ChannelAffine { before: &before, scale: &scale, after: &after };
+            let expected: Vec<f64> = positions(shape)
+                .map(|i| (at(&x, shape, i) + before[i[1]]) * scale[i[1]] + after[i[1]])
+                .collect();
+            close(&map.apply(&x, shape), &expected, 1e-15);
+            let mut sums = ChannelSums {
+                first: vec![0.0; shape.channels],
+                product: vec![0.0; shape.channels],
+            };
+            for i in positions(shape) {
+                sums.first[i[1]] += at(&x, shape, i);
+                sums.product[i[1]] += at(&x, shape, i) * at(&y, shape, i);
+            }
+            let got = channel_sums(&x, &y, shape);
+            close(&got.first, &sums.first, 1e-12);
+            close(&got.product, &sums.product, 1e-12);
+        }
+    }
+
+    #[test]
+    fn matrix_and_products_agree_with_direct_loops() {
+        for shape in shapes() {
+            let (x, y) = (numbers(shape.numbers(), 1), numbers(shape.numbers(), 2));
+            let channels = shape.channels;
+            let matrix = numbers(channels * channels, 3);
+            let row = |[n, c, p]: [usize; 3]| -> f64 {
+                (0..channels).map(|j| matrix[c * channels + j] * at(&x, shape, [n, j, p])).sum()
+            };
+            let expected: Vec<f64> = positions(shape).map(row).collect();
+            close(&ChannelMatrix { matrix: &matrix }.apply(&x, shape), &expected, 1e-14);
+            let mut products = vec![0.0; channels * channels];
+            for [n, c, p] in positions(shape) {
+                for j in 0..channels {
+                    products[c * channels + j] +=
+                        at(&x, shape, [n, c, p]) * at(&y, shape, [n, j, p]);
+                }
+            }
+            close(&channel_products(&x, &y, shape), &products, 1e-12);
+        }
+    }
+}

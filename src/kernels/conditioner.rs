@@ -19,6 +19,22 @@ const BLOCK: std::ops::RangeInclusive<usize> = 512..=2048;
 /// pass. Above (one picture of 256 x 256, say) a tile's activations are computed a second time.
 const KEPT: usize = 48 << 20;
 
+/// What a [`Conditioner`] is made ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// Outputs alone.
+    Outputs,
+    /// Outputs, and activations that stay for a backward pass of another conditioner.
+    Keeping,
+    /// Outputs and gradients.
+    Gradients,
+}
+
+/// The first layer whose input is kept between a forward and a backward pass: those before it are
+/// narrow, or one product away from what is narrow, and computing them again takes less time than
+/// writing and reading them would.
+pub(super) const FIRST_KEPT: usize = 2;
+
 /// A net made ready for pictures of one size.
 pub(super) struct Conditioner<'a, T: Scalar> {
     pub net: &'a Net<'a, T>,
@@ -49,14 +65,8 @@ pub(super) struct Buffers<T> {
 
 impl<'a, T: Scalar> Conditioner<'a, T> {
     /// `batch`: pictures one thread will see.
-    pub fn new(
-        net: &'a Net<'a, T>,
-        height: usize,
-        width: usize,
-        batch: usize,
-        with_gradient: bool,
-    ) -> Self {
-        Self::with_ops(T::ops(), net, [height, width], batch, with_gradient)
+    pub fn new(net: &'a Net<'a, T>, height: usize, width: usize, batch: usize, pass: Pass) -> Self {
+        Self::with_ops(T::ops(), net, [height, width], batch, pass)
     }
 
     pub fn with_ops(
@@ -64,8 +74,9 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         net: &'a Net<'a, T>,
         [height, width]: [usize; 2],
         batch: usize,
-        with_gradient: bool,
+        pass: Pass,
     ) -> Self {
+        let with_gradient = pass == Pass::Gradients;
         let geometry = Geometry { height, width, panel: ops.panel };
         let pictures = block_pictures(&geometry, batch);
         let layers: Vec<_> =
@@ -81,7 +92,7 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
             last: Masks::new(ops, &geometry, net.last, true, pictures),
             pictures,
             tile: (TILE / ops.panel).min(geometry.panels(pictures)),
-            keep: with_gradient && kept <= KEPT,
+            keep: pass != Pass::Outputs && kept <= KEPT,
         }
     }
 
@@ -146,6 +157,13 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         }
     }
 
+    /// Puts the inputs of the layers before [`FIRST_KEPT`] into `buffers`, beside those kept.
+    pub fn first_inputs(&self, buffers: &mut Buffers<T>, identity: &Planes<T>, pictures: usize) {
+        for (first, panels) in self.tiles(pictures) {
+            self.inputs_tile(buffers, identity, first, panels, FIRST_KEPT);
+        }
+    }
+
     /// The inputs of all layers on one tile.
     pub fn hidden_tile(
         &self,
@@ -154,10 +172,22 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         first: usize,
         panels: usize,
     ) {
+        self.inputs_tile(buffers, identity, first, panels, self.layers.len());
+    }
+
+    /// The inputs of the first `count` layers on one tile.
+    fn inputs_tile(
+        &self,
+        buffers: &mut Buffers<T>,
+        identity: &Planes<T>,
+        first: usize,
+        panels: usize,
+        count: usize,
+    ) {
         let stride = self.stride(0);
         let input = &mut buffers.inputs[0][self.kept_at(0, first)..][..panels * stride];
         self.first.gather(identity, first, input, stride);
-        for index in 0..self.layers.len() - 1 {
+        for index in 0..self.layers.len().min(count) - 1 {
             let (before, after) = buffers.inputs.split_at_mut(index + 1);
             let input = &before[index][self.kept_at(index, first)..];
             let output = &mut after[0][self.kept_at(index + 1, first)..];

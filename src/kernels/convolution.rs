@@ -70,16 +70,33 @@ unsafe fn tile<V: Vector, const ROWS: usize>(p: &Convolution<V::Scalar>, row: us
                 a = a.add(ROWS);
             }
         }
-        for i in 0..ROWS {
-            for j in 0..2 {
-                let at = (row + i) * p.stride + pixel + j * V::LANES;
-                let value = match p.ending {
-                    Ending::Linear => sum[i][j],
-                    Ending::Plus(more) => sum[i][j].add(V::load(more.add(at))),
-                    Ending::WherePositive(outputs) => sum[i][j]
-                        .where_positive(V::load(outputs.add(at)), V::splat(V::Scalar::ZERO)),
-                };
-                value.store(p.c.add(at));
+        // One loop for each ending: with the choice inside, the tile is not held in registers.
+        let at = row * p.stride + pixel;
+        match p.ending {
+            Ending::Linear => {
+                for i in 0..ROWS {
+                    for j in 0..2 {
+                        sum[i][j].store(p.c.add(at + i * p.stride + j * V::LANES));
+                    }
+                }
+            }
+            Ending::Plus(more) => {
+                for i in 0..ROWS {
+                    for j in 0..2 {
+                        let at = at + i * p.stride + j * V::LANES;
+                        sum[i][j].add(V::load(more.add(at))).store(p.c.add(at));
+                    }
+                }
+            }
+            Ending::WherePositive(outputs) => {
+                let zero = V::splat(V::Scalar::ZERO);
+                for i in 0..ROWS {
+                    for j in 0..2 {
+                        let at = at + i * p.stride + j * V::LANES;
+                        let key = V::load(outputs.add(at));
+                        sum[i][j].where_positive(key, zero).store(p.c.add(at));
+                    }
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::backward::PartialGradients;
 use super::batch::{Chunks, Shape};
-use super::conditioner::{Buffers, Conditioner};
+use super::conditioner::{Buffers, Conditioner, FIRST_KEPT, Pass};
 use super::log_scale::{LogScale, MapRow, Task};
 use super::window::Planes;
 use super::workspace::{Lease, lease, lease_zeros};
@@ -47,6 +47,28 @@ pub struct Gradient<T> {
     pub gradients: Gradients<T>,
 }
 
+/// What [`Coupling::forward_keeping`] keeps for [`Coupling::backward_from`].
+pub struct Activations<T> {
+    /// One list a thread, one entry a block.
+    parts: Vec<Vec<Kept<T>>>,
+}
+
+impl<T: Scalar> Activations<T> {
+    /// Bytes of all that is kept.
+    pub fn num_bytes(&self) -> usize {
+        let block = |kept: &Kept<T>| {
+            kept.params.len() + kept.inputs.iter().map(|input| input.len()).sum::<usize>()
+        };
+        self.parts.iter().flatten().map(block).sum::<usize>() * size_of::<T>()
+    }
+}
+
+/// What is kept of a block: the inputs of the layers from [`FIRST_KEPT`] on, and the outputs.
+struct Kept<T> {
+    inputs: Vec<Lease<T>>,
+    params: Planes<T>,
+}
+
 /// What one thread needs for its part of a batch.
 struct Worker<'a, T: Scalar> {
     coupling: &'a Coupling<'a, T>,
@@ -63,8 +85,9 @@ impl<'a, T: Scalar> Worker<'a, T> {
         coupling: &'a Coupling<'a, T>,
         conditioner: &'a Conditioner<'a, T>,
         shape: Shape,
-        gradient: bool,
+        pass: Pass,
     ) -> Self {
+        let gradient = pass == Pass::Gradients;
         let (geometry, pictures) = (&conditioner.geometry, conditioner.pictures);
         Self {
             coupling,
@@ -79,12 +102,41 @@ impl<'a, T: Scalar> Worker<'a, T> {
 
     /// Reads a block and runs the net on it.
     fn start(&mut self, block: &[T]) -> usize {
-        let (channels, pixels) = (self.shape.channels, self.shape.pixels());
-        let pictures = block.len() / self.shape.sample();
-        self.identity.load(block, channels, self.coupling.identity.start, pixels);
-        self.transformed.load(block, channels, self.coupling.transformed.start, pixels);
+        let pictures = self.load(block);
         self.conditioner.forward(&mut self.buffers, &self.identity, &mut self.params, pictures);
         pictures
+    }
+
+    /// Reads a block and puts back what a forward pass kept of it.
+    fn start_from(&mut self, block: &[T], kept: Kept<T>) -> usize {
+        let pictures = self.load(block);
+        self.params = kept.params;
+        for (input, kept) in self.buffers.inputs[FIRST_KEPT.min(self.conditioner.layers.len())..]
+            .iter_mut()
+            .zip(kept.inputs)
+        {
+            *input = kept;
+        }
+        self.conditioner.first_inputs(&mut self.buffers, &self.identity, pictures);
+        pictures
+    }
+
+    fn load(&mut self, block: &[T]) -> usize {
+        let (channels, pixels) = (self.shape.channels, self.shape.pixels());
+        self.identity.load(block, channels, self.coupling.identity.start, pixels);
+        self.transformed.load(block, channels, self.coupling.transformed.start, pixels);
+        block.len() / self.shape.sample()
+    }
+
+    /// Takes out what the net left behind on the block that it was run on, with new buffers in its
+    /// place.
+    fn take_kept(&mut self) -> Kept<T> {
+        let Self { conditioner, coupling, buffers, params, .. } = self;
+        let inputs = buffers.inputs.iter_mut().skip(FIRST_KEPT);
+        let inputs = inputs.map(|input| std::mem::replace(input, lease(input.len()))).collect();
+        let outputs = coupling.net.outputs();
+        let empty = Planes::new(&conditioner.geometry, outputs, conditioner.pictures);
+        Kept { inputs, params: std::mem::replace(params, empty) }
     }
 
     fn finish(&self, block: &mut [T]) {
@@ -103,8 +155,15 @@ impl<'a, T: Scalar> Worker<'a, T> {
         unsafe { (self.conditioner.ops.map_row)(&mut row) };
     }
 
-    /// Forward (with a log-det) or inverse of this thread's samples.
-    fn map(&mut self, input: &[T], output: &mut [T], mut log_det: Option<&mut [T]>) {
+    /// Forward (with a log-det) or inverse of this thread's samples; `kept` takes what the forward
+    /// pass is to keep.
+    fn map(
+        &mut self,
+        input: &[T],
+        output: &mut [T],
+        mut log_det: Option<&mut [T]>,
+        mut kept: Option<&mut Vec<Kept<T>>>,
+    ) {
         let (pictures, pixels, sample) =
             (self.conditioner.pictures, self.shape.pixels(), self.shape.sample());
         let mut pixel_log_det = lease(pictures * pixels);
@@ -120,6 +179,9 @@ impl<'a, T: Scalar> Worker<'a, T> {
                 self.map_channel(channel, count, task);
             }
             self.finish(to);
+            if let Some(kept) = &mut kept {
+                kept.push(self.take_kept());
+            }
             let ops = self.conditioner.ops;
             if let Some(log_det) = &mut log_det {
                 let sums = pixel_log_det[..count].chunks_exact(pixels).map(|row| ops.total(row));
@@ -129,9 +191,10 @@ impl<'a, T: Scalar> Worker<'a, T> {
     }
 
     /// Gradients of this thread's samples; with `x`, `input` is the latent and `x` is recovered
-    /// from it.
+    /// from it. `kept` is what the forward pass kept.
     fn gradient(
         &mut self,
+        kept: Option<Vec<Kept<T>>>,
         input: &[T],
         mut x: Option<&mut [T]>,
         dz: &[T],
@@ -148,13 +211,18 @@ impl<'a, T: Scalar> Worker<'a, T> {
         let mut sums = self.conditioner.partial_gradients();
         let mut dgain = lease_zeros(transformed.len());
         let size = pictures * sample;
+        let mut kept = kept.into_iter().flatten();
         for (index, from) in input.chunks(size).enumerate() {
-            let count = self.start(from) * pixels;
+            let pictures = match kept.next() {
+                Some(kept) => self.start_from(from, kept),
+                None => self.start(from),
+            };
+            let count = pictures * pixels;
             let dz = &dz[index * size..][..from.len()];
             dtransformed.load(dz, channels, transformed.start, pixels);
             didentity.load(dz, channels, identity.start, pixels);
             for (pixels, value) in
-                pixel_dlog_det.chunks_exact_mut(pixels).zip(&dlog_det[index * pictures..])
+                pixel_dlog_det.chunks_exact_mut(pixels).zip(&dlog_det[index * size / sample..])
             {
                 pixels.fill(*value);
             }
@@ -170,7 +238,6 @@ impl<'a, T: Scalar> Worker<'a, T> {
             if let Some(x) = &mut x {
                 self.finish(&mut x[index * size..][..from.len()]);
             }
-            let pictures = count / pixels;
             let Self { conditioner, buffers, identity: input, params, .. } = self;
             conditioner.backward(buffers, input, params, &mut didentity, &mut sums, pictures);
             let to = &mut dx[index * size..][..from.len()];
@@ -193,19 +260,46 @@ impl<T: Scalar> Coupling<'_, T> {
     /// # Panics
     /// If the sizes of the net, the channel ranges and the shape do not fit together.
     pub fn forward(&self, x: &[T], shape: Shape) -> (Vec<T>, Vec<T>) {
+        let (z, log_det, _) = self.forward_of(Pass::Outputs, x, shape);
+        (z, log_det)
+    }
+
+    /// [`forward`](Self::forward), and what [`backward_from`](Self::backward_from) can start from:
+    /// the widest activations, so that the net's products need not be computed again. `None` where
+    /// they are too large for that.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_keeping(
+        &self,
+        x: &[T],
+        shape: Shape,
+    ) -> (Vec<T>, Vec<T>, Option<Activations<T>>) {
+        self.forward_of(Pass::Keeping, x, shape)
+    }
+
+    fn forward_of(
+        &self,
+        pass: Pass,
+        x: &[T],
+        shape: Shape,
+    ) -> (Vec<T>, Vec<T>, Option<Activations<T>>) {
         self.validate(shape);
         shape.check("Coupling: x", x.len());
         let (mut z, mut log_det) = (vec![T::ZERO; x.len()], vec![T::ZERO; shape.batch]);
         let chunks = Chunks::new(shape, self.net.weights());
         let conditioner =
-            Conditioner::new(&self.net, shape.height, shape.width, chunks.largest(), false);
+            Conditioner::new(&self.net, shape.height, shape.width, chunks.largest(), pass);
         let tasks = (chunks.split(x, shape.sample()).into_iter())
             .zip(chunks.split_mut(&mut z, shape.sample()))
             .zip(chunks.split_mut(&mut log_det, 1));
-        chunks.run(tasks.collect(), |((x, z), log_det)| {
-            Worker::new(self, &conditioner, shape, false).map(x, z, Some(log_det));
+        let parts = chunks.run(tasks.collect(), |((x, z), log_det)| {
+            let mut kept = Vec::new();
+            let keeps = conditioner.keep.then_some(&mut kept);
+            Worker::new(self, &conditioner, shape, pass).map(x, z, Some(log_det), keeps);
+            kept
         });
-        (z, log_det)
+        (z, log_det, conditioner.keep.then_some(Activations { parts }))
     }
 
     /// Latent to data.
@@ -218,13 +312,13 @@ impl<T: Scalar> Coupling<'_, T> {
         let mut x = vec![T::ZERO; z.len()];
         let chunks = Chunks::new(shape, self.net.weights());
         let conditioner =
-            Conditioner::new(&self.net, shape.height, shape.width, chunks.largest(), false);
+            Conditioner::new(&self.net, shape.height, shape.width, chunks.largest(), Pass::Outputs);
         let tasks = chunks
             .split(z, shape.sample())
             .into_iter()
             .zip(chunks.split_mut(&mut x, shape.sample()));
         chunks.run(tasks.collect(), |(z, x)| {
-            Worker::new(self, &conditioner, shape, false).map(z, x, None)
+            Worker::new(self, &conditioner, shape, Pass::Outputs).map(z, x, None, None)
         });
         x
     }
@@ -239,7 +333,7 @@ impl<T: Scalar> Coupling<'_, T> {
     /// As [`forward`](Self::forward).
     pub fn pull_back(&self, z: &[T], dz: &[T], dlog_det: &[T], shape: Shape) -> PullBack<T> {
         let mut x = vec![T::ZERO; z.len()];
-        let Gradient { dx, gradients } = self.gradient(z, Some(&mut x), dz, dlog_det, shape);
+        let Gradient { dx, gradients } = self.gradient(None, z, Some(&mut x), dz, dlog_det, shape);
         PullBack { x, dx, gradients }
     }
 
@@ -248,11 +342,28 @@ impl<T: Scalar> Coupling<'_, T> {
     /// # Panics
     /// As [`forward`](Self::forward).
     pub fn backward(&self, x: &[T], dz: &[T], dlog_det: &[T], shape: Shape) -> Gradient<T> {
-        self.gradient(x, None, dz, dlog_det, shape)
+        self.gradient(None, x, None, dz, dlog_det, shape)
+    }
+
+    /// [`backward`](Self::backward) from what [`forward_keeping`](Self::forward_keeping) kept of the
+    /// same `x` with the same parameters.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward); and if what was kept is of another batch.
+    pub fn backward_from(
+        &self,
+        kept: Activations<T>,
+        x: &[T],
+        dz: &[T],
+        dlog_det: &[T],
+        shape: Shape,
+    ) -> Gradient<T> {
+        self.gradient(Some(kept), x, None, dz, dlog_det, shape)
     }
 
     fn gradient(
         &self,
+        kept: Option<Activations<T>>,
         input: &[T],
         x: Option<&mut [T]>,
         dz: &[T],
@@ -270,8 +381,18 @@ impl<T: Scalar> Coupling<'_, T> {
         let sample = shape.sample();
         let mut dx = vec![T::ZERO; input.len()];
         let chunks = Chunks::new(shape, self.net.weights());
-        let conditioner =
-            Conditioner::new(&self.net, shape.height, shape.width, chunks.largest(), true);
+        let conditioner = Conditioner::new(
+            &self.net,
+            shape.height,
+            shape.width,
+            chunks.largest(),
+            Pass::Gradients,
+        );
+        let kept: Vec<_> = match kept {
+            Some(kept) => kept.parts.into_iter().map(Some).collect(),
+            None => chunks.ranges.iter().map(|_| None).collect(),
+        };
+        assert_eq!(kept.len(), chunks.ranges.len(), "Coupling: kept of another batch");
         let xs: Vec<_> = match x {
             Some(x) => chunks.split_mut(x, sample).into_iter().map(Some).collect(),
             None => chunks.ranges.iter().map(|_| None).collect(),
@@ -280,9 +401,11 @@ impl<T: Scalar> Coupling<'_, T> {
             .zip(xs)
             .zip(chunks.split(dz, sample))
             .zip(chunks.split(dlog_det, 1))
-            .zip(chunks.split_mut(&mut dx, sample));
-        let parts = chunks.run(tasks.collect(), |((((input, x), dz), dlog_det), dx)| {
-            Worker::new(self, &conditioner, shape, true).gradient(input, x, dz, dlog_det, dx)
+            .zip(chunks.split_mut(&mut dx, sample))
+            .zip(kept);
+        let parts = chunks.run(tasks.collect(), |(((((input, x), dz), dlog_det), dx), kept)| {
+            let mut worker = Worker::new(self, &conditioner, shape, Pass::Gradients);
+            worker.gradient(kept, input, x, dz, dlog_det, dx)
         });
         let (sums, dgains): (Vec<_>, Vec<_>) =
             parts.into_iter().map(|part| (part.sums, part.dgain)).unzip();

@@ -3,6 +3,7 @@
 //! Each vector routine is compiled once for each instruction set, inside a function that enables
 //! the set; [`Ops`] is the table of those for this processor.
 
+use super::adam::{AdamStep, adam};
 use super::channels::{mix, outer, row_sums};
 use super::convolution::{
     Convolution, TapGradient, affine_gradient, affine_relu, convolution, deviations, tap_gradient,
@@ -41,6 +42,7 @@ pub struct Ops<T: 'static> {
     pub(super) affine_relu: unsafe fn(&[T], [T; 2], &[T], &mut [T]),
     pub(super) affine_gradient: unsafe fn(&[T], &[T], T, &mut [T]) -> [T; 2],
     pub(super) deviations: unsafe fn(&[T], T, &[T]) -> [f64; 2],
+    pub(super) adam: unsafe fn(&AdamStep<T>, &[T], [&mut [T]; 3]),
 }
 
 impl<T> Ops<T> {
@@ -126,6 +128,10 @@ macro_rules! instruction_set {
                 affine_gradient(d, x, scale, dx)
             }
             $(#[$feature])?
+            unsafe fn adam_here(step: &AdamStep<S>, gradient: &[S], to: [&mut [S]; 3]) {
+                adam(step, gradient, to)
+            }
+            $(#[$feature])?
             unsafe fn deviations_here(x: &[S], mean: S, inside: &[S]) -> [f64; 2] {
                 deviations(x, mean, inside)
             }
@@ -165,6 +171,7 @@ macro_rules! instruction_set {
                 affine_relu: affine_relu_here,
                 affine_gradient: affine_gradient_here,
                 deviations: deviations_here,
+                adam: adam_here,
             };
         }
     };

@@ -14,6 +14,7 @@
 //! weights; `conditioner` and `backward` the net on a block of pictures; `batch` threads;
 //! `coupling` what is called from outside; `workspace` reused buffers.
 
+mod adam;
 mod backward;
 mod batch;
 mod channels;
@@ -36,9 +37,10 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+pub use adam::{AdamStep, sum_of_squares};
 pub use batch::Shape;
 pub use channels::{ChannelAffine, ChannelMatrix, channel_products, channel_sums};
-pub use coupling::Coupling;
+pub use coupling::{Activations, Coupling};
 pub use dispatch::Ops;
 pub use framed::{Frame, Framed, Kernel};
 pub use log_scale::{LogScale, Map, Order};

@@ -13,6 +13,8 @@ pub struct Layer<'a, T> {
     pub outputs: usize,
     /// `[outputs, inputs]`, row-major.
     pub weight: &'a [T],
+    /// Whether `weight` is `[inputs, outputs]` instead.
+    pub transposed: bool,
     /// A number for each output channel.
     pub bias: &'a [T],
 }
@@ -40,7 +42,7 @@ pub struct Net<'a, T> {
 /// Gradient of one layer, in the layouts of [`Layer`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerGradients<T> {
-    /// `[outputs, inputs]`, row-major.
+    /// As the layer's weight.
     pub weight: Vec<T>,
     /// A number for each output channel.
     pub bias: Vec<T>,
@@ -82,7 +84,7 @@ impl<T: Scalar> Net<'_, T> {
         );
         let last = self.layers.len() - 1;
         for (index, layer) in self.layers.iter().enumerate() {
-            let &Layer { inputs, outputs, weight, bias } = layer;
+            let &Layer { inputs, outputs, weight, bias, .. } = layer;
             assert!(
                 inputs > 0 && outputs > 0,
                 "Net: layer {index} is empty, [{outputs}, {inputs}]"
@@ -138,24 +140,31 @@ pub(super) struct PackedLayer<T> {
 
 impl<T: Scalar> PackedLayer<T> {
     pub fn new(layer: &Layer<T>, ops: &Ops<T>, with_gradient: bool) -> Self {
-        let &Layer { inputs, outputs, weight, bias } = layer;
+        let &Layer { inputs, outputs, weight, transposed, bias } = layer;
         let rows = outputs.next_multiple_of(ops.granule);
         let back_rows = inputs.next_multiple_of(ops.granule);
         let mut packed_bias = lease(rows);
         packed_bias.fill(T::ZERO);
         packed_bias[..bias.len()].copy_from_slice(bias);
         let block = 3 * ops.granule;
+        // The rows of what is in memory run over the other side if it is transposed.
+        let (forward, back): (Pack<T>, Pack<T>) =
+            if transposed { (pack_transposed, pack) } else { (pack, pack_transposed) };
+        let columns = if transposed { outputs } else { inputs };
         Self {
             inputs,
             rows,
             back_rows,
             columns: inputs.next_multiple_of(ops.lanes),
-            weight: pack(weight, inputs, rows, block),
-            back: with_gradient.then(|| pack_transposed(weight, inputs, back_rows, block)),
+            weight: forward(weight, columns, rows, block),
+            back: with_gradient.then(|| back(weight, columns, back_rows, block)),
             bias: packed_bias,
         }
     }
 }
+
+/// [`pack`] or [`pack_transposed`].
+type Pack<T> = fn(&[T], usize, usize, usize) -> Lease<T>;
 
 /// Blocks of up to `block` rows of a `[_, columns]` matrix, each block `[columns, rows of the
 /// block]`.

@@ -110,7 +110,7 @@ impl NetCase {
         let mut inputs = self.inputs * self.first.taps();
         let layers = parameters.iter().map(|(weight, bias)| {
             let outputs = weight.len() / inputs;
-            let layer = Layer { inputs, outputs, weight, bias };
+            let layer = Layer { inputs, outputs, weight, transposed: false, bias };
             inputs = outputs;
             layer
         });

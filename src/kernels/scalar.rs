@@ -49,6 +49,8 @@ pub trait Scalar:
     fn tanh(self) -> Self;
     /// `ln(1 + self)` for `self` in `[0, 1]`.
     fn ln_1p_unit(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
     /// `self * factor + addend`, rounded once where the processor's base instruction set can.
     fn times_plus(self, factor: Self, addend: Self) -> Self;
     /// The vector code for this processor.
@@ -94,6 +96,11 @@ impl Scalar for f32 {
     #[inline(always)]
     fn abs(self) -> Self {
         f32::abs(self)
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        f32::sqrt(self)
     }
 
     /// `2^n · e^r` with `n` the nearest integer to `x / ln 2`; `e^r` by the polynomial of Cephes'
@@ -177,6 +184,11 @@ impl Scalar for f64 {
     #[inline(always)]
     fn abs(self) -> Self {
         f64::abs(self)
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        f64::sqrt(self)
     }
 
     fn exp(self) -> Self {

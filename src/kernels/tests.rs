@@ -1,6 +1,6 @@
 //! The fused passes against direct loops, finite differences and each other.
 
-use super::conditioner::Conditioner;
+use super::conditioner::{Conditioner, Pass};
 use super::dispatch::{all_f32, all_f64};
 use super::reference::{CouplingCase, NetCase, Parameters, close, numbers};
 use super::window::Planes;
@@ -102,6 +102,24 @@ fn single_precision_agrees_with_double() {
         for (a, b) in flat(&pulled32.gradients).iter().zip(flat(&pulled.gradients)) {
             close(a, &b, 1e-4);
         }
+    }
+}
+
+/// What is kept is what would be computed again: not a bit may differ. The large case has several
+/// blocks a thread, and a last one that is not full.
+#[test]
+fn backward_from_kept_activations_is_backward() {
+    for case in cases().into_iter().chain([glow_case()]) {
+        let (parameters, gain, (x, dz, dlog_det)) =
+            (case.net.parameters(), case.gain(), data(&case));
+        let coupling = case.coupling(&parameters, &gain);
+        let (z, log_det, kept) = coupling.forward_keeping(&x, case.shape());
+        assert_eq!((z, log_det), coupling.forward(&x, case.shape()));
+        let kept = kept.expect("small enough to keep");
+        let from_kept = coupling.backward_from(kept, &x, &dz, &dlog_det, case.shape());
+        let direct = coupling.backward(&x, &dz, &dlog_det, case.shape());
+        assert_eq!(from_kept.dx, direct.dx);
+        assert_eq!(from_kept.gradients, direct.gradients);
     }
 }
 
@@ -265,7 +283,8 @@ fn run<T: Scalar>(
     let parameters = case.parameters::<T>();
     let net = case.net(&parameters);
     let (batch, pixels) = (case.batch, case.height * case.width);
-    let mut conditioner = Conditioner::with_ops(ops, &net, [case.height, case.width], batch, true);
+    let mut conditioner =
+        Conditioner::with_ops(ops, &net, [case.height, case.width], batch, Pass::Gradients);
     conditioner.keep = keep;
     // The batch must be one block here, as the buffers of a backward pass hold one.
     assert!(conditioner.pictures == batch);

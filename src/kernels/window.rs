@@ -73,6 +73,11 @@ impl<T: Scalar> Planes<T> {
         Self { data, stride, margin }
     }
 
+    /// Numbers in memory.
+    pub fn len(&self) -> usize {
+        self.data.len()
+    }
+
     /// The first `count` pixels of a channel.
     pub fn row(&self, channel: usize, count: usize) -> &[T] {
         &self.data[channel * self.stride + self.margin..][..count]

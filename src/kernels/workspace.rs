@@ -13,8 +13,9 @@ struct Line([u8; 64]);
 
 static POOL: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
-/// Number of returned buffers kept for reuse; more than one pass on eight threads holds.
-const POOL_LIMIT: usize = 256;
+/// Number of returned buffers kept for reuse; more than a training step that keeps its activations
+/// holds.
+const POOL_LIMIT: usize = 2048;
 
 /// A buffer borrowed from the pool and given back when dropped.
 ///

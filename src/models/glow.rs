@@ -1,6 +1,7 @@
 //! Glow.
 
 use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -350,6 +351,13 @@ impl Prior<4> for GlowPrior {
             Self::Learned(prior) => Prior::sample(prior, shape, temperature, rng, device, dtype),
         }
     }
+
+    fn backward(&self, z: Tensor<4>, weight: f64, grads: &mut GradientsParams) -> Tensor<4> {
+        match self {
+            Self::Standard(prior) => Prior::backward(prior, z, weight, grads),
+            Self::Learned(prior) => Prior::backward(prior, z, weight, grads),
+        }
+    }
 }
 
 impl SplitPrior<4> for GlowSplitPrior {
@@ -370,6 +378,19 @@ impl SplitPrior<4> for GlowSplitPrior {
         match self {
             Self::Standard(prior) => SplitPrior::sample(prior, shape, kept, temperature, rng),
             Self::Conditional(prior) => prior.sample(shape, kept, temperature, rng),
+        }
+    }
+
+    fn backward(
+        &self,
+        z: Tensor<4>,
+        kept: Tensor<4>,
+        weight: f64,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<4>, Tensor<4>) {
+        match self {
+            Self::Standard(prior) => SplitPrior::backward(prior, z, kept, weight, grads),
+            Self::Conditional(prior) => prior.backward(z, kept, weight, grads),
         }
     }
 }

@@ -1,14 +1,17 @@
 //! A normal conditioned on the kept half: the split prior of Glow.
 
 use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use rand::Rng;
 
 use super::diagonal_normal::normal_log_prob;
-use super::{SplitPrior, standard_normal};
+use super::{Prior, SplitPrior, StandardNormal, backward_by_autodiff, standard_normal};
 use crate::conditioner::Conditioner;
 use crate::conditioner::conv::ZeroConv;
-use crate::coupling::LOG_SCALE_LIMIT;
+use crate::coupling::{AffineOrder, Fused, FusedMap, LOG_SCALE_LIMIT, Mask, ScaleMap};
+use crate::host::suits_kernels;
+use crate::reshape::{merge_channels, num_kept, split_channels};
 
 /// Independent normals whose means and log standard deviations a net computes from the kept half.
 ///
@@ -45,6 +48,30 @@ impl<C: Module> ConditionalNormal<C> {
         let log_std = parameters.narrow(1, channels, channels);
         (mean, log_std.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT))
     }
+
+    /// The density as that of a standard normal behind the coupling
+    /// `[kept, z] -> [kept, (z - mean) exp(-log_std)]`, where there are kernels for it: they take the
+    /// parts in one tensor.
+    fn fused<const D: usize>(
+        &self,
+        kept: &Tensor<D>,
+        z: &Tensor<D>,
+    ) -> Option<(Fused<'_, D, C>, Tensor<D>)>
+    where
+        C: Conditioner<D>,
+    {
+        let channels = kept.dims()[1] + z.dims()[1];
+        if !suits_kernels(z) || kept.dims()[1] != num_kept(channels) {
+            return None;
+        }
+        let mut net = self.conditioner.fold()?;
+        let (weight, bias) = net.layers.pop()?;
+        net.layers.push((weight.neg(), bias.neg()));
+        let (order, scale_map) = (AffineOrder::ShiftThenScale, ScaleMap::Exp);
+        let map = FusedMap::Affine { scale_map, order, gain: None };
+        let joined = merge_channels(kept.clone(), z.clone());
+        Some((Fused::new(&self.conditioner, net, map, Mask::first_half(), &joined)?, joined))
+    }
 }
 
 impl<const D: usize, C: Conditioner<D>> SplitPrior<D> for ConditionalNormal<C>
@@ -52,6 +79,10 @@ where
     Self: Module,
 {
     fn log_prob(&self, z: Tensor<D>, kept: Tensor<D>) -> Tensor<1> {
+        if let Some((fused, joined)) = self.fused(&kept, &z) {
+            let (joined, log_det) = fused.forward(joined);
+            return Prior::log_prob(&StandardNormal::new(), split_channels(joined).1) + log_det;
+        }
         let (mean, log_std) = self.parameters(kept);
         normal_log_prob(z, mean, log_std)
     }
@@ -64,7 +95,92 @@ where
         rng: &mut impl Rng,
     ) -> Tensor<D> {
         let noise = standard_normal(shape, rng, &kept.device(), kept.dtype()) * temperature;
+        if let Some((fused, joined)) = self.fused(&kept, &noise) {
+            return split_channels(fused.inverse(joined)).1;
+        }
         let (mean, log_std) = self.parameters(kept);
         noise * log_std.exp() + mean
+    }
+
+    fn backward(
+        &self,
+        z: Tensor<D>,
+        kept: Tensor<D>,
+        weight: f64,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        let Some((fused, joined)) = self.fused(&kept, &z) else {
+            return backward_by_autodiff(self, z, kept, weight, grads);
+        };
+        let (out, log_det) = fused.forward(joined.clone());
+        let dout = Prior::backward(&StandardNormal::new(), split_channels(out).1, weight, grads);
+        let dout = merge_channels(kept.zeros_like(), dout);
+        let dlog_det = log_det.ones_like() * weight;
+        let (dkept, dz) = split_channels(fused.backward(joined, dout, dlog_det, grads));
+        (dz, dkept)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::DType;
+
+    use super::*;
+    use crate::conditioner::MlpConfig;
+    use crate::host;
+    use crate::testing::visit::gradients;
+    use crate::testing::{inputs, move_parameters, to_f64};
+
+    /// The density behind a fused coupling against the formula in tensors, which a tensor that takes
+    /// part in autodiff goes through.
+    #[test]
+    fn the_fused_road_agrees_with_the_formula() {
+        let device = crate::backend::device();
+        for (kept, out) in [(2, 2), (3, 2)] {
+            let prior = ConditionalNormal::glow(kept, out, &device);
+            agree(prior, [3, kept, 5, 4], [3, out, 5, 4]);
+            let mlp = MlpConfig::new(kept, vec![7, 5], 2 * out).init(&device).unwrap();
+            agree(ConditionalNormal::new(mlp), [6, kept], [6, out]);
+        }
+    }
+
+    fn agree<const D: usize, C: Conditioner<D>>(
+        prior: ConditionalNormal<C>,
+        kept: [usize; D],
+        out: [usize; D],
+    ) where
+        ConditionalNormal<C>: Module,
+    {
+        let device = crate::backend::device();
+        let prior = to_f64(move_parameters(prior, 1, 0.3));
+        let z: Tensor<D> = inputs(out, 2, &device, DType::F64);
+        let kept: Tensor<D> = inputs(kept, 3, &device, DType::F64);
+        if !suits_kernels(&z) {
+            return; // a device without f64 kernels has one road alone
+        }
+        let close = |a: Vec<f64>, b: Vec<f64>| {
+            assert_eq!(a.len(), b.len());
+            for (a, b) in a.iter().zip(&b) {
+                assert!((a - b).abs() < 1e-10 * (1.0 + b.abs()), "{a} is not {b}");
+            }
+        };
+        assert!(prior.fused(&kept, &z).is_some());
+        let tracked = |x: &Tensor<D>| Tensor::from_inner(x.clone());
+        let training = prior.clone().train();
+        let plain = training.log_prob(tracked(&z), tracked(&kept)).inner();
+        close(host::to_f64(prior.log_prob(z.clone(), kept.clone())), host::to_f64(plain));
+        let (mut fused, mut by_autodiff) = (GradientsParams::new(), GradientsParams::new());
+        let (dz, dkept) = training.backward(z.clone(), kept.clone(), 0.7, &mut fused);
+        let (dz_expected, dkept_expected) =
+            backward_by_autodiff(&training, z, kept, 0.7, &mut by_autodiff);
+        close(host::to_f64(dz), host::to_f64(dz_expected));
+        close(host::to_f64(dkept), host::to_f64(dkept_expected));
+        let by_autodiff = gradients(&training, &by_autodiff);
+        for ((name, got), (_, expected)) in
+            gradients(&training, &fused).into_iter().zip(by_autodiff)
+        {
+            let (got, expected) = (got.expect(&name), expected.expect(&name));
+            close(got, expected);
+        }
     }
 }

@@ -6,6 +6,7 @@ mod logistic;
 mod normal;
 
 use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
 use rand::{Rng, RngExt};
 
@@ -14,6 +15,7 @@ pub use diagonal_normal::DiagonalNormal;
 pub use logistic::StandardLogistic;
 pub use normal::StandardNormal;
 
+use crate::flow::{pull_back_through, pull_back_with};
 use crate::host;
 
 /// A density over latents `z` of rank `D`.
@@ -34,6 +36,14 @@ pub trait Prior<const D: usize>: Module {
         device: &Device,
         dtype: DType,
     ) -> Tensor<D>;
+
+    /// The gradient of `weight * sum ln p(z)` with respect to `z`; those of the parameters are added
+    /// to `grads`. `self` is a model in training, `z` and the result are plain tensors.
+    ///
+    /// The default serves every prior, by autodiff.
+    fn backward(&self, z: Tensor<D>, weight: f64, grads: &mut GradientsParams) -> Tensor<D> {
+        pull_back_through(self, z, |z| self.log_prob(z).sum() * weight, grads)
+    }
 }
 
 /// A density over the latents that a split factors out, which may depend on the kept half.
@@ -51,6 +61,20 @@ pub trait SplitPrior<const D: usize>: Module {
         temperature: f64,
         rng: &mut impl Rng,
     ) -> Tensor<D>;
+
+    /// The gradients of `weight * sum ln p(z | kept)` with respect to `z` and to `kept`; those of the
+    /// parameters are added to `grads`. `self` is a model in training, the tensors are plain.
+    ///
+    /// The default serves every prior, by autodiff.
+    fn backward(
+        &self,
+        z: Tensor<D>,
+        kept: Tensor<D>,
+        weight: f64,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        backward_by_autodiff(self, z, kept, weight, grads)
+    }
 }
 
 impl<const D: usize, P: Prior<D>> SplitPrior<D> for P {
@@ -67,6 +91,36 @@ impl<const D: usize, P: Prior<D>> SplitPrior<D> for P {
     ) -> Tensor<D> {
         Prior::sample(self, shape, temperature, rng, &kept.device(), kept.dtype())
     }
+
+    fn backward(
+        &self,
+        z: Tensor<D>,
+        kept: Tensor<D>,
+        weight: f64,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        (Prior::backward(self, z, weight, grads), kept.zeros_like())
+    }
+}
+
+/// The default [`SplitPrior::backward`].
+fn backward_by_autodiff<const D: usize, S: SplitPrior<D>>(
+    prior: &S,
+    z: Tensor<D>,
+    kept: Tensor<D>,
+    weight: f64,
+    grads: &mut GradientsParams,
+) -> (Tensor<D>, Tensor<D>) {
+    let kept = Tensor::from_inner(kept).require_grad();
+    let mut dkept = None;
+    let dz = pull_back_with(
+        prior,
+        z,
+        |z| prior.log_prob(z, kept.clone()).sum() * weight,
+        |graph| dkept = kept.grad_remove(graph),
+        grads,
+    );
+    (dz, dkept.unwrap_or_else(|| kept.inner().zeros_like()))
 }
 
 /// `ln(2 pi) / 2`, the constant of a normal log-density.

@@ -1,6 +1,7 @@
 //! The standard normal prior.
 
 use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
 use rand::Rng;
 
@@ -33,5 +34,9 @@ impl<const D: usize> Prior<D> for StandardNormal {
         dtype: DType,
     ) -> Tensor<D> {
         standard_normal(shape, rng, device, dtype) * temperature
+    }
+
+    fn backward(&self, z: Tensor<D>, weight: f64, _grads: &mut GradientsParams) -> Tensor<D> {
+        z * -weight
     }
 }

@@ -26,7 +26,7 @@
 mod density;
 mod laws;
 mod report;
-mod visit;
+pub(crate) mod visit;
 
 pub use density::check_density;
 pub use laws::{Laws, check_laws, check_record};

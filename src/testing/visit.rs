@@ -22,7 +22,7 @@ pub(super) fn trainable<M: Module>(module: &M) -> Vec<ParamId> {
 }
 
 /// Path and gradient (if there is one) of every trainable parameter of a model in training.
-pub(super) fn gradients<M: Module>(
+pub(crate) fn gradients<M: Module>(
     module: &M,
     grads: &GradientsParams,
 ) -> Vec<(String, Option<Vec<f64>>)> {

@@ -10,22 +10,28 @@ use crate::host;
 pub fn gradient_norm<M: Module>(module: &M, grads: &GradientsParams) -> f64 {
     struct Norm<'a> {
         grads: &'a GradientsParams,
+        /// Summed already.
+        sum: f64,
+        /// On a device still.
         squares: Vec<Tensor<1>>,
     }
     impl ModuleVisitor for Norm<'_> {
         fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
             if let Some(grad) = self.grads.get::<N>(param.id) {
-                self.squares.push(grad.square().sum());
+                match host::sum_of_squares(&grad) {
+                    Some(sum) => self.sum += sum,
+                    None => self.squares.push(grad.square().sum()),
+                }
             }
         }
     }
-    let mut norm = Norm { grads, squares: Vec::new() };
+    let mut norm = Norm { grads, sum: 0.0, squares: Vec::new() };
     module.visit(&mut norm);
-    if norm.squares.is_empty() {
-        return 0.0;
+    if !norm.squares.is_empty() {
+        // One read from the device instead of one a parameter.
+        norm.sum += Tensor::cat(norm.squares, 0).sum().into_scalar::<f64>();
     }
-    // One read from the device instead of one a parameter.
-    Tensor::cat(norm.squares, 0).sum().into_scalar::<f64>().sqrt()
+    norm.sum.sqrt()
 }
 
 /// Multiplies all gradients of `module` by `factor`.

@@ -1,5 +1,6 @@
 //! Training: maximum likelihood, reversible backpropagation, schedules, checkpoints.
 
+mod adam;
 mod checkpoint;
 mod gradients;
 pub mod reversible;

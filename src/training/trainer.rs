@@ -1,10 +1,11 @@
 //! Maximum likelihood, step by step.
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
-use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bool, Int, Tensor};
 
 use super::Schedule;
+use super::adam::adam;
 use super::gradients::{first_not_finite, gradient_norm, scale_gradients};
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
@@ -83,9 +84,6 @@ pub const DRIFT_EVERY: usize = 100;
 /// their root mean square move gradients by about as much, far below the noise of a batch.
 pub const DRIFT_BOUND: f64 = 1e-3;
 
-/// Adam's epsilon as the flow papers and PyTorch have it (Burn's own default is larger).
-const ADAM_EPSILON: f32 = 1e-8;
-
 impl<M: Module> Trainer<M> {
     /// A trainer at step 0 of a model on a plain device.
     ///
@@ -94,7 +92,7 @@ impl<M: Module> Trainer<M> {
     pub fn new(model: M, schedule: Schedule) -> Self {
         Self {
             model: Some(number_parameters(model).train()),
-            optimizer: AdamConfig::new().with_epsilon(ADAM_EPSILON).init(),
+            optimizer: adam(),
             schedule,
             max_gradient_norm: f64::INFINITY,
             memory: Memory::Reversible,
