@@ -7,15 +7,17 @@
 //! Every row is measured in a process of its own, which takes two steps of Adam, and is printed as a
 //! JSON object:
 //!
-//! - `mode`: reversible, checkpoint (every 16 layers), stored (every layer's input); autodiff, for
-//!   comparison, is Burn's graph of the whole stack, every hidden value included
+//! - `mode`: reversible, checkpoint (every 16 layers), stored (every layer's input and the hidden values
+//!   of its net); autodiff, for comparison, is Burn's graph of the whole stack
 //! - `k`: steps a level
 //! - `peak_mib`: peak resident memory of the two steps
-//! - `activation_mib`: peak of the bytes allocated during the second step, beyond those allocated
-//!   before it (program, model, optimizer state) and those of the gradients
+//! - `activation_mib`: peak of the bytes allocated during a forward and backward pass, beyond those
+//!   of the program, the model, the optimizer's state and the gradients, all of which are there before
+//!   (autodiff: of the second step, less the gradients)
 //! - `resident_mib`: the same from outside, as programs are compared that do not count their bytes:
 //!   `peak_mib` less the resident memory before the first step and less three times the parameters,
-//!   for the gradients and Adam's two moments
+//!   for the gradients and Adam's two moments; what the books of each parameter and unused parts of
+//!   pages take is left in it
 //! - `ms`: the second step
 //!
 //! Rows that would not fit the memory available are left out, with a line on standard error.
@@ -34,7 +36,7 @@ use burn::tensor::{DType, Tensor};
 use burn_flows::conditioner::NetNorm;
 use burn_flows::models::{Glow, GlowConfig, GlowMixingKind};
 use burn_flows::testing::inputs;
-use burn_flows::training::{DRIFT_BOUND, Memory, Schedule, Trainer};
+use burn_flows::training::{DRIFT_BOUND, Memory, Schedule, Tape, Trainer};
 use burn_flows::{Flow, backend};
 use clap::Parser;
 use rand::{SeedableRng, rngs::StdRng};
@@ -172,12 +174,11 @@ impl Case {
         let (mut narrow, mut hidden) = (0, 0);
         for level in 0..num_levels {
             narrow += num_steps * 3 * (values >> level);
-            hidden +=
-                num_steps * KEPT_BY_AUTODIFF * hidden_width * ((values / 3) >> (2 * level + 2));
+            hidden += num_steps * hidden_width * ((values / 3) >> (2 * level + 2));
         }
         let kept = match mode {
-            "autodiff" => 4 * narrow + hidden,
-            "stored" => narrow,
+            "autodiff" => 4 * narrow + KEPT_BY_AUTODIFF * hidden,
+            "stored" => narrow + hidden,
             "checkpoint" => narrow / 16,
             _ => 0,
         };
@@ -246,35 +247,46 @@ fn in_a_process(case: &Case, mode: &str, depth: usize) {
 
 fn measure(case: &Case, mode: &str) {
     let stack = case.build();
-    let parameters = num_trained(&stack) as f64 * size_of::<f32>() as f64 / MIB;
+    let parameters = num_trained(&stack.clone().train()) as f64 * size_of::<f32>() as f64 / MIB;
     // Whatever is set up by the first pass (thread pools, inverse matrices) belongs to the model.
     stack.log_prob(case.batch(1)).into_data();
     let resident = support::status_mib("VmRSS:").expect(LINUX);
     // Forgets the peak of the initialization, where the system can.
     let _ = fs::write("/proc/self/clear_refs", "5");
     let x = case.batch(case.batch);
-    let second = match mode.parse::<Memory>() {
+    let (peak, activations, milliseconds) = match mode.parse::<Memory>() {
         Ok(memory) => {
-            // Both steps measure the drift, which takes memory as well.
+            // Every step measures the drift, which takes memory as well.
             let mut trainer = Trainer::new(stack, Schedule::constant(1e-5))
                 .with_memory(memory)
                 .with_drift_control(1, DRIFT_BOUND);
-            two_steps(|| {
+            let (milliseconds, _) = twice(|| {
                 trainer.step(x.clone()).expect("the steps are finite");
-            })
+            });
+            let peak = support::peak_mib().expect(LINUX);
+            let plain = trainer.model();
+            let model = plain.clone().train();
+            let mut grads = GradientsParams::new();
+            let (_, activations) = twice(|| {
+                let mut tape = Tape::new(memory).measuring(0);
+                let (z, log_det) = plain.forward_on(x.clone(), &mut tape);
+                let dz = z.clone() / case.batch as f64;
+                model.pull_back_on(z, dz, log_det.ones_like(), &mut tape, &mut grads);
+            });
+            (peak, activations, milliseconds)
         }
         Err(_) => {
             let mut optimizer: ModuleOptimizer = AdamConfig::new().with_epsilon(1e-8).init();
             let mut model = Some(stack.train());
-            two_steps(|| {
+            let (milliseconds, allocated) = twice(|| {
                 let stack = model.take().expect("put back after every step");
                 let loss = stack.log_prob(Tensor::from_inner(x.clone())).mean().neg();
                 let grads = GradientsParams::from_grads(loss.backward(), &stack);
                 model = Some(optimizer.step(1e-5, stack, grads));
-            })
+            });
+            (support::peak_mib().expect(LINUX), allocated - parameters, milliseconds)
         }
     };
-    let peak = support::peak_mib().expect(LINUX);
     let round = |mib: f64| (mib * 10.0).round() / 10.0;
     let [channels, height, width] = case.config.image_shape;
     let line = serde_json::json!({
@@ -286,14 +298,14 @@ fn measure(case: &Case, mode: &str) {
         "batch": case.batch,
         "parameters_mib": round(parameters),
         "peak_mib": round(peak),
-        "activation_mib": round(second.allocated_mib - parameters),
+        "activation_mib": round(activations),
         "resident_mib": round(peak - resident - 3.0 * parameters),
-        "ms": second.milliseconds.round(),
+        "ms": milliseconds.round(),
     });
     println!("{line}");
 }
 
-/// Values of the parameters that get gradients.
+/// Values of the parameters that get gradients, of a model in training.
 fn num_trained<M: Module>(module: &M) -> usize {
     struct Count(usize);
     impl ModuleVisitor for Count {
@@ -308,22 +320,17 @@ fn num_trained<M: Module>(module: &M) -> usize {
     count.0
 }
 
-/// The second of two steps.
-struct Second {
-    milliseconds: f64,
-    /// Peak of the bytes allocated, beyond those allocated before it.
-    allocated_mib: f64,
-}
-
-fn two_steps(mut step: impl FnMut()) -> Second {
-    step();
+/// Of the second of two runs: milliseconds, and the peak in MiB of the bytes allocated beyond those
+/// allocated before it.
+fn twice(mut run: impl FnMut()) -> (f64, f64) {
+    run();
     let before = ALLOCATOR.live.load(Ordering::Relaxed);
     ALLOCATOR.peak.store(before, Ordering::Relaxed);
     let start = Instant::now();
-    step();
+    run();
     let milliseconds = start.elapsed().as_secs_f64() * 1e3;
     let peak = ALLOCATOR.peak.load(Ordering::Relaxed);
-    Second { milliseconds, allocated_mib: (peak - before) as f64 / MIB }
+    (milliseconds, (peak - before) as f64 / MIB)
 }
 
 fn available_bytes() -> Option<usize> {

@@ -92,7 +92,7 @@ impl FromStr for Memory {
 
 /// Reconstructed inputs compared in one measurement: so few that a measurement takes about the same
 /// memory at every depth.
-const MEASURED_LAYERS: usize = 16;
+const MEASURED_LAYERS: usize = 8;
 
 /// What a forward pass keeps for the backward pass: a stack of layers.
 ///
@@ -159,7 +159,7 @@ impl Tape {
         Self { memory, ..Self::default() }
     }
 
-    /// Measures the drift as well: the inputs of up to 17 layers are kept beside, the reconstructions
+    /// Measures the drift as well: the inputs of up to 9 layers are kept beside, the reconstructions
     /// compared with them, and otherwise not used, so that the gradients are to the last bit those
     /// without measurement.
     ///
@@ -194,7 +194,7 @@ impl Tape {
             probe,
         });
         self.layers.push(Layer { index, input, ..Layer::default() });
-        if probe {
+        if probe && index > 0 {
             self.thin_out();
         }
     }

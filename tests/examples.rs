@@ -180,6 +180,12 @@ fn mnist_writes_all_it_promises() {
             assert!(line[key].as_f64().is_some_and(f64::is_finite), "{key}: {line}");
         }
     }
+    // The first step measures the drift; what a step keeps was chosen, and said why.
+    assert!((0.0..1e-3).contains(&lines[0]["drift"].as_f64().unwrap()), "{}", lines[0]);
+    let memory = lines[0]["memory"].as_str().unwrap();
+    assert!(["reversible", "stored"].contains(&memory), "{memory}");
+    let choice = answer.stdout.lines().find(|line| line.starts_with("memory: ")).unwrap();
+    assert!(choice.starts_with(&format!("memory: {memory} (reversible takes ")), "{choice}");
     assert_eq!(lines[1]["epoch"].as_f64().unwrap(), 2.0 / 25.0, "200 images are 25 batches of 8");
     assert!((lines[1]["test_bits_per_dim"].as_f64().unwrap() - bits).abs() < 5.1e-4);
 
@@ -265,10 +271,12 @@ fn options_that_cannot_be_used() {
         let mut command = example("mnist");
         complaint(command.arg("--data").arg(data.path()).arg("--out").arg(&out).args(options))
     };
-    for option in ["--epochs", "--steps", "--batch", "--checkpoint-every"] {
+    for option in ["--epochs", "--steps", "--batch", "--micro-batch", "--checkpoint-every"] {
         let expected = format!("{option}: got 0, needs at least 1; leave it out for the default");
         assert_eq!(complaint(&[option, "0"]), expected);
     }
+    let text = complaint(&["--memory", "all"]);
+    assert!(text.contains("reversible, checkpoint, checkpoint:N or stored"), "{text}");
     for bits in ["0", "99"] {
         assert_eq!(
             complaint(&["--bits", bits]),
@@ -428,7 +436,7 @@ mod interruption {
 
     /// A short run with many lines of metrics, checkpoints that fall between them, and an end that is
     /// no checkpoint by itself.
-    const RUN: [&str; 4] = ["--checkpoint-every", "3", "--seed", "3"];
+    const RUN: [&str; 6] = ["--checkpoint-every", "3", "--seed", "3", "--memory", "reversible"];
     const GLOW: [&str; 4] = ["--model", "glow", "--steps", "40"];
 
     /// Side of the pictures, which halves twice: a run takes a second.
