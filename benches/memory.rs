@@ -11,9 +11,9 @@
 //!   of its net); autodiff, for comparison, is Burn's graph of the whole stack
 //! - `k`: steps a level
 //! - `peak_mib`: peak resident memory of the two steps
-//! - `activation_mib`: peak of the bytes allocated during a forward and backward pass, beyond those
-//!   of the program, the model, the optimizer's state and the gradients, all of which are there before
-//!   (autodiff: of the second step, less the gradients)
+//! - `activation_mib`: peak of the bytes allocated during a forward and backward pass, less those that
+//!   model, optimizer state and gradients hold, which is what is freed when they are dropped; buffers
+//!   that the kernels keep for reuse from pass to pass count as activations
 //! - `resident_mib`: the same from outside, as programs are compared that do not count their bytes:
 //!   `peak_mib` less the resident memory before the first step and less three times the parameters,
 //!   for the gradients and Adam's two moments; what the books of each parameter and unused parts of
@@ -267,12 +267,13 @@ fn measure(case: &Case, mode: &str) {
             let plain = trainer.model();
             let model = plain.clone().train();
             let mut grads = GradientsParams::new();
-            let (_, activations) = twice(|| {
+            let (_, allocated) = twice(|| {
                 let mut tape = Tape::new(memory).measuring(0);
                 let (z, log_det) = plain.forward_on(x.clone(), &mut tape);
                 let dz = z.clone() / case.batch as f64;
                 model.pull_back_on(z, dz, log_det.ones_like(), &mut tape, &mut grads);
             });
+            let activations = allocated - freed(|| drop((trainer, plain, model, grads)));
             (peak, activations, milliseconds)
         }
         Err(_) => {
@@ -284,7 +285,10 @@ fn measure(case: &Case, mode: &str) {
                 let grads = GradientsParams::from_grads(loss.backward(), &stack);
                 model = Some(optimizer.step(1e-5, stack, grads));
             });
-            (support::peak_mib().expect(LINUX), allocated - parameters, milliseconds)
+            let peak = support::peak_mib().expect(LINUX);
+            // Its gradients are gone by now.
+            let held = freed(|| drop((model, optimizer))) + parameters;
+            (peak, allocated - held, milliseconds)
         }
     };
     let round = |mib: f64| (mib * 10.0).round() / 10.0;
@@ -320,17 +324,21 @@ fn num_trained<M: Module>(module: &M) -> usize {
     count.0
 }
 
-/// Of the second of two runs: milliseconds, and the peak in MiB of the bytes allocated beyond those
-/// allocated before it.
+/// Of the second of two runs: milliseconds, and the peak in MiB of all bytes allocated.
 fn twice(mut run: impl FnMut()) -> (f64, f64) {
     run();
-    let before = ALLOCATOR.live.load(Ordering::Relaxed);
-    ALLOCATOR.peak.store(before, Ordering::Relaxed);
+    ALLOCATOR.peak.store(ALLOCATOR.live.load(Ordering::Relaxed), Ordering::Relaxed);
     let start = Instant::now();
     run();
     let milliseconds = start.elapsed().as_secs_f64() * 1e3;
-    let peak = ALLOCATOR.peak.load(Ordering::Relaxed);
-    (milliseconds, (peak - before) as f64 / MIB)
+    (milliseconds, ALLOCATOR.peak.load(Ordering::Relaxed) as f64 / MIB)
+}
+
+/// MiB that `run` frees.
+fn freed(run: impl FnOnce()) -> f64 {
+    let before = ALLOCATOR.live.load(Ordering::Relaxed);
+    run();
+    (before - ALLOCATOR.live.load(Ordering::Relaxed)) as f64 / MIB
 }
 
 fn available_bytes() -> Option<usize> {
