@@ -1,6 +1,6 @@
 //! The invertible 1x1 convolution of Glow.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
@@ -87,12 +87,14 @@ struct Derived {
     weight: Vec<f64>,
     log_abs_det: f64,
     pivots: (f64, f64),
-    inverse: Option<Vec<f64>>,
+    /// Computed when it is first asked for: a forward pass does without.
+    inverse: OnceLock<Option<Vec<f64>>>,
 }
 
 impl Derived {
     fn inverse(&self) -> Result<&[f64]> {
-        self.inverse.as_deref().ok_or(FlowError::Singular {
+        let inverse = self.inverse.get_or_init(|| Lu::new(&self.weight, self.size).inverse());
+        inverse.as_deref().ok_or(FlowError::Singular {
             layer: LAYER,
             size: self.size,
             pivot: self.pivots.0,
@@ -107,6 +109,10 @@ impl Derived {
 struct Cache(Arc<Mutex<Option<Arc<Derived>>>>);
 
 impl Cache {
+    fn clear(&self) {
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+    }
+
     fn get(&self, weight: Vec<f64>, size: usize) -> Arc<Derived> {
         let mut slot = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(derived) = slot.as_ref()
@@ -119,7 +125,7 @@ impl Cache {
             size,
             log_abs_det: lu.slogdet().1,
             pivots: lu.pivot_range(),
-            inverse: lu.inverse(),
+            inverse: OnceLock::new(),
             weight,
         });
         *slot = Some(derived.clone());
@@ -196,17 +202,17 @@ impl InvertibleConv1x1 {
     ) -> Tensor<D> {
         let matrix = self.matrix();
         let (device, dtype) = (x.device(), x.dtype());
-        let derived = self.derived(&matrix);
-        let size = derived.size;
+        let size = matrix.dims()[0];
         self.assert_channels(&x, size);
+        let weight_values = host::to_f64(host::plain(matrix.clone()));
         let pixels: usize = x.dims()[2..].iter().product();
         let dlog_abs_det = pixels as f64 * host::to_f64(dlog_det).iter().sum::<f64>();
-        let dx = apply_on_host(&transposed(&derived.weight, size), dz.clone());
+        let dx = apply_on_host(&transposed(&weight_values, size), dz.clone());
         let mut dweight = products_on_host(dz, x);
         match &self.weight {
             Conv1x1Weight::Plain(weight) if weight.is_require_grad() => {
                 // d ln|det W| / dW = W^-T; where W is singular the loss is not finite in any case.
-                if let Ok(inverse) = derived.inverse() {
+                if let Ok(inverse) = self.derived(&matrix).inverse() {
                     for (to, from) in dweight.iter_mut().zip(transposed(inverse, size)) {
                         *to += dlog_abs_det * from;
                     }
@@ -223,6 +229,9 @@ impl InvertibleConv1x1 {
                 accumulate(parts, new, grads);
             }
         }
+        // The weight is about to change. Kept until then, the matrices derived from it would be memory
+        // that grows with depth.
+        self.cache.clear();
         dx
     }
 
@@ -251,9 +260,13 @@ impl InvertibleConv1x1 {
                 let (device, dtype) = (weight.device(), weight.dtype());
                 let derived = self.derived(&weight);
                 let value = host::from_f64(vec![derived.log_abs_det], [1], &device, dtype);
-                let Some(inverse) = derived.inverse.clone() else {
+                if !device.is_autodiff() {
+                    return value;
+                }
+                let Ok(inverse) = derived.inverse() else {
                     return value;
                 };
+                let inverse = inverse.to_vec();
                 // d ln|det W| / dW = W^-T. The surrogate sum(W * W^-T) has that gradient; its own
                 // value (the number of channels) is taken off again.
                 let size = weight.dims()[0];
@@ -279,7 +292,7 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
         let matrix = self.matrix();
         self.assert_channels(&x, matrix.dims()[0]);
         if suits_kernels(&x) {
-            return (apply_on_host(&self.derived(&matrix).weight, x), log_det);
+            return (apply_on_host(&host::to_f64(host::plain(matrix)), x), log_det);
         }
         (apply(matrix, x), log_det)
     }
