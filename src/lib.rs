@@ -65,7 +65,8 @@
 //!
 //! The backend is chosen at compile time, one feature each: `ndarray` (CPU, the default), `flex`
 //! (CPU, Burn's successor of ndarray) and `wgpu` (GPU: Vulkan, Metal, DirectX 12).
-//! [`backend::device`] gives the compiled-in device; see [`backend`] for several at once.
+//! [`backend::device`] gives the compiled-in device; see [`backend`] for several at once. `images` (on
+//! by default) reads folders of pictures.
 
 #![deny(missing_docs, unsafe_code)]
 
