@@ -281,8 +281,10 @@ impl NetBatchNorm {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.moments.assert_channels(&x);
         let mut moments = self.moments.current();
-        if x.device().is_autodiff() {
-            moments = moments.with_gradients_of(&x);
+        // A frozen net is as at inference: its moments are constants.
+        if x.device().is_autodiff() && self.weight.is_require_grad() {
+            let [_, precision] = self.mean_and_precision();
+            moments = moments.with_gradients_of(&x, precision);
         }
         let scale = self.moments.log_scale(moments.variance).exp();
         (x - per_channel(moments.mean)) * per_channel(scale * self.weight.val())

@@ -38,6 +38,11 @@ struct Part<T> {
     len: usize,
 }
 
+/// The mean squared deviation of a batch from the mean that it is normalized by, over the variance that
+/// it is normalized by, up to which the two count as the batch's own in gradients. In training it is
+/// about 1; far from there the gradients of the moments would grow with its powers from norm to norm.
+pub const MOST_DEVIATION: f64 = 100.0;
+
 /// A batch normalization as the affine map that it is, `scale x + shift`, and what its gradient needs.
 pub struct Norm<T> {
     /// Of each channel of the result.
@@ -359,7 +364,8 @@ impl<'f, T: Scalar> Framed<'f, T> {
     /// ReLU is: by scale and shift, and by `x`, which is added to `onto`.
     ///
     /// Mean and precision count as those of the batch: `mean = mean(x)` and `1 / precision - epsilon =
-    /// mean((x - mean)^2)` have gradients by `x`.
+    /// mean((x - mean)^2)` have gradients by `x`, as long as `x` is no farther away than
+    /// [`MOST_DEVIATION`].
     pub fn norm_gradient(&self, x: &Self, norm: &Norm<T>, onto: Self) -> (Self, [Vec<T>; 2]) {
         let frame = self.frame;
         let Shape { batch, height, width, .. } = frame.shape;
@@ -377,11 +383,15 @@ impl<'f, T: Scalar> Framed<'f, T> {
             |channel: usize, index| parts.iter().map(|sums| sums[channel][index]).sum::<f64>();
         let sums: Vec<[f64; 2]> =
             (0..self.channels).map(|channel| [sum(channel, 0), sum(channel, 1)]).collect();
+        let variances = x.power_means(&norm.mean, 1);
         let maps: Vec<[T; 3]> = (sums.iter().enumerate())
             .map(|(channel, [d, dx])| {
                 let scale = norm.scale[channel].to_f64();
                 let mean = norm.mean[channel % x.channels].to_f64();
                 let precision = norm.precision[channel % x.channels].to_f64();
+                if variances[channel % x.channels].to_f64() * precision > MOST_DEVIATION {
+                    return [scale, 0.0, 0.0].map(T::from_f64);
+                }
                 let slope = -scale / count * precision * (dx - mean * d);
                 let offset = -scale / count * d - slope * mean;
                 [scale, offset, slope].map(T::from_f64)
@@ -410,25 +420,26 @@ impl<'f, T: Scalar> Framed<'f, T> {
 
     /// Mean and variance of each channel over all pictures, in two passes.
     pub fn moments(&self) -> [Vec<T>; 2] {
+        let means = self.power_means(&vec![T::ZERO; self.channels], 0);
+        let variances = self.power_means(&means, 1);
+        [means, variances]
+    }
+
+    /// For each channel the mean of the deviations from `about`, or (`power` 1) of their squares.
+    fn power_means(&self, about: &[T], power: usize) -> Vec<T> {
         let frame = self.frame;
         let Shape { batch, height, width, .. } = frame.shape;
         let count = (batch * height * width) as f64;
-        // The means of one power of the deviations, a channel each.
-        let powers = |means: &[T], power: usize| -> Vec<T> {
-            let tasks = self.parts.iter().zip(&frame.inside).collect();
-            let parts = frame.chunks.run(tasks, |(part, inside): (&Part<T>, &Lease<T>)| {
-                let sum = |(channel, mean): (usize, &T)| {
-                    // SAFETY: `ops` is this processor's table.
-                    unsafe { (frame.ops.deviations)(part.row(channel), *mean, inside)[power] }
-                };
-                means.iter().enumerate().map(sum).collect::<Vec<f64>>()
-            });
-            let mean = |channel: usize| parts.iter().map(|part| part[channel]).sum::<f64>() / count;
-            (0..means.len()).map(|channel| T::from_f64(mean(channel))).collect()
-        };
-        let means = powers(&vec![T::ZERO; self.channels], 0);
-        let variances = powers(&means, 1);
-        [means, variances]
+        let tasks = self.parts.iter().zip(&frame.inside).collect();
+        let parts = frame.chunks.run(tasks, |(part, inside): (&Part<T>, &Lease<T>)| {
+            let sum = |(channel, about): (usize, &T)| {
+                // SAFETY: `ops` is this processor's table.
+                unsafe { (frame.ops.deviations)(part.row(channel), *about, inside)[power] }
+            };
+            about.iter().enumerate().map(sum).collect::<Vec<f64>>()
+        });
+        let mean = |channel: usize| parts.iter().map(|part| part[channel]).sum::<f64>() / count;
+        (0..about.len()).map(|channel| T::from_f64(mean(channel))).collect()
     }
 }
 

@@ -5,6 +5,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
+use crate::kernels::MOST_DEVIATION;
 use crate::param::{frozen, replace};
 
 /// Mean and variance of every channel over batch and space, `[channels]` each.
@@ -26,15 +27,23 @@ impl Moments {
         Self { mean: mean.reshape([channels]), variance: variance.reshape([channels]) }
     }
 
-    /// The same values, with the gradients that the moments of `x` have.
-    pub(crate) fn with_gradients_of<const D: usize>(self, x: &Tensor<D>) -> Self {
+    /// The same values, with the gradients that the moments of `x` have, as long as `x` is no farther
+    /// away than [`MOST_DEVIATION`]; `precision` is that by which deviations are normalized.
+    pub(crate) fn with_gradients_of<const D: usize>(
+        self,
+        x: &Tensor<D>,
+        precision: Tensor<1>,
+    ) -> Self {
         let channels = x.dims()[1];
         let rows = x.clone().swap_dims(0, 1).reshape([channels as i32, -1]);
         let mean = rows.clone().mean_dim(1).reshape([channels]);
         // About these means, as they are what is subtracted.
         let deviations = rows - self.mean.clone().detach().reshape([channels, 1]);
         let variance = deviations.square().mean_dim(1).reshape([channels]);
-        let through = |value: Tensor<1>, of: Tensor<1>| value.detach() + (of.clone() - of.detach());
+        let is_far = (variance.clone() * precision).detach().greater_elem(MOST_DEVIATION);
+        let through = |value: Tensor<1>, of: Tensor<1>| {
+            value.detach() + (of.clone() - of.detach()).mask_fill(is_far.clone(), 0.0)
+        };
         Self { mean: through(self.mean, mean), variance: through(self.variance, variance) }
     }
 }

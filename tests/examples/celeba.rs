@@ -98,11 +98,12 @@ fn celeba_writes_all_it_promises() {
     let line = answer.last_line();
     let bits = number(line, "", " bits/dim over 10 test images");
     assert!((0.5..20.0).contains(&bits), "{line}");
-    let [first, loading, _] = answer.stdout.lines().collect::<Vec<_>>().try_into().unwrap();
+    let [first, memory, loading, _] = answer.stdout.lines().collect::<Vec<_>>().try_into().unwrap();
     assert_eq!(
         first,
         "CelebA in its official partition: 40 to train on, 10 to test on; 2 steps of 8"
     );
+    assert!(memory.starts_with("memory: "), "{memory}");
     let waited = number(loading, "waited ", " s of ");
     assert!(waited <= number(loading, " s of ", " s for images"), "{loading}");
     let made = number(loading, "for images: ", " a second can be made ready");
