@@ -116,8 +116,7 @@ impl ResidualNetConfig {
 /// the output, whose gains start at zero. The batch normalizations use running moments in training
 /// as well, brought up to date by [`observe`](Conditioner::observe) before a step, for the
 /// reason told at [`BatchNorm`](crate::norm::BatchNorm): a coupling's `inverse` must meet the very
-/// net that its `forward` used. In gradients the moments count as those of the batch at hand (see
-/// [`NetBatchNorm`]).
+/// net that its `forward` used.
 ///
 /// Source: Dinh et al., *Density estimation using Real NVP*,
 /// [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), section 4.1; the layout, with its sum of
@@ -244,17 +243,6 @@ impl ResidualBlock {
 
 /// Batch normalization inside a net: `weight (x - mean) / sqrt(variance + epsilon) + bias`, by
 /// running moments.
-///
-/// Its values are those of the running moments, in training too; its gradients are those that the
-/// moments of the batch would have, `mean = mean(x)` and `variance = mean((x - mean)^2)`. What only
-/// shifts or scales `x` has no effect once the moments have followed, and so must have no gradient:
-/// with the moments as constants the optimizer goes on shifting and scaling, each step in vain, until
-/// the moments lag so far behind that training diverges.
-///
-/// Sources: Ioffe and Szegedy, *Batch normalization*,
-/// [arXiv:1502.03167](https://arxiv.org/abs/1502.03167), section 2, on gradients that leave the moments
-/// out; Chiley et al., *Online normalization*, [arXiv:1905.05894](https://arxiv.org/abs/1905.05894), on
-/// values by running moments with gradients that keep to the normalization.
 #[derive(Module, Debug)]
 pub struct NetBatchNorm {
     /// Running moments.
@@ -280,28 +268,15 @@ impl NetBatchNorm {
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.moments.assert_channels(&x);
-        let mut moments = self.moments.current();
-        // A frozen net is as at inference: its moments are constants.
-        if x.device().is_autodiff() && self.weight.is_require_grad() {
-            let [_, precision] = self.mean_and_precision();
-            moments = moments.with_gradients_of(&x, precision);
-        }
-        let scale = self.moments.log_scale(moments.variance).exp();
-        (x - per_channel(moments.mean)) * per_channel(scale * self.weight.val())
-            + per_channel(self.bias.val())
-    }
-
-    /// The means, and `1 / (variance + epsilon)`, that it normalizes by; `[channels]` each.
-    pub(super) fn mean_and_precision(&self) -> [Tensor<1>; 2] {
-        let Moments { mean, variance } = self.moments.current();
-        [mean, (self.moments.log_scale(variance) * 2.0).exp()]
+        let (z, _) = self.moments.normalize(x, self.moments.current());
+        z * per_channel(self.weight.val()) + per_channel(self.bias.val())
     }
 
     /// Scale and shift of the map that it is, `[channels]` each.
     pub(super) fn affine(&self) -> [Tensor<1>; 2] {
-        let Moments { mean, variance } = self.moments.current();
-        let scale = self.weight.val() * self.moments.log_scale(variance).exp();
-        let shift = self.bias.val() - mean * scale.clone();
+        let moments = self.moments.current();
+        let scale = self.weight.val() * self.moments.log_scale(&moments).exp();
+        let shift = self.bias.val() - moments.mean * scale.clone();
         [scale, shift]
     }
 

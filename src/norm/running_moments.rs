@@ -5,7 +5,6 @@ use burn::tensor::{Device, Tensor};
 
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
-use crate::kernels::MOST_DEVIATION;
 use crate::param::{frozen, replace};
 
 /// Mean and variance of every channel over batch and space, `[channels]` each.
@@ -25,26 +24,6 @@ impl Moments {
         let mean = rows.clone().mean_dim(1);
         let variance = (rows - mean.clone()).square().mean_dim(1);
         Self { mean: mean.reshape([channels]), variance: variance.reshape([channels]) }
-    }
-
-    /// The same values, with the gradients that the moments of `x` have, as long as `x` is no farther
-    /// away than [`MOST_DEVIATION`]; `precision` is that by which deviations are normalized.
-    pub(crate) fn with_gradients_of<const D: usize>(
-        self,
-        x: &Tensor<D>,
-        precision: Tensor<1>,
-    ) -> Self {
-        let channels = x.dims()[1];
-        let rows = x.clone().swap_dims(0, 1).reshape([channels as i32, -1]);
-        let mean = rows.clone().mean_dim(1).reshape([channels]);
-        // About these means, as they are what is subtracted.
-        let deviations = rows - self.mean.clone().detach().reshape([channels, 1]);
-        let variance = deviations.square().mean_dim(1).reshape([channels]);
-        let is_far = (variance.clone() * precision).detach().greater_elem(MOST_DEVIATION);
-        let through = |value: Tensor<1>, of: Tensor<1>| {
-            value.detach() + (of.clone() - of.detach()).mask_fill(is_far.clone(), 0.0)
-        };
-        Self { mean: through(self.mean, mean), variance: through(self.variance, variance) }
     }
 }
 
@@ -150,20 +129,19 @@ impl RunningMoments {
         x: Tensor<D>,
         moments: Moments,
     ) -> (Tensor<D>, Tensor<1>) {
-        let log_scale = self.log_scale(moments.variance.detach());
+        let log_scale = self.log_scale(&moments);
         let z = (x - per_channel(moments.mean.detach())) * per_channel(log_scale.clone().exp());
         (z, log_scale)
     }
 
     /// The inverse of [`normalize`](RunningMoments::normalize).
     pub(crate) fn denormalize<const D: usize>(&self, z: Tensor<D>, moments: Moments) -> Tensor<D> {
-        let log_scale = self.log_scale(moments.variance.detach());
-        z * per_channel(log_scale.neg().exp()) + per_channel(moments.mean.detach())
+        z * per_channel(self.log_scale(&moments).neg().exp()) + per_channel(moments.mean.detach())
     }
 
-    /// The logarithm of `1 / sqrt(variance + epsilon)`, `[channels]`.
-    pub(crate) fn log_scale(&self, variance: Tensor<1>) -> Tensor<1> {
-        (variance + self.epsilon).log() * -0.5
+    /// The logarithm of `1 / sqrt(variance + epsilon)`, `[channels]`, the moments being constants.
+    pub(crate) fn log_scale(&self, moments: &Moments) -> Tensor<1> {
+        (moments.variance.clone().detach() + self.epsilon).log() * -0.5
     }
 
     pub(crate) fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {
