@@ -22,6 +22,8 @@
 //!
 //! Rows that would not fit the memory available are left out, with a line on standard error.
 
+#[path = "../examples/support/mod.rs"]
+mod examples;
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -39,6 +41,7 @@ use burn_flows::testing::inputs;
 use burn_flows::training::{DRIFT_BOUND, Memory, Schedule, Tape, Trainer};
 use burn_flows::{Flow, backend};
 use clap::Parser;
+use examples::memory::available_bytes;
 use rand::{SeedableRng, rngs::StdRng};
 
 #[global_allocator]
@@ -339,9 +342,4 @@ fn freed(run: impl FnOnce()) -> f64 {
     let before = ALLOCATOR.live.load(Ordering::Relaxed);
     run();
     (before - ALLOCATOR.live.load(Ordering::Relaxed)) as f64 / MIB
-}
-
-fn available_bytes() -> Option<usize> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    Some((support::kib(&text, "MemAvailable:")? * 1024.0) as usize)
 }

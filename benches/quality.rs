@@ -20,7 +20,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use burn_flows::Flow;
 use burn_flows::conditioner::NetNorm;
 use burn_flows::coupling::ScaleMap;
@@ -135,8 +135,7 @@ fn to_tensor(images: &Images, indices: &[usize], stream: u64, device: &Device) -
     let mut rng = random_for(0, streams::DEQUANTIZE, stream);
     let quantization = Quantization::new(8).expect("8 bits are valid");
     let values = quantization.dequantize(&images.gather(indices), &mut rng);
-    let [c, h, w] = images.image_shape();
-    Tensor::from_data(TensorData::new(values, [indices.len(), c, h, w]), (device, DType::F32))
+    examples::train::to_tensor(values, images.image_shape(), device)
 }
 
 /// Over every tenth test image.

@@ -192,14 +192,30 @@ pub trait Flow<const D: usize>: Module {
         tape: &mut Tape,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
-        if let Some(x) = tape.pop() {
-            let dx = self.backward(x.clone(), dz, dlog_det, grads);
-            return (x, dx);
-        }
-        let (x, dx) = self.pull_back(z, dz, dlog_det, grads);
-        tape.reconstructed(&x);
-        (x, dx)
+        pull_back_layer(self, z, dz, dlog_det, tape, grads, |x, dz, dlog_det, _, grads| {
+            self.backward(x, dz, dlog_det, grads)
+        })
     }
+}
+
+/// [`Flow::pull_back_on`] of a flow that is no composition: `backward` where the tape has its input,
+/// else [`Flow::pull_back`].
+pub(crate) fn pull_back_layer<const D: usize, F: Flow<D>>(
+    flow: &F,
+    z: Tensor<D>,
+    dz: Tensor<D>,
+    dlog_det: Tensor<1>,
+    tape: &mut Tape,
+    grads: &mut GradientsParams,
+    backward: impl FnOnce(Tensor<D>, Tensor<D>, Tensor<1>, &mut Tape, &mut GradientsParams) -> Tensor<D>,
+) -> (Tensor<D>, Tensor<D>) {
+    if let Some(x) = tape.pop() {
+        let dx = backward(x.clone(), dz, dlog_det, tape, grads);
+        return (x, dx);
+    }
+    let (x, dx) = flow.pull_back(z, dz, dlog_det, grads);
+    tape.reconstructed(&x);
+    (x, dx)
 }
 
 /// The default [`Flow::backward`].

@@ -56,6 +56,23 @@ pub(crate) fn tensor<T: Element, const D: usize>(
     Tensor::from_data(TensorData::new(values, shape), (device, T::dtype()))
 }
 
+/// An expression in the number type `$scalar` of a tensor that [`suits_kernels`].
+macro_rules! by_dtype {
+    ($tensor:expr, $scalar:ident => $result:expr) => {
+        match $tensor.dtype() {
+            burn::tensor::DType::F64 => {
+                type $scalar = f64;
+                $result
+            }
+            _ => {
+                type $scalar = f32;
+                $result
+            }
+        }
+    };
+}
+pub(crate) use by_dtype;
+
 /// The sum of the squares of a plain tensor, in f64, without a temporary; `None` where the kernels do
 /// not reach it.
 pub(crate) fn sum_of_squares<const D: usize>(x: &Tensor<D>) -> Option<f64> {

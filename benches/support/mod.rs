@@ -10,11 +10,7 @@ pub fn peak_mib() -> Option<f64> {
 /// A line of `/proc/self/status`, in MiB.
 pub fn status_mib(name: &str) -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    Some(kib(&status, name)? / 1024.0)
-}
-
-/// The number of kibibytes in the line of a text that begins with `name`.
-pub fn kib(text: &str, name: &str) -> Option<f64> {
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    line.split_whitespace().nth(1)?.parse().ok()
+    let line = status.lines().find(|line| line.starts_with(name))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024.0)
 }

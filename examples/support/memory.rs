@@ -54,7 +54,7 @@ where
 }
 
 /// Memory that programs can still take, where the system tells it as Linux does.
-fn available_bytes() -> Option<usize> {
+pub fn available_bytes() -> Option<usize> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
     line.split_whitespace().nth(1)?.parse::<usize>().ok().map(|kib| kib * 1024)

@@ -379,7 +379,7 @@ fn maker_of_batches(
 
 /// The values of images as the model takes them: `[n, channels, height, width]`, or one row each for a
 /// model of vectors.
-fn to_tensor<const D: usize>(
+pub fn to_tensor<const D: usize>(
     values: Vec<f32>,
     image_shape: [usize; 3],
     device: &Device,

@@ -101,10 +101,9 @@ impl Conditioner<2> for Mlp {
             .iter()
             .map(|layer| Some((layer.weight.val(), layer.bias.as_ref()?.val())))
             .collect::<Option<Vec<_>>>()?;
-        let transposed = true;
         Some(FoldedNet {
             layers,
-            transposed,
+            transposed: true,
             first_3x3: false,
             last_3x3: false,
             negative_slope: 0.0,

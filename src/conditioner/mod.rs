@@ -143,9 +143,10 @@ fn pull_back_by_autodiff<const D: usize, C: Conditioner<D>>(
 /// A net as affine layers with a (leaky) ReLU after each but the last.
 #[derive(Debug, Clone)]
 pub struct FoldedNet {
-    /// For each layer the weight, `[out, in]` or [`transposed`](Self::transposed), and the bias `[out]`. Where the first layer is a 3x3
-    /// convolution its `in` index is `9 channel + tap`; where the last one is, its weight's `out`
-    /// index is `9 channel + tap` and its bias has one entry a channel.
+    /// For each layer the weight, `[out, in]` or [`transposed`](Self::transposed), and the bias
+    /// `[out]`. Where the first layer is a 3x3 convolution its `in` index is `9 channel + tap`; where
+    /// the last one is, its weight's `out` index is `9 channel + tap` and its bias has one entry a
+    /// channel.
     pub layers: Vec<(Tensor<2>, Tensor<1>)>,
     /// Whether the weights are `[in, out]`, as Burn's `Linear` has them, instead of `[out, in]`.
     pub transposed: bool,

@@ -4,25 +4,15 @@
 //! tensors is its test oracle and serves everything else.
 
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::residual_net::{MomentsPass, NetBatchNorm, ResidualNet};
 use super::weight_norm::WeightNormConv;
 use crate::backend::{HostScalar, HostValues};
 use crate::flow::{pull_back_surrogate, weighted};
-use crate::host;
+use crate::host::{self, by_dtype};
 use crate::kernels::{self, Frame, Framed, Kernel, ResidualGradients, Window};
 use crate::norm::Moments;
-
-/// Calls a method for the dtype of a tensor.
-macro_rules! by_dtype {
-    ($x:ident, $self:ident.$method:ident($($argument:expr),*)) => {
-        match $x.dtype() {
-            DType::F64 => $self.$method::<f64>($($argument),*),
-            _ => $self.$method::<f32>($($argument),*),
-        }
-    };
-}
 
 impl ResidualNet {
     pub(super) fn runs_on_host(&self, x: &Tensor<4>) -> bool {
@@ -32,11 +22,11 @@ impl ResidualNet {
     }
 
     pub(super) fn forward_on_host(&self, x: Tensor<4>) -> Tensor<4> {
-        by_dtype!(x, self.forward_as(x))
+        by_dtype!(x, T => self.forward_as::<T>(x))
     }
 
     pub(super) fn data_pass_on_host(&mut self, x: Tensor<4>, pass: MomentsPass) -> Tensor<4> {
-        by_dtype!(x, self.data_pass_as(x, pass))
+        by_dtype!(x, T => self.data_pass_as::<T>(x, pass))
     }
 
     pub(super) fn pull_back_on_host(
@@ -45,7 +35,7 @@ impl ResidualNet {
         dparams: impl FnOnce(Tensor<4>) -> Tensor<4>,
         grads: &mut GradientsParams,
     ) -> Tensor<4> {
-        by_dtype!(x, self.pull_back_as(x, dparams, grads))
+        by_dtype!(x, T => self.pull_back_as::<T>(x, dparams, grads))
     }
 
     fn forward_as<T: HostScalar>(&self, x: Tensor<4>) -> Tensor<4> {

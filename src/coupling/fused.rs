@@ -5,14 +5,14 @@
 //! test oracle and serves everything else.
 
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use super::scale::LOG_SCALE_LIMIT;
 use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
 use crate::backend::{HostScalar, HostValues};
 use crate::conditioner::{Conditioner, FoldedNet};
 use crate::flow::add_grad;
-use crate::host;
+use crate::host::{self, by_dtype};
 use crate::kernels::{
     self, Activations, Gradients, Layer, LogScale, Map, Net, Order, Shape, Window,
 };
@@ -57,7 +57,8 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         Some(Self { as_folded: true, ..fused })
     }
 
-    /// From a conditioner's folded net, which may have been changed by differentiable operations.
+    /// From a conditioner's folded net, which may have been changed by differentiable operations, for
+    /// inputs like `x`, for which it [`runs`](Self::runs).
     pub(crate) fn new(
         conditioner: &'a C,
         net: FoldedNet,
@@ -66,10 +67,11 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         x: &Tensor<D>,
     ) -> Option<Self> {
         let fused = Self { conditioner, net, map, mask, shape: x.dims(), as_folded: false };
-        (Self::runs(mask, x) && fused.fits()).then_some(fused)
+        fused.fits().then_some(fused)
     }
 
-    fn runs(mask: Mask, x: &Tensor<D>) -> bool {
+    /// Whether there are kernels for a coupling with this mask of inputs like `x`.
+    pub(crate) fn runs(mask: Mask, x: &Tensor<D>) -> bool {
         host::suits_kernels(x)
             && matches!(mask, Mask::ChannelHalves(_) | Mask::Alternating(_))
             && (D == 2 || D == 4)
@@ -88,7 +90,6 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         let taps = |window| if window { 9 } else { 1 };
         let (first, last) = (self.net.layers.first(), self.net.layers.last());
         transformed > 0
-            && self.shape.iter().all(|&size| size > 0)
             && first.is_some_and(|(weight, _)| {
                 self.net.sizes(weight)[0] == identity * taps(self.net.first_3x3)
             })
@@ -98,109 +99,66 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
     }
 
     pub(crate) fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
-        match x.dtype() {
-            DType::F64 => self.forward_as::<f64>(x),
-            _ => self.forward_as::<f32>(x),
-        }
+        by_dtype!(x, T => self.forward_as::<T>(x, None))
+    }
+
+    /// [`forward`](Self::forward), with the net's activations for [`backward`](Self::backward) kept on
+    /// the tape.
+    pub(super) fn forward_keeping(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
+        by_dtype!(x, T => self.forward_as::<T>(x, Some(tape)))
     }
 
     pub(crate) fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-        match z.dtype() {
-            DType::F64 => self.inverse_as::<f64>(z),
-            _ => self.inverse_as::<f32>(z),
-        }
+        by_dtype!(z, T => self.inverse_as::<T>(z))
     }
 
-    pub(crate) fn pull_back(
+    pub(super) fn pull_back(
         self,
         z: Tensor<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
-        match z.dtype() {
-            DType::F64 => self.pull_back_as::<f64>(z, dz, dlog_det, grads),
-            _ => self.pull_back_as::<f32>(z, dz, dlog_det, grads),
-        }
+        by_dtype!(z, T => self.pull_back_as::<T>(z, dz, dlog_det, grads))
     }
 
+    /// The gradient by `x`, from the activations that the tape has of the layer popped last, where it
+    /// has any.
     pub(crate) fn backward(
         self,
         x: Tensor<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
-        grads: &mut GradientsParams,
-    ) -> Tensor<D> {
-        match x.dtype() {
-            DType::F64 => self.backward_as::<f64>(None, x, dz, dlog_det, grads),
-            _ => self.backward_as::<f32>(None, x, dz, dlog_det, grads),
-        }
-    }
-
-    /// [`forward`](Self::forward), and the net's activations for
-    /// [`backward_from`](Self::backward_from), on the tape.
-    pub(super) fn forward_keeping(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
-        match x.dtype() {
-            DType::F64 => self.forward_keeping_as::<f64>(x, tape),
-            _ => self.forward_keeping_as::<f32>(x, tape),
-        }
-    }
-
-    /// [`backward`](Self::backward) from what was kept on the tape for the layer popped last, where
-    /// there is anything.
-    pub(super) fn backward_from(
-        self,
         tape: &mut Tape,
-        x: Tensor<D>,
-        dz: Tensor<D>,
-        dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
     ) -> Tensor<D> {
-        match x.dtype() {
-            DType::F64 => {
-                let kept = tape.take::<Activations<f64>>();
-                self.backward_as(kept, x, dz, dlog_det, grads)
-            }
-            _ => {
-                let kept = tape.take::<Activations<f32>>();
-                self.backward_as(kept, x, dz, dlog_det, grads)
-            }
-        }
+        by_dtype!(x, T => self.backward_as::<T>(x, dz, dlog_det, tape, grads))
     }
 
-    fn forward_keeping_as<T: HostScalar>(
+    fn forward_as<T: HostScalar>(
         &self,
         x: Tensor<D>,
-        tape: &mut Tape,
+        tape: Option<&mut Tape>,
     ) -> (Tensor<D>, Tensor<1>) {
         let device = x.device();
-        let data = values(self.in_halves(x));
-        let (z, log_det, kept) = self
-            .with_kernel::<T, _>(|kernel, shape| kernel.forward_keeping(data.as_slice(), shape));
-        if let Some(kept) = kept {
-            let num_bytes = kept.num_bytes();
-            tape.keep(kept, num_bytes);
-        }
-        let z = self.out_of_halves(host::tensor(z, self.shape, &device));
-        (z, host::tensor(log_det, [self.shape[0]], &device))
-    }
-
-    fn forward_as<T: HostScalar>(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
-        let (device, dtype) = (x.device(), x.dtype());
-        let data = values(self.in_halves(x));
-        let (z, log_det) =
-            self.with_kernel::<T, _>(|kernel, shape| kernel.forward(data.as_slice(), shape));
-        let z = Tensor::from_data(TensorData::new(z, self.shape), (&device, dtype));
-        let log_det =
-            Tensor::from_data(TensorData::new(log_det, [self.shape[0]]), (&device, dtype));
-        (self.out_of_halves(z), log_det)
+        let x = values(self.in_halves(x));
+        let (z, log_det) = self.with_kernel::<T, _>(|kernel, shape| {
+            let Some(tape) = tape else { return kernel.forward(x.as_slice(), shape) };
+            let (z, log_det, kept) = kernel.forward_keeping(x.as_slice(), shape);
+            if let Some(kept) = kept {
+                let num_bytes = kept.num_bytes();
+                tape.keep(kept, num_bytes);
+            }
+            (z, log_det)
+        });
+        (self.tensor(z, &device), host::tensor(log_det, [self.shape[0]], &device))
     }
 
     fn inverse_as<T: HostScalar>(&self, z: Tensor<D>) -> Tensor<D> {
-        let (device, dtype) = (z.device(), z.dtype());
-        let data = values(self.in_halves(z));
-        let x = self.with_kernel::<T, _>(|kernel, shape| kernel.inverse(data.as_slice(), shape));
-        self.out_of_halves(Tensor::from_data(TensorData::new(x, self.shape), (&device, dtype)))
+        let device = z.device();
+        let z = values(self.in_halves(z));
+        let x = self.with_kernel::<T, _>(|kernel, shape| kernel.inverse(z.as_slice(), shape));
+        self.tensor(x, &device)
     }
 
     fn pull_back_as<T: HostScalar>(
@@ -210,63 +168,53 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
-        let (device, dtype) = (z.device(), z.dtype());
-        let z = values(self.in_halves(z));
-        let dz = values(self.in_halves(dz));
+        let device = z.device();
+        let (z, dz) = (values(self.in_halves(z)), values(self.in_halves(dz)));
         let dlog_det = values(dlog_det);
         let back = self.with_kernel::<T, _>(|kernel, shape| {
             kernel.pull_back(z.as_slice(), dz.as_slice(), dlog_det.as_slice(), shape)
         });
-        let tensor = |values: Vec<T>| {
-            Tensor::<D>::from_data(TensorData::new(values, self.shape), (&device, dtype))
-        };
-        let (x, dx) = (self.out_of_halves(tensor(back.x)), self.out_of_halves(tensor(back.dx)));
-        self.add_gradients(back.gradients, dtype, &device, grads);
+        let (x, dx) = (self.tensor(back.x, &device), self.tensor(back.dx, &device));
+        self.add_gradients(back.gradients, &device, grads);
         (x, dx)
     }
 
     fn backward_as<T: HostScalar>(
         self,
-        kept: Option<Activations<T>>,
         x: Tensor<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
+        tape: &mut Tape,
         grads: &mut GradientsParams,
     ) -> Tensor<D> {
-        let (device, dtype) = (x.device(), x.dtype());
-        let x = values(self.in_halves(x));
-        let dz = values(self.in_halves(dz));
+        let device = x.device();
+        let (x, dz) = (values(self.in_halves(x)), values(self.in_halves(dz)));
         let dlog_det = values(dlog_det);
         let back = self.with_kernel::<T, _>(|kernel, shape| {
             let (x, dz, dlog_det) = (x.as_slice(), dz.as_slice(), dlog_det.as_slice());
-            match kept {
+            match tape.take::<Activations<T>>() {
                 Some(kept) => kernel.backward_from(kept, x, dz, dlog_det, shape),
                 None => kernel.backward(x, dz, dlog_det, shape),
             }
         });
-        let dx = Tensor::from_data(TensorData::new(back.dx, self.shape), (&device, dtype));
-        let dx = self.out_of_halves(dx);
-        self.add_gradients(back.gradients, dtype, &device, grads);
+        let dx = self.tensor(back.dx, &device);
+        self.add_gradients(back.gradients, &device, grads);
         dx
     }
 
     fn add_gradients<T: HostScalar>(
         self,
         gradients: Gradients<T>,
-        dtype: DType,
         device: &Device,
         grads: &mut GradientsParams,
     ) {
         if let FusedMap::Affine { gain: Some(gain), .. } = &self.map {
             let channels = gradients.gain.len();
-            let dgain = TensorData::new(gradients.gain, [channels]);
-            add_grad(grads, gain, Tensor::from_data(dgain, (device, dtype)));
+            add_grad(grads, gain, host::tensor(gradients.gain, [channels], device));
         }
         let layers = self.net.layers.iter().zip(gradients.layers).map(|((weight, bias), back)| {
-            let weight = TensorData::new(back.weight, weight.dims());
-            let bias = TensorData::new(back.bias, bias.dims());
-            let tensors = (device, dtype);
-            (Tensor::from_data(weight, tensors), Tensor::from_data(bias, tensors))
+            let dweight = host::tensor(back.weight, weight.dims(), device);
+            (dweight, host::tensor(back.bias, bias.dims(), device))
         });
         let layers = layers.collect();
         if self.as_folded {
@@ -274,6 +222,11 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         } else {
             self.net.pull_back(self.conditioner, layers, grads);
         }
+    }
+
+    /// A tensor of what a kernel gives for every entry.
+    fn tensor<T: HostScalar>(&self, values: Vec<T>, device: &Device) -> Tensor<D> {
+        self.out_of_halves(host::tensor(values, self.shape, device))
     }
 
     /// The channels as the kernels take them: two contiguous ranges.

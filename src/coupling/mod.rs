@@ -22,7 +22,7 @@ pub use transform::{Additive, Affine, AffineOrder, Transform};
 use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
 use crate::error::{FlowError, Result};
-use crate::flow::{Flow, accumulate};
+use crate::flow::{Flow, accumulate, pull_back_layer};
 use crate::tape::{Memory, Tape};
 
 /// A coupling of conditioner `C` and transform `T`.
@@ -333,7 +333,7 @@ where
         grads: &mut GradientsParams,
     ) -> Tensor<D> {
         if let Some(fused) = Fused::of(self, &x) {
-            return fused.backward(x, dz, dlog_det, grads);
+            return fused.backward(x, dz, dlog_det, &mut Tape::default(), grads);
         }
         self.pull_back_through_net(x, |x, _| x, dz, dlog_det, grads).1
     }
@@ -356,16 +356,12 @@ where
         tape: &mut Tape,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
-        let Some(x) = tape.pop() else {
-            let (x, dx) = self.pull_back(z, dz, dlog_det, grads);
-            tape.reconstructed(&x);
-            return (x, dx);
-        };
-        let dx = match Fused::of(self, &x) {
-            Some(fused) => fused.backward_from(tape, x.clone(), dz, dlog_det, grads),
-            None => self.backward(x.clone(), dz, dlog_det, grads),
-        };
-        (x, dx)
+        pull_back_layer(self, z, dz, dlog_det, tape, grads, |x, dz, dlog_det, tape, grads| {
+            match Fused::of(self, &x) {
+                Some(fused) => fused.backward(x, dz, dlog_det, tape, grads),
+                None => self.backward(x, dz, dlog_det, grads),
+            }
+        })
     }
 }
 

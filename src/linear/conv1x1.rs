@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use rand::Rng;
 
 use crate::backend::{HostScalar, HostValues};
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, accumulate, add_grad, backward_by_autodiff};
-use crate::host;
+use crate::host::{self, by_dtype};
 use crate::kernels::{ChannelMatrix, channel_products};
 use crate::linalg::{Lu, orthogonal};
 use crate::param::frozen;
@@ -204,15 +204,15 @@ impl InvertibleConv1x1 {
         let (device, dtype) = (x.device(), x.dtype());
         let size = matrix.dims()[0];
         self.assert_channels(&x, size);
-        let weight_values = host::to_f64(host::plain(matrix.clone()));
+        let values = host::to_f64(host::plain(matrix.clone()));
         let pixels: usize = x.dims()[2..].iter().product();
         let dlog_abs_det = pixels as f64 * host::to_f64(dlog_det).iter().sum::<f64>();
-        let dx = apply_on_host(&transposed(&weight_values, size), dz.clone());
+        let dx = apply_on_host(&transposed(&values, size), dz.clone());
         let mut dweight = products_on_host(dz, x);
         match &self.weight {
             Conv1x1Weight::Plain(weight) if weight.is_require_grad() => {
                 // d ln|det W| / dW = W^-T; where W is singular the loss is not finite in any case.
-                if let Ok(inverse) = self.derived(&matrix).inverse() {
+                if let Ok(inverse) = self.cache.get(values, size).inverse() {
                     for (to, from) in dweight.iter_mut().zip(transposed(inverse, size)) {
                         *to += dlog_abs_det * from;
                     }
@@ -345,20 +345,16 @@ fn apply_on_host<const D: usize>(matrix: &[f64], x: Tensor<D>) -> Tensor<D> {
         let values = map.apply(HostValues::of(x).as_slice(), host::kernel_shape(dims));
         host::tensor(values, dims, &device)
     }
-    match x.dtype() {
-        DType::F64 => apply::<f64, D>(matrix, x),
-        _ => apply::<f32, D>(matrix, x),
-    }
+    by_dtype!(x, T => apply::<T, D>(matrix, x))
 }
 
 /// `sum over batch and pixels of a[i] b[j]`, `[channels, channels]`.
 fn products_on_host<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Vec<f64> {
-    let (shape, dtype) = (host::kernel_shape(a.dims()), a.dtype());
-    let (a, b) = (HostValues::of(a), HostValues::of(b));
-    match dtype {
-        DType::F64 => channel_products::<f64>(a.as_slice(), b.as_slice(), shape),
-        _ => channel_products::<f32>(a.as_slice(), b.as_slice(), shape),
-    }
+    let shape = host::kernel_shape(a.dims());
+    by_dtype!(a, T => {
+        let (a, b) = (HostValues::of(a), HostValues::of(b));
+        channel_products::<T>(a.as_slice(), b.as_slice(), shape)
+    })
 }
 
 fn transposed(matrix: &[f64], size: usize) -> Vec<f64> {

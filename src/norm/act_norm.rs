@@ -2,14 +2,14 @@
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use super::running_moments::Moments;
 use crate::backend::{HostScalar, HostValues};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, add_grad, backward_by_autodiff};
-use crate::host;
+use crate::host::{self, by_dtype};
 use crate::kernels::{ChannelAffine, Scalar, channel_sums};
 use crate::param::{frozen, replace};
 
@@ -165,11 +165,7 @@ impl<const D: usize> Flow<D> for ActNorm {
         self.assert_channels(&x);
         let log_det = self.log_det(x.clone());
         if host::suits_kernels(&x) {
-            let z = match x.dtype() {
-                DType::F64 => self.forward_on_host::<f64, D>(x),
-                _ => self.forward_on_host::<f32, D>(x),
-            };
-            return (z, log_det);
+            return (by_dtype!(x, T => self.forward_on_host::<T, D>(x)), log_det);
         }
         let scale = per_channel(self.effective_log_scale().exp());
         ((x + per_channel(self.bias.val())) * scale, log_det)
@@ -178,10 +174,7 @@ impl<const D: usize> Flow<D> for ActNorm {
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         self.assert_channels(&z);
         if host::suits_kernels(&z) {
-            return match z.dtype() {
-                DType::F64 => self.inverse_on_host::<f64, D>(z),
-                _ => self.inverse_on_host::<f32, D>(z),
-            };
+            return by_dtype!(z, T => self.inverse_on_host::<T, D>(z));
         }
         let inverse_scale = per_channel(self.effective_log_scale().neg().exp());
         z * inverse_scale - per_channel(self.bias.val())
@@ -219,10 +212,7 @@ impl<const D: usize> Flow<D> for ActNorm {
         if !host::suits_kernels(&x) {
             return backward_by_autodiff(self, x, dz, dlog_det, grads);
         }
-        match x.dtype() {
-            DType::F64 => self.backward_on_host::<f64, D>(x, dz, dlog_det, grads),
-            _ => self.backward_on_host::<f32, D>(x, dz, dlog_det, grads),
-        }
+        by_dtype!(x, T => self.backward_on_host::<T, D>(x, dz, dlog_det, grads))
     }
 }
 

@@ -10,8 +10,8 @@ use super::{Prior, SplitPrior, StandardNormal, backward_by_autodiff, standard_no
 use crate::conditioner::Conditioner;
 use crate::conditioner::conv::ZeroConv;
 use crate::coupling::{AffineOrder, Fused, FusedMap, LOG_SCALE_LIMIT, Mask, ScaleMap};
-use crate::host::suits_kernels;
 use crate::reshape::{merge_channels, num_kept, split_channels};
+use crate::tape::Tape;
 
 /// Independent normals whose means and log standard deviations a net computes from the kept half.
 ///
@@ -60,8 +60,8 @@ impl<C: Module> ConditionalNormal<C> {
     where
         C: Conditioner<D>,
     {
-        let channels = kept.dims()[1] + z.dims()[1];
-        if !suits_kernels(z) || kept.dims()[1] != num_kept(channels) {
+        let (mask, channels) = (Mask::first_half(), kept.dims()[1] + z.dims()[1]);
+        if !Fused::<D, C>::runs(mask, z) || kept.dims()[1] != num_kept(channels) {
             return None;
         }
         let mut net = self.conditioner.fold()?;
@@ -70,7 +70,7 @@ impl<C: Module> ConditionalNormal<C> {
         let (order, scale_map) = (AffineOrder::ShiftThenScale, ScaleMap::Exp);
         let map = FusedMap::Affine { scale_map, order, gain: None };
         let joined = merge_channels(kept.clone(), z.clone());
-        Some((Fused::new(&self.conditioner, net, map, Mask::first_half(), &joined)?, joined))
+        Some((Fused::new(&self.conditioner, net, map, mask, &joined)?, joined))
     }
 }
 
@@ -128,7 +128,8 @@ where
         let dout = Prior::backward(&StandardNormal::new(), split_channels(out).1, weight, grads);
         let dout = merge_channels(kept.zeros_like(), dout);
         let dlog_det = log_det.ones_like() * weight;
-        let (dkept, dz) = split_channels(fused.backward(joined, dout, dlog_det, grads));
+        let (dkept, dz) =
+            split_channels(fused.backward(joined, dout, dlog_det, &mut Tape::default(), grads));
         (dz, dkept)
     }
 }
