@@ -144,9 +144,8 @@ impl Conditioner<4> for GlowNet {
         let second = self.conv2.weight.val().reshape([hidden, hidden]);
         let scale = self.conv3.scale();
         let bias = self.conv3.conv.bias.as_ref().expect("a ZeroConv has a bias").val();
-        let last = (self.conv3.conv.weight.val() * scale.clone().reshape([channels_out, 1, 1, 1]))
-            .permute([0, 2, 3, 1])
-            .reshape([9 * channels_out, hidden]);
+        let last = self.conv3.conv.weight.val().reshape([channels_out, 9 * hidden]);
+        let last = last * scale.clone().reshape([channels_out, 1]);
         Some(FoldedNet {
             transposed: false,
             layers: vec![
@@ -176,16 +175,17 @@ impl Conditioner<4> for GlowNet {
         }
         // weight' = weight scale and bias' = bias scale, with scale = exp(3 log_scale).
         let ((weight, bias), (dweight, dbias)) = next();
-        let [out, hidden, _, _] = self.conv3.conv.weight.dims();
+        let [outputs, _] = dweight.dims();
         let scale = host::plain(self.conv3.scale());
-        let of_weight = (weight * dweight.clone()).reshape([out, 9 * hidden]).sum_dim(1);
-        let dlog_scale = of_weight.reshape([out]) + bias * dbias.clone();
+        let of_weight = (weight * dweight.clone()).sum_dim(1).reshape([outputs]);
+        let dlog_scale = of_weight + bias * dbias.clone();
         add_grad(grads, &self.conv3.log_scale, dlog_scale * LOG_SCALE_FACTOR);
         if let Some(bias) = &self.conv3.conv.bias {
             add_grad(grads, bias, dbias * scale.clone());
         }
-        let dweight = dweight.reshape([out, 3, 3, hidden]) * scale.reshape([out, 1, 1, 1]);
-        add_grad(grads, &self.conv3.conv.weight, dweight.permute([0, 3, 1, 2]));
+        let dweight = dweight * scale.reshape([outputs, 1]);
+        let weight = &self.conv3.conv.weight;
+        add_grad(grads, weight, dweight.reshape(weight.dims()));
     }
 }
 

@@ -102,10 +102,17 @@ pub trait Conditioner<const D: usize>: Module {
 }
 
 impl FoldedNet {
-    /// Inputs and outputs of a layer with this weight.
-    pub(crate) fn sizes(&self, weight: &Tensor<2>) -> [usize; 2] {
-        let [rows, columns] = weight.dims();
-        if self.transposed { [rows, columns] } else { [columns, rows] }
+    /// Inputs and outputs of a layer for each pixel: a first convolution reads nine neighbours of each
+    /// channel, a last one writes to nine.
+    pub(crate) fn sizes(&self, index: usize) -> [usize; 2] {
+        let [rows, columns] = self.layers[index].0.dims();
+        if self.transposed {
+            [rows, columns]
+        } else if self.last_3x3 && index + 1 == self.layers.len() {
+            [columns / 9, 9 * rows]
+        } else {
+            [columns, rows]
+        }
     }
 
     /// Adds to `grads` the gradients of the parameters of `module` that follow from those of the
@@ -144,9 +151,8 @@ fn pull_back_by_autodiff<const D: usize, C: Conditioner<D>>(
 #[derive(Debug, Clone)]
 pub struct FoldedNet {
     /// For each layer the weight, `[out, in]` or [`transposed`](Self::transposed), and the bias
-    /// `[out]`. Where the first layer is a 3x3 convolution its `in` index is `9 channel + tap`; where
-    /// the last one is, its weight's `out` index is `9 channel + tap` and its bias has one entry a
-    /// channel.
+    /// `[out]`. Where the layer is a 3x3 convolution its `in` index is `9 channel + tap`: the weight
+    /// `[out, channels, 3, 3]` flattened.
     pub layers: Vec<(Tensor<2>, Tensor<1>)>,
     /// Whether the weights are `[in, out]`, as Burn's `Linear` has them, instead of `[out, in]`.
     pub transposed: bool,

@@ -88,14 +88,11 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             FusedMap::Affine { .. } => 2,
         };
         let taps = |window| if window { 9 } else { 1 };
-        let (first, last) = (self.net.layers.first(), self.net.layers.last());
+        let Some(last) = self.net.layers.len().checked_sub(1) else { return false };
+        let ([inputs, _], [_, outputs]) = (self.net.sizes(0), self.net.sizes(last));
         transformed > 0
-            && first.is_some_and(|(weight, _)| {
-                self.net.sizes(weight)[0] == identity * taps(self.net.first_3x3)
-            })
-            && last.is_some_and(|(weight, _)| {
-                self.net.sizes(weight)[1] == per_channel * transformed * taps(self.net.last_3x3)
-            })
+            && inputs == identity * taps(self.net.first_3x3)
+            && outputs == per_channel * transformed * taps(self.net.last_3x3)
     }
 
     pub(crate) fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
@@ -267,8 +264,9 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             .net
             .layers
             .iter()
-            .map(|(weight, bias)| {
-                (self.net.sizes(weight), values(weight.clone()), values(bias.clone()))
+            .enumerate()
+            .map(|(index, (weight, bias))| {
+                (self.net.sizes(index), values(weight.clone()), values(bias.clone()))
             })
             .collect();
         let layers = layers

@@ -173,7 +173,7 @@ impl<T: Scalar> Conditioner<'_, T> {
         let last = self.layers.len() - 1;
         let layer = |(index, layer): (usize, &Layer<T>)| {
             let &Layer { inputs, outputs, transposed, bias, .. } = layer;
-            let columns = self.layers[index].columns;
+            let (columns, taps) = (self.layers[index].columns, self.net.taps_behind(index));
             let mut weight = vec![T::ZERO; outputs * inputs];
             let mut bias = vec![T::ZERO; bias.len()];
             let started = || parts.iter().filter(|part| part.is_started);
@@ -190,10 +190,13 @@ impl<T: Scalar> Conditioner<'_, T> {
                     }
                 });
             } else {
-                for_blocks(&mut weight, inputs, |row, to| {
+                for_blocks(&mut weight, inputs * taps, |channel, to| {
                     for sum in sums() {
-                        let from = &sum[row * columns..][..inputs];
-                        to.iter_mut().zip(from).for_each(|(to, from)| *to += *from);
+                        let rows = sum[channel * taps * columns..].chunks_exact(columns);
+                        for (tap, row) in rows.take(taps).enumerate() {
+                            let to = to[tap..].iter_mut().step_by(taps);
+                            to.zip(&row[..inputs]).for_each(|(to, from)| *to += *from);
+                        }
                     }
                 });
             }

@@ -30,10 +30,9 @@ pub(super) enum Pass {
     Gradients,
 }
 
-/// The first layer whose input is kept between a forward and a backward pass: those before it are
-/// narrow, or one product away from what is narrow, and computing them again takes less time than
-/// writing and reading them would.
-pub(super) const FIRST_KEPT: usize = 2;
+/// The first layer whose input is kept between a forward and a backward pass: the window in front of
+/// the net is read again, which takes less time than writing nine copies of narrow channels would.
+pub(super) const FIRST_KEPT: usize = 1;
 
 /// A net made ready for pictures of one size.
 pub(super) struct Conditioner<'a, T: Scalar> {
@@ -79,8 +78,9 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         let with_gradient = pass == Pass::Gradients;
         let geometry = Geometry { height, width, panel: ops.panel };
         let pictures = block_pictures(&geometry, batch);
-        let layers: Vec<_> =
-            net.layers.iter().map(|layer| PackedLayer::new(layer, ops, with_gradient)).collect();
+        let pack =
+            |(index, layer)| PackedLayer::new(layer, net.taps_behind(index), ops, with_gradient);
+        let layers: Vec<_> = net.layers.iter().enumerate().map(pack).collect();
         let channels: usize = layers.iter().map(|layer| layer.columns).sum();
         let kept = channels * geometry.panels(pictures) * ops.panel * size_of::<T>();
         Self {

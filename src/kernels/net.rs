@@ -11,9 +11,9 @@ pub struct Layer<'a, T> {
     pub inputs: usize,
     /// Rows of the weight: output channels times the taps of the window behind it.
     pub outputs: usize,
-    /// `[outputs, inputs]`, row-major.
+    /// `[outputs, inputs]`, row-major; in front of a window `[outputs / taps, inputs, taps]`.
     pub weight: &'a [T],
-    /// Whether `weight` is `[inputs, outputs]` instead.
+    /// Whether `weight` is `[inputs, outputs]` instead; not in front of a window.
     pub transposed: bool,
     /// A number for each output channel.
     pub bias: &'a [T],
@@ -23,10 +23,9 @@ pub struct Layer<'a, T> {
 ///
 /// With [`Window::Square3`] as `first`, input `channel * 9 + k` of the first layer is the neighbour
 /// `k = 3 (dy + 1) + dx + 1` of the pixel: the order of a convolution's weight `[outputs, channels,
-/// 3, 3]`, flattened. With `Square3` as `last`, row `channel * 9 + k` of the last layer is the tap
-/// `k` of a 3x3 convolution to that channel: a convolution's weight `[channels, inputs, 3, 3]`
-/// permuted to `[channels, 3, 3, inputs]`. Its product is then on the narrow side of the window, a
-/// ninth of the size of the hidden activations.
+/// 3, 3]`, flattened. With `Square3` as `last`, output `channel * 9 + k` of the last layer is what tap
+/// `k` of a 3x3 convolution adds to that channel; its weight is a convolution's as well. Its product
+/// is then on the narrow side of the window, a ninth of the size of the hidden activations.
 #[derive(Clone, Debug)]
 pub struct Net<'a, T> {
     /// At least one layer; each as wide as the next one reads.
@@ -73,6 +72,11 @@ impl<T: Scalar> Net<'_, T> {
         self.layers.iter().map(|layer| layer.weight.len()).sum()
     }
 
+    /// Taps of the window behind a layer.
+    pub(super) fn taps_behind(&self, index: usize) -> usize {
+        if index + 1 == self.layers.len() { self.last.taps() } else { 1 }
+    }
+
     /// # Panics
     /// If a size does not fit its neighbour.
     pub(super) fn validate(&self) {
@@ -82,7 +86,6 @@ impl<T: Scalar> Net<'_, T> {
             slope >= T::ZERO && slope <= T::ONE,
             "Net: negative_slope must be in [0, 1], got {slope:?}"
         );
-        let last = self.layers.len() - 1;
         for (index, layer) in self.layers.iter().enumerate() {
             let &Layer { inputs, outputs, weight, bias, .. } = layer;
             assert!(
@@ -94,7 +97,11 @@ impl<T: Scalar> Net<'_, T> {
                 inputs * outputs,
                 "Net: weight of layer {index} must be [{outputs}, {inputs}]"
             );
-            let taps = if index == last { self.last.taps() } else { 1 };
+            let taps = self.taps_behind(index);
+            assert!(
+                taps == 1 || !layer.transposed,
+                "Net: a convolution's weight has its own order"
+            );
             assert_eq!(
                 outputs % taps,
                 0,
@@ -139,8 +146,11 @@ pub(super) struct PackedLayer<T> {
 }
 
 impl<T: Scalar> PackedLayer<T> {
-    pub fn new(layer: &Layer<T>, ops: &Ops<T>, with_gradient: bool) -> Self {
+    /// `taps`: those of the window behind the layer.
+    pub fn new(layer: &Layer<T>, taps: usize, ops: &Ops<T>, with_gradient: bool) -> Self {
         let &Layer { inputs, outputs, weight, transposed, bias } = layer;
+        let rows_of_taps = (taps > 1).then(|| rows_of_taps(weight, inputs, taps));
+        let weight = rows_of_taps.as_deref().unwrap_or(weight);
         let rows = outputs.next_multiple_of(ops.granule);
         let back_rows = inputs.next_multiple_of(ops.granule);
         let mut packed_bias = lease(rows);
@@ -161,6 +171,18 @@ impl<T: Scalar> PackedLayer<T> {
             bias: packed_bias,
         }
     }
+}
+
+/// `[channels, inputs, taps]` as `[channels, taps, inputs]`.
+fn rows_of_taps<T: Scalar>(weight: &[T], inputs: usize, taps: usize) -> Lease<T> {
+    let mut rows = lease(weight.len());
+    for_blocks(&mut rows, inputs * taps, |channel, rows| {
+        let from = &weight[channel * inputs * taps..];
+        for (tap, row) in rows.chunks_exact_mut(inputs).enumerate() {
+            row.iter_mut().zip(from[tap..].iter().step_by(taps)).for_each(|(to, from)| *to = *from);
+        }
+    });
+    rows
 }
 
 /// [`pack`] or [`pack_transposed`].

@@ -156,9 +156,9 @@ impl NetCase {
                                     if let Some(from) =
                                         pixel(picture, channels, channel, y + by, x + bx)
                                     {
-                                        let row = output * after.len() + a;
-                                        sum += weight[row * columns + channel * before.len() + b]
-                                            * values[from];
+                                        let column = channel * before.len() + b;
+                                        let at = (output * columns + column) * after.len() + a;
+                                        sum += weight[at] * values[from];
                                     }
                                 }
                             }
