@@ -1,8 +1,11 @@
 //! Batches: their shape, and their division among the threads.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::Scalar;
+use super::team::share;
 
 /// Multiplications below which a second thread costs more than it saves.
 const SERIAL: usize = 200_000;
@@ -41,24 +44,28 @@ impl Shape {
     }
 }
 
-/// Runs `f` on each part, the first one on this thread; the results are in the order of the parts.
-///
-/// That this thread takes part hides the time it takes to wake another one, which for small
-/// couplings is as long as their work.
+/// Runs `f` on each part, on as many threads as there are; the results are in the order of the parts.
 pub(super) fn run<I: Send, R: Send>(parts: Vec<I>, f: impl Fn(I) -> R + Sync) -> Vec<R> {
-    let mut results: Vec<Option<R>> = parts.iter().map(|_| None).collect();
-    rayon::in_place_scope(|scope| {
-        let f = &f;
-        let mut tasks = parts.into_iter().zip(&mut results);
-        let first = tasks.next();
-        for (part, result) in tasks {
-            scope.spawn(move |_| *result = Some(f(part)));
-        }
-        if let Some((part, result)) = first {
-            *result = Some(f(part));
+    let helpers = parts.len().saturating_sub(1);
+    if helpers == 0 {
+        return parts.into_iter().map(f).collect();
+    }
+    let slots: Vec<_> = parts.into_iter().map(|part| Mutex::new((Some(part), None))).collect();
+    let slot = |index: usize| {
+        slots.get(index).map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner))
+    };
+    let next = AtomicUsize::new(0);
+    share(helpers, &|| {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(part) = slot(index).map(|mut slot| slot.0.take()) else { return };
+            let result = f(part.expect("each number comes once"));
+            slot(index).expect("it was there").1 = Some(result);
         }
     });
-    results.into_iter().map(|result| result.expect("the scope waits for every part")).collect()
+    let results =
+        slots.into_iter().map(|slot| slot.into_inner().map_or(None, |(_, result)| result));
+    results.map(|result| result.expect("the work is over")).collect()
 }
 
 /// Numbers below which one thread is faster at copying or adding them.

@@ -10,9 +10,10 @@
 //!
 //! From the narrow to the wide: `scalar` number types; `vector` a register; `product` the matrix
 //! products on packed operands; `log_scale` the elementwise maps; `window` planes, panels, 3x3
-//! windows; `channels` maps across the channels; `dispatch` the table of these routines for this processor; `net` layers and packed
-//! weights; `conditioner` and `backward` the net on a block of pictures; `batch` threads;
-//! `coupling` what is called from outside; `workspace` reused buffers.
+//! windows; `channels` maps across the channels; `dispatch` the table of these routines for this
+//! processor; `net` layers and packed weights; `conditioner` and `backward` the net on a block of
+//! pictures; `team` threads, `batch` what each of them gets; `coupling` what is called from outside;
+//! `workspace` reused buffers.
 
 mod adam;
 mod backward;
@@ -28,6 +29,7 @@ mod net;
 mod product;
 mod residual;
 mod scalar;
+mod team;
 mod vector;
 mod window;
 mod workspace;
