@@ -337,9 +337,12 @@ fn twice(mut run: impl FnMut()) -> (f64, f64) {
     (milliseconds, ALLOCATOR.peak.load(Ordering::Relaxed) as f64 / MIB)
 }
 
-/// MiB that `run` frees.
+/// MiB that `run` frees, the books of autodiff about it included, which Burn gives up at the next
+/// backward pass.
 fn freed(run: impl FnOnce()) -> f64 {
     let before = ALLOCATOR.live.load(Ordering::Relaxed);
     run();
+    let one = Tensor::from_inner(Tensor::<1>::ones([1], &backend::device())).require_grad();
+    drop((one.clone() * one).backward());
     (before - ALLOCATOR.live.load(Ordering::Relaxed)) as f64 / MIB
 }

@@ -165,9 +165,7 @@ impl Conditioner<4> for GlowNet {
         gradients: Vec<(Tensor<2>, Tensor<1>)>,
         grads: &mut GradientsParams,
     ) {
-        let mut layers = (net.layers.into_iter())
-            .map(|(weight, bias)| (host::plain(weight), host::plain(bias)))
-            .zip(gradients);
+        let mut layers = net.layers.into_iter().zip(gradients);
         let mut next = || layers.next().expect("three layers");
         for (conv, norm) in [(&self.conv1, &self.norm1), (&self.conv2, &self.norm2)] {
             let (folded, gradient) = next();
@@ -176,7 +174,7 @@ impl Conditioner<4> for GlowNet {
         // weight' = weight scale and bias' = bias scale, with scale = exp(3 log_scale).
         let ((weight, bias), (dweight, dbias)) = next();
         let [outputs, _] = dweight.dims();
-        let scale = host::plain(self.conv3.scale());
+        let scale = (host::plain(self.conv3.log_scale.val()) * LOG_SCALE_FACTOR).exp();
         let of_weight = (weight * dweight.clone()).sum_dim(1).reshape([outputs]);
         let dlog_scale = of_weight + bias * dbias.clone();
         add_grad(grads, &self.conv3.log_scale, dlog_scale * LOG_SCALE_FACTOR);
@@ -221,7 +219,7 @@ fn pull_back_norm(
 ) {
     let [outputs, _] = dweight.dims();
     if let Some(norm) = norm {
-        let scale = host::plain(norm.effective_log_scale().exp());
+        let scale = (host::plain(norm.log_scale.val()) * LOG_SCALE_FACTOR).exp();
         let of_weight = (weight * dweight.clone()).sum_dim(1).reshape([outputs]);
         let dlog_scale = of_weight + bias * dbias.clone();
         add_grad(grads, &norm.log_scale, dlog_scale * LOG_SCALE_FACTOR);

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor, activation};
 use super::{Conditioner, FoldedNet};
 use crate::error::{FlowError, Result};
 use crate::flow::add_grad;
+use crate::host;
 
 /// Configuration of an [`Mlp`].
 #[derive(Debug, Clone)]
@@ -108,6 +109,12 @@ impl Conditioner<2> for Mlp {
             last_3x3: false,
             negative_slope: 0.0,
         })
+    }
+
+    fn fold_plain(&self) -> Option<FoldedNet> {
+        let net = self.fold()?;
+        let plain = |(weight, bias)| (host::plain(weight), host::plain(bias));
+        Some(FoldedNet { layers: net.layers.into_iter().map(plain).collect(), ..net })
     }
 
     fn pull_back_folded(

@@ -89,15 +89,22 @@ pub trait Conditioner<const D: usize>: Module {
         None
     }
 
+    /// [`fold`](Conditioner::fold) of a model in training, in plain tensors: what autodiff would hold
+    /// on to for a backward pass that never comes would be memory that grows with depth.
+    fn fold_plain(&self) -> Option<FoldedNet> {
+        self.valid().fold()
+    }
+
     /// Adds to `grads` the parameters' gradients that follow from those of the layers of `net`, which
-    /// [`fold`](Conditioner::fold) gave; overridden where the layers are the parameters themselves.
+    /// [`fold_plain`](Conditioner::fold_plain) gave; the default takes them through
+    /// [`fold`](Conditioner::fold) by autodiff.
     fn pull_back_folded(
         &self,
         net: FoldedNet,
         gradients: Vec<(Tensor<2>, Tensor<1>)>,
         grads: &mut GradientsParams,
     ) {
-        net.pull_back(self, gradients, grads);
+        self.fold().unwrap_or(net).pull_back(self, gradients, grads);
     }
 }
 

@@ -46,13 +46,29 @@ pub(crate) struct Fused<'a, const D: usize, C> {
 }
 
 impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
-    /// The fused form for inputs like `x`, if there is one.
+    /// The fused form for inputs like `x`, if there is one; of a plain model.
     pub(super) fn of<T: Transform>(coupling: &'a Coupling<C, T>, x: &Tensor<D>) -> Option<Self> {
+        Self::folded_by(C::fold, coupling, x)
+    }
+
+    /// [`of`](Self::of) a model in training, for its gradients.
+    pub(super) fn in_training<T: Transform>(
+        coupling: &'a Coupling<C, T>,
+        x: &Tensor<D>,
+    ) -> Option<Self> {
+        Self::folded_by(C::fold_plain, coupling, x)
+    }
+
+    fn folded_by<T: Transform>(
+        fold: impl FnOnce(&C) -> Option<FoldedNet>,
+        coupling: &'a Coupling<C, T>,
+        x: &Tensor<D>,
+    ) -> Option<Self> {
         if !Self::runs(coupling.mask, x) {
             return None;
         }
         let map = coupling.transform.fused()?;
-        let net = coupling.conditioner.fold()?;
+        let net = fold(&coupling.conditioner)?;
         let fused = Self::new(&coupling.conditioner, net, map, coupling.mask, x)?;
         Some(Self { as_folded: true, ..fused })
     }

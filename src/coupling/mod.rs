@@ -317,7 +317,7 @@ where
         dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
-        if let Some(fused) = Fused::of(self, &z) {
+        if let Some(fused) = Fused::in_training(self, &z) {
             return fused.pull_back(z, dz, dlog_det, grads);
         }
         let invert =
@@ -332,7 +332,7 @@ where
         dlog_det: Tensor<1>,
         grads: &mut GradientsParams,
     ) -> Tensor<D> {
-        if let Some(fused) = Fused::of(self, &x) {
+        if let Some(fused) = Fused::in_training(self, &x) {
             return fused.backward(x, dz, dlog_det, &mut Tape::default(), grads);
         }
         self.pull_back_through_net(x, |x, _| x, dz, dlog_det, grads).1
@@ -357,7 +357,7 @@ where
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
         pull_back_layer(self, z, dz, dlog_det, tape, grads, |x, dz, dlog_det, tape, grads| {
-            match Fused::of(self, &x) {
+            match Fused::in_training(self, &x) {
                 Some(fused) => fused.backward(x, dz, dlog_det, tape, grads),
                 None => self.backward(x, dz, dlog_det, grads),
             }
