@@ -253,8 +253,9 @@ impl ResidualBlock {
 ///
 /// The moments are constants as long as no batch was seen, in a norm that is not trained (`weight`
 /// requires no gradient: a frozen net is as at inference, a sample's gradient its own), and in
-/// channels where the batch is far from them: `mean((x - mean)^2) > 100 (variance + epsilon)`. Else a
-/// batch in parts has other gradients than the whole, each part having moments of its own.
+/// channels where the batch is far from them: `mean((x - mean)^2) > 100 (variance + epsilon)`. Where
+/// they are not, a batch in parts has other gradients than the whole, each part having moments of its
+/// own.
 ///
 /// Sources: Ioffe and Szegedy, *Batch normalization*,
 /// [arXiv:1502.03167](https://arxiv.org/abs/1502.03167), section 2, on gradients that leave the moments
