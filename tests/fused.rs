@@ -5,11 +5,12 @@
 
 mod common;
 
+use burn::module::{Module, ParamGroup};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
 use burn_flows::Flow;
-use burn_flows::conditioner::{GlowNetConfig, MlpConfig, NetNorm, ResidualNetConfig};
-use burn_flows::coupling::{AffineOrder, Coupling, Mask, Parity, ScaleMap};
+use burn_flows::conditioner::{GlowNetConfig, MlpConfig, NetNorm, ResidualNet, ResidualNetConfig};
+use burn_flows::coupling::{AffineCoupling, AffineOrder, Coupling, Mask, Parity, ScaleMap};
 use burn_flows::testing::{inputs, move_parameters, to_f64};
 use common::{flat, gradients, hosts};
 use proptest::prelude::*;
@@ -209,5 +210,54 @@ fn blocks_and_threads() {
         let shape = [33, 2, 14, 14];
         let coupling = coupling.initialize(inputs(shape, 6, &device, DType::F32)).0;
         large(&move_parameters(coupling, 1, 0.02), shape, &device);
+    }
+}
+
+/// Whether moments inside of a net count as the batch's in gradients is the same on both roads, and only
+/// then a sample's gradient depends on the batch.
+#[test]
+fn moments_of_residual_nets() {
+    let masks = [Mask::second_half(), Mask::Checkerboard(Parity::Odd)];
+    for (device, mask) in hosts().iter().flat_map(|device| masks.map(|mask| (device, mask))) {
+        let batch = |size, seed| inputs([size, 4, 5, 4], seed, device, DType::F64);
+        let (seen, changed) = (mask.num_identity(4), mask.num_transformed(4));
+        let net = ResidualNetConfig::new(seen, 5, 2 * changed, 2).init(device).unwrap();
+        let coupling = Coupling::affine(net, mask, ScaleMap::Tanh, 4, device).unwrap();
+        let fresh = to_f64(move_parameters(coupling, 1, 0.3));
+        let after = |x| fresh.clone().initialize(x).0;
+        let near = after(batch(8, 5) * 1.2 + 0.1);
+        let norms = || ParamGroup::from_any_predicates(vec!["norm"]);
+        let cases = [
+            ("fresh", fresh.clone(), false),
+            ("far", after(batch(8, 5) * 1e-4), false),
+            ("frozen norms", near.clone().freeze_group(norms()), false),
+            ("frozen", near.clone().no_grad(), false),
+            ("near", near, true),
+        ];
+        let pulled = |flow: &AffineCoupling<ResidualNet>, x: Tensor<4>| {
+            let (z, log_det) = flow.forward(x);
+            let mut grads = GradientsParams::new();
+            let training = flow.clone().train();
+            let (_, dx) = training.pull_back(z, batch(3, 3), log_det.ones_like(), &mut grads);
+            (dx, gradients(&training, &grads))
+        };
+        for (what, flow, follows) in cases {
+            println!("{what}, {mask:?}");
+            agree(&flow, [3, 4, 5, 4], device, DType::F64, [F64; 2]);
+            let with = |others: Tensor<4>| {
+                let x = Tensor::cat(vec![batch(1, 2), others], 0);
+                pulled(&flow, x).0.narrow(0, 0, 1)
+            };
+            let change = (with(batch(2, 6)) - with(batch(2, 7))).abs().max().into_scalar::<f64>();
+            assert_eq!(change > 1e-6, follows, "{what}, {mask:?}: {change:e}");
+        }
+        // By its own moments a batch is normalized whatever the bias in front.
+        let (_, grads) = pulled(&after(batch(3, 2)), batch(3, 2));
+        for (name, grad) in grads {
+            let largest = grad.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
+            let vanishes = name.ends_with(".bias") && !name.contains("norm");
+            let vanishes = vanishes && !name.contains("conv_out");
+            assert_eq!(largest < 1e-12, vanishes, "{name}: {largest:e}");
+        }
     }
 }

@@ -63,7 +63,7 @@ impl ModelArguments {
         let (sizes, training) = match (self.name.as_str(), subject) {
             ("glow", Digits) => ((2, 8, 64), (9_400, 32, 2e-3)),
             ("glow", Photographs) => ((levels_to_4x4, 12, 128), (6_000, 32, 1e-3)),
-            ("realnvp", Digits) => ((2, 1, 16), (500, 32, 1e-3)),
+            ("realnvp", Digits) => ((2, 1, 16), (5_000, 32, 3e-3)),
             ("realnvp", Photographs) => ((2, 2, 32), (500, 32, 1e-3)),
             // Its five nets have neither levels nor blocks.
             ("nice", Digits) => ((1, 1, 1000), (4_000, 100, 4e-3)),

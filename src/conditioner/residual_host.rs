@@ -11,7 +11,7 @@ use super::weight_norm::WeightNormConv;
 use crate::backend::{HostScalar, HostValues};
 use crate::flow::{pull_back_surrogate, weighted};
 use crate::host::{self, by_dtype};
-use crate::kernels::{self, Frame, Framed, Kernel, ResidualGradients, Window};
+use crate::kernels::{self, Frame, Framed, Kernel, Norm, ResidualGradients, Window};
 use crate::norm::Moments;
 
 impl ResidualNet {
@@ -74,7 +74,12 @@ impl ResidualNet {
         let channels_out = self.conv_out.gain.dims()[0];
         let params_shape = [shape[0], channels_out, shape[2], shape[3]];
         let norms: Vec<_> = self.norms().collect();
-        let norm_values = norms.iter().cloned().map(|norm| norm.map(numbers::<T, _>)).collect();
+        let norm_values: Vec<_> = (norms.iter().cloned().zip(self.net_norms()))
+            .map(|(affine, norm)| Norm {
+                affine: affine.map(numbers::<T, _>),
+                moments: norm.followed_moments().map(|moments| moments.map(numbers)),
+            })
+            .collect();
         let mut gradients = None;
         let dx = self.run(x, true, |net, x| {
             let (dx, new) = net.pull_back(x, &norm_values, |params| {

@@ -116,7 +116,8 @@ impl ResidualNetConfig {
 /// the output, whose gains start at zero. The batch normalizations use running moments in training
 /// as well, brought up to date by [`observe`](Conditioner::observe) before a step, for the
 /// reason told at [`BatchNorm`](crate::norm::BatchNorm): a coupling's `inverse` must meet the very
-/// net that its `forward` used.
+/// net that its `forward` used. In gradients the moments count as those of the batch at hand (see
+/// [`NetBatchNorm`]).
 ///
 /// Source: Dinh et al., *Density estimation using Real NVP*,
 /// [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), section 4.1; the layout, with its sum of
@@ -243,6 +244,23 @@ impl ResidualBlock {
 
 /// Batch normalization inside a net: `weight (x - mean) / sqrt(variance + epsilon) + bias`, by
 /// running moments.
+///
+/// Its values are those of the running moments, in training too; its gradients are those that the
+/// moments of the batch would have, `mean = mean(x)` and `variance = mean((x - mean)^2)`. What only
+/// shifts or scales `x` has no effect once the moments have followed, and so must have no gradient:
+/// with the moments as constants the optimizer goes on shifting and scaling, each step in vain, until
+/// the moments lag so far behind that training diverges.
+///
+/// The moments are constants as long as no batch was seen, in a norm that is not trained (`weight`
+/// requires no gradient: a frozen net is as at inference, a sample's gradient its own), and in
+/// channels where the batch is far from them: `mean((x - mean)^2) > 100 (variance + epsilon)`. Where
+/// they are not, a batch in parts has other gradients than the whole, each part having moments of its
+/// own.
+///
+/// Sources: Ioffe and Szegedy, *Batch normalization*,
+/// [arXiv:1502.03167](https://arxiv.org/abs/1502.03167), section 2, on gradients that leave the moments
+/// out; Chiley et al., *Online normalization*, [arXiv:1905.05894](https://arxiv.org/abs/1905.05894), on
+/// values by running moments with gradients that keep to the normalization.
 #[derive(Module, Debug)]
 pub struct NetBatchNorm {
     /// Running moments.
@@ -268,15 +286,31 @@ impl NetBatchNorm {
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.moments.assert_channels(&x);
-        let (z, _) = self.moments.normalize(x, self.moments.current());
-        z * per_channel(self.weight.val()) + per_channel(self.bias.val())
+        let Moments { mean, variance } = match self.is_trained() {
+            true => self.moments.with_gradients_of(&x),
+            false => self.moments.current(),
+        };
+        let scale = self.moments.log_scale(variance).exp() * self.weight.val();
+        (x - per_channel(mean)) * per_channel(scale) + per_channel(self.bias.val())
+    }
+
+    /// Whether it is in training, and not frozen there.
+    fn is_trained(&self) -> bool {
+        self.weight.is_require_grad()
+    }
+
+    /// The means, and `1 / (variance + epsilon)`, that it normalizes by, `[channels]` each, where they
+    /// count as the batch's in gradients.
+    pub(super) fn followed_moments(&self) -> Option<[Tensor<1>; 2]> {
+        let follow = self.is_trained() && self.moments.is_initialized();
+        follow.then(|| [self.moments.mean.val(), self.moments.precision()])
     }
 
     /// Scale and shift of the map that it is, `[channels]` each.
     pub(super) fn affine(&self) -> [Tensor<1>; 2] {
-        let moments = self.moments.current();
-        let scale = self.weight.val() * self.moments.log_scale(&moments).exp();
-        let shift = self.bias.val() - moments.mean * scale.clone();
+        let Moments { mean, variance } = self.moments.current();
+        let scale = self.weight.val() * self.moments.log_scale(variance).exp();
+        let shift = self.bias.val() - mean * scale.clone();
         [scale, shift]
     }
 

@@ -243,20 +243,16 @@ pub(super) fn affine_relu<T: Scalar>(
 /// Lanes in which sums over a row are kept, in f64 each.
 pub(super) const SUMS: usize = 16;
 
-/// The gradients of `scale · x + shift` from that of its values: `dx += scale · d`, and those of
-/// scale and shift.
+/// `dx += scale · d`, and `+ offset + slope · x` inside of the pictures.
 #[inline(always)]
-pub(super) fn affine_gradient<T: Scalar>(d: &[T], x: &[T], scale: T, dx: &mut [T]) -> [T; 2] {
-    let mut sums = [[0.0; SUMS]; 2];
-    let rows = d.as_chunks::<SUMS>().0.iter().zip(x.as_chunks::<SUMS>().0);
-    for ((d, x), dx) in rows.zip(dx.as_chunks_mut::<SUMS>().0) {
-        for i in 0..SUMS {
-            dx[i] += scale * d[i];
-            sums[0][i] += (d[i] * x[i]).to_f64();
-            sums[1][i] += d[i].to_f64();
-        }
+pub(super) fn norm_gradient<T: Scalar>(
+    [d, x, inside]: [&[T]; 3],
+    [scale, offset, slope]: [T; 3],
+    dx: &mut [T],
+) {
+    for (((dx, d), x), inside) in dx.iter_mut().zip(d).zip(x).zip(inside) {
+        *dx += *d * scale + (*x * slope + offset) * *inside;
     }
-    sums.map(|sums| T::from_f64(sums.iter().sum()))
 }
 
 /// The sum of `(x - mean)^power` over the pixels inside of the pictures, for power 1 and 2.

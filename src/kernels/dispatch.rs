@@ -6,7 +6,7 @@
 use super::adam::{AdamStep, adam};
 use super::channels::{mix, outer, row_sums};
 use super::convolution::{
-    Convolution, TapGradient, affine_gradient, affine_relu, convolution, deviations, tap_gradient,
+    Convolution, TapGradient, affine_relu, convolution, deviations, norm_gradient, tap_gradient,
 };
 use super::log_scale::{MapRow, map_row};
 use super::product::{
@@ -41,7 +41,7 @@ pub struct Ops<T: 'static> {
     pub(super) convolution: unsafe fn(&Convolution<T>),
     pub(super) tap_gradient: unsafe fn(&TapGradient<T>),
     pub(super) affine_relu: unsafe fn(&[T], [T; 2], &[T], &mut [T]),
-    pub(super) affine_gradient: unsafe fn(&[T], &[T], T, &mut [T]) -> [T; 2],
+    pub(super) norm_gradient: unsafe fn([&[T]; 3], [T; 3], &mut [T]),
     pub(super) deviations: unsafe fn(&[T], T, &[T]) -> [f64; 2],
     pub(super) adam: unsafe fn(&AdamStep<T>, &[T], [&mut [T]; 3]),
 }
@@ -125,8 +125,8 @@ macro_rules! instruction_set {
                 affine_relu(from, by, inside, to)
             }
             $(#[$feature])?
-            unsafe fn affine_gradient_here(d: &[S], x: &[S], scale: S, dx: &mut [S]) -> [S; 2] {
-                affine_gradient(d, x, scale, dx)
+            unsafe fn norm_gradient_here(from: [&[S]; 3], by: [S; 3], dx: &mut [S]) {
+                norm_gradient(from, by, dx)
             }
             $(#[$feature])?
             unsafe fn adam_here(step: &AdamStep<S>, gradient: &[S], to: [&mut [S]; 3]) {
@@ -170,7 +170,7 @@ macro_rules! instruction_set {
                 convolution: convolution_here,
                 tap_gradient: tap_gradient_here,
                 affine_relu: affine_relu_here,
-                affine_gradient: affine_gradient_here,
+                norm_gradient: norm_gradient_here,
                 deviations: deviations_here,
                 adam: adam_here,
             };

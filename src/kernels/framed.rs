@@ -38,6 +38,20 @@ struct Part<T> {
     len: usize,
 }
 
+/// The mean squared deviation of a batch from the mean that it is normalized by, over the variance that
+/// it is normalized by, up to which the two count as the batch's own in gradients. In training it is
+/// about 1; far from there the gradients of the moments would grow with its powers from norm to norm.
+pub const MOST_DEVIATION: f64 = 100.0;
+
+/// A batch normalization as the affine map that it is, `scale x + shift`, and what its gradient needs.
+pub struct Norm<T> {
+    /// Scale and shift of each channel of the result.
+    pub affine: [Vec<T>; 2],
+    /// Means, and `1 / (variance + epsilon)`, that the channels of the input are normalized by, where
+    /// they count as the batch's own in gradients; else they are constants.
+    pub moments: Option<[Vec<T>; 2]>,
+}
+
 /// A convolution with a 3x3 kernel and zero padding, or a 1x1 one, packed for products.
 pub struct Kernel<'a, T> {
     window: Window,
@@ -343,34 +357,63 @@ impl<'f, T: Scalar> Framed<'f, T> {
         })
     }
 
-    /// The gradients of the affine map in [`affine_relu`](Self::affine_relu): this one is by its
-    /// values, zero where the ReLU is. The gradient by the input is added to `onto`.
-    pub fn affine_gradient(&self, x: &Self, scale: &[T], onto: Self) -> (Self, [Vec<T>; 2]) {
+    /// The gradients of the normalization `norm` of `x`, from this one by its values, zero where its
+    /// ReLU is: by scale and shift, and by `x`, which is added to `onto`.
+    ///
+    /// The norm's moments count as those of the batch: `mean = mean(x)` and `1 / precision - epsilon =
+    /// mean((x - mean)^2)` have gradients by `x`, in channels where it is no farther away than
+    /// [`MOST_DEVIATION`].
+    pub fn norm_gradient(&self, x: &Self, norm: &Norm<T>, onto: Self) -> (Self, [Vec<T>; 2]) {
         let frame = self.frame;
-        let tasks = self.parts.iter().zip(&x.parts).zip(onto.parts).collect();
-        let results =
-            frame.chunks.run(tasks, |((d, x_part), mut to): ((&Part<T>, &Part<T>), _)| {
-                let sums: Vec<[T; 2]> = (0..self.channels)
-                    .map(|channel| {
-                        let (d, from) = (d.row(channel), channel % x.channels);
-                        let (x, to): (_, &mut Part<T>) = (x_part.row(from), &mut to);
-                        // SAFETY: `ops` is this processor's table.
-                        unsafe {
-                            (frame.ops.affine_gradient)(d, x, scale[channel], to.row_mut(from))
-                        }
-                    })
-                    .collect();
-                (to, sums)
-            });
-        let mut gradients = [vec![T::ZERO; self.channels], vec![T::ZERO; self.channels]];
-        let mut parts = Vec::with_capacity(results.len());
-        for (part, sums) in results {
-            for (channel, [scale, shift]) in sums.into_iter().enumerate() {
-                gradients[0][channel] += scale;
-                gradients[1][channel] += shift;
+        let Shape { batch, height, width, .. } = frame.shape;
+        let count = (batch * height * width) as f64;
+        let tasks = self.parts.iter().zip(&x.parts).collect();
+        let parts = frame.chunks.run(tasks, |(d, x_part): (&Part<T>, &Part<T>)| {
+            let sums = |channel: usize| {
+                let (d, x) = (d.row(channel), x_part.row(channel % x.channels));
+                // SAFETY: `ops` is this processor's table.
+                unsafe { (frame.ops.row_sums)(d, x) }
+            };
+            (0..self.channels).map(sums).collect::<Vec<[f64; 2]>>()
+        });
+        let sum =
+            |channel: usize, index| parts.iter().map(|sums| sums[channel][index]).sum::<f64>();
+        let sums: Vec<[f64; 2]> =
+            (0..self.channels).map(|channel| [sum(channel, 0), sum(channel, 1)]).collect();
+        let near: Vec<Option<[f64; 2]>> = match &norm.moments {
+            None => vec![None; x.channels],
+            Some([means, precisions]) => (means.iter().zip(precisions))
+                .zip(x.power_means(means, 1))
+                .map(|((mean, precision), square)| {
+                    let precision = precision.to_f64();
+                    let is_near = square.to_f64() * precision <= MOST_DEVIATION;
+                    is_near.then(|| [mean.to_f64(), precision])
+                })
+                .collect(),
+        };
+        let maps: Vec<[T; 3]> = (sums.iter().zip(&norm.affine[0]).enumerate())
+            .map(|(channel, ([d, dx], scale))| {
+                let Some([mean, precision]) = near[channel % x.channels] else {
+                    return [*scale, T::ZERO, T::ZERO];
+                };
+                let per_value = -scale.to_f64() / count;
+                let slope = per_value * precision * (dx - mean * d);
+                [*scale, T::from_f64(per_value * d - slope * mean), T::from_f64(slope)]
+            })
+            .collect();
+        type Task<'a, T> = (usize, ((&'a Part<T>, &'a Part<T>), Part<T>));
+        let tasks = self.parts.iter().zip(&x.parts).zip(onto.parts).enumerate().collect();
+        let parts = frame.chunks.run(tasks, |(index, ((d, x_part), mut to)): Task<T>| {
+            for (channel, by) in maps.iter().enumerate() {
+                let from = channel % x.channels;
+                let rows = [d.row(channel), x_part.row(from), &frame.inside[index]];
+                // SAFETY: `ops` is this processor's table.
+                unsafe { (frame.ops.norm_gradient)(rows, *by, to.row_mut(from)) };
             }
-            parts.push(part);
-        }
+            to
+        });
+        let gradients =
+            [1, 0].map(|index| sums.iter().map(|sums| T::from_f64(sums[index])).collect());
         (Self { frame, channels: onto.channels, parts }, gradients)
     }
 
@@ -381,25 +424,26 @@ impl<'f, T: Scalar> Framed<'f, T> {
 
     /// Mean and variance of each channel over all pictures, in two passes.
     pub fn moments(&self) -> [Vec<T>; 2] {
+        let means = self.power_means(&vec![T::ZERO; self.channels], 0);
+        let variances = self.power_means(&means, 1);
+        [means, variances]
+    }
+
+    /// For each channel the mean of the deviations from `about`, or (`power` 1) of their squares.
+    fn power_means(&self, about: &[T], power: usize) -> Vec<T> {
         let frame = self.frame;
         let Shape { batch, height, width, .. } = frame.shape;
         let count = (batch * height * width) as f64;
-        // The means of one power of the deviations, a channel each.
-        let powers = |means: &[T], power: usize| -> Vec<T> {
-            let tasks = self.parts.iter().zip(&frame.inside).collect();
-            let parts = frame.chunks.run(tasks, |(part, inside): (&Part<T>, &Lease<T>)| {
-                let sum = |(channel, mean): (usize, &T)| {
-                    // SAFETY: `ops` is this processor's table.
-                    unsafe { (frame.ops.deviations)(part.row(channel), *mean, inside)[power] }
-                };
-                means.iter().enumerate().map(sum).collect::<Vec<f64>>()
-            });
-            let mean = |channel: usize| parts.iter().map(|part| part[channel]).sum::<f64>() / count;
-            (0..means.len()).map(|channel| T::from_f64(mean(channel))).collect()
-        };
-        let means = powers(&vec![T::ZERO; self.channels], 0);
-        let variances = powers(&means, 1);
-        [means, variances]
+        let tasks = self.parts.iter().zip(&frame.inside).collect();
+        let parts = frame.chunks.run(tasks, |(part, inside): (&Part<T>, &Lease<T>)| {
+            let sum = |(channel, about): (usize, &T)| {
+                // SAFETY: `ops` is this processor's table.
+                unsafe { (frame.ops.deviations)(part.row(channel), *about, inside)[power] }
+            };
+            about.iter().enumerate().map(sum).collect::<Vec<f64>>()
+        });
+        let mean = |channel: usize| parts.iter().map(|part| part[channel]).sum::<f64>() / count;
+        (0..about.len()).map(|channel| T::from_f64(mean(channel))).collect()
     }
 }
 
@@ -568,7 +612,7 @@ mod tests {
                 planes.step_by(values.len() / batch / pixels).flatten().copied().collect()
             };
             let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-            let means: Vec<_> = (0..channels).map(|channel| mean(&of(&x, channel))).collect();
+            let mut means: Vec<_> = (0..channels).map(|channel| mean(&of(&x, channel))).collect();
             let variances = (0..channels).map(|channel| {
                 let square = |x: &f64| (x - means[channel]).powi(2);
                 mean(&of(&x, channel).iter().map(square).collect::<Vec<_>>())
@@ -589,24 +633,53 @@ mod tests {
             let rows = framed.affine_relu([&cast(&scale), &cast(&shift)]);
             close(&widen(&rows.store()), &y, tolerance);
 
-            let d = numbers(2 * batch * channels * pixels, 4);
-            let mut dx = x.clone();
-            let mut expected = [vec![0.0; 2 * channels], vec![0.0; 2 * channels]];
-            for (index, d) in d.iter().enumerate() {
+            // Every other row without a gradient.
+            let mut d = numbers(2 * batch * channels * pixels, 4);
+            d.iter_mut().step_by(3).for_each(|d| *d = 0.0);
+            let affine = [cast(&scale), cast(&shift)];
+            // Not the batch's own, and the second channel's so that the batch is far from them.
+            means.iter_mut().for_each(|mean| *mean += 0.25);
+            let mut precision: Vec<f64> = numbers(channels, 5).iter().map(|x| x + 2.0).collect();
+            precision.iter_mut().skip(1).take(1).for_each(|precision| *precision *= 1e6);
+            let count = (batch * pixels) as f64;
+            let places = |index: usize| {
                 let (pixel, row) = (index % pixels, index / pixels % (2 * channels));
                 let picture = index / pixels / (2 * channels);
-                let at = (picture * channels + row % channels) * pixels + pixel;
-                dx[at] += scale[row] * d;
+                (row, row % channels, (picture * channels + row % channels) * pixels + pixel)
+            };
+            let mut expected = [vec![0.0; 2 * channels], vec![0.0; 2 * channels]];
+            let mut constant = x.clone();
+            // By the mean, and by the variance about it.
+            let (mut dmean, mut dvariance) = (vec![0.0; channels], vec![0.0; channels]);
+            for (index, d) in d.iter().enumerate() {
+                let (row, channel, at) = places(index);
+                constant[at] += scale[row] * d;
                 expected[0][row] += d * x[at];
                 expected[1][row] += d;
+                dmean[channel] -= scale[row] * d;
+                let deviation = x[at] - means[channel];
+                dvariance[channel] -= 0.5 * precision[channel] * scale[row] * d * deviation;
+            }
+            let mut dx = constant.clone();
+            for (at, dx) in dx.iter_mut().enumerate() {
+                let channel = at / pixels % channels;
+                if channel == 1 {
+                    continue;
+                }
+                let deviation = x[at] - means[channel];
+                *dx += (dmean[channel] + 2.0 * deviation * dvariance[channel]) / count;
             }
             let d = frame.load(&cast(&d), 2 * channels);
             close(&widen(&d.totals()), &expected[1], tolerance);
-            let onto = frame.load(&cast(&x), channels);
-            let (to, gradients) = d.affine_gradient(&framed, &cast(&scale), onto);
-            close(&widen(&to.store()), &dx, tolerance);
-            for (got, expected) in gradients.iter().zip(&expected) {
-                close(&widen(got), expected, tolerance);
+            let moments = Some([cast(&means), cast(&precision)]);
+            for (moments, dx) in [(moments, dx), (None, constant)] {
+                let norm = Norm { affine: affine.clone(), moments };
+                let onto = frame.load(&cast(&x), channels);
+                let (to, gradients) = d.norm_gradient(&framed, &norm, onto);
+                close(&widen(&to.store()), &dx, tolerance);
+                for (got, expected) in gradients.iter().zip(&expected) {
+                    close(&widen(got), expected, tolerance);
+                }
             }
         }
     }

@@ -44,7 +44,7 @@ pub use batch::Shape;
 pub use channels::{ChannelAffine, ChannelMatrix, channel_products, channel_sums};
 pub use coupling::{Activations, Coupling};
 pub use dispatch::Ops;
-pub use framed::{Frame, Framed, Kernel};
+pub use framed::{Frame, Framed, Kernel, MOST_DEVIATION, Norm};
 pub use log_scale::{LogScale, Map, Order};
 pub use net::{Gradients, Layer, Net};
 pub use residual::{Gradients as ResidualGradients, ResidualNet};

@@ -1,7 +1,7 @@
 //! The residual net of RealNVP's couplings, and its gradients by hand.
 
 use super::Scalar;
-use super::framed::{Framed, Join, Kernel};
+use super::framed::{Framed, Join, Kernel, Norm};
 
 /// `h = conv_in(relu(norm_in(x)))`, then blocks `h <- h + conv2(relu(norm2(conv1(relu(norm1(h))))))`;
 /// the output is `conv_out(relu(norm_out(skip_in(h_0) + sum_k skip_k(h_k))))`.
@@ -12,13 +12,10 @@ pub struct ResidualNet<'a, T> {
     pub kernels: Vec<Kernel<'a, T>>,
 }
 
-/// Scale and shift of each norm: that of the input, two of each block, that of the output.
-pub type Norms<T> = Vec<[Vec<T>; 2]>;
-
 /// Gradients of a [`ResidualNet`].
 pub struct Gradients<T> {
-    /// By scale and shift, as [`Norms`].
-    pub norms: Norms<T>,
+    /// By scale and shift of each norm: that of the input, two of each block, that of the output.
+    pub norms: Vec<[Vec<T>; 2]>,
     /// By weight and, where there is one, bias of each kernel.
     pub kernels: Vec<(Vec<T>, Option<Vec<T>>)>,
 }
@@ -46,12 +43,12 @@ impl<T: Scalar> ResidualNet<'_, T> {
     pub fn pull_back(
         &self,
         x: Framed<T>,
-        norms: &Norms<T>,
+        norms: &[Norm<T>],
         dy: impl FnOnce(Vec<T>) -> Vec<T>,
     ) -> (Vec<T>, Gradients<T>) {
         let frame = x.frame();
         let mut tape = Vec::new();
-        let y = self.run(x, |index, _| norms[index].clone(), &mut |kept| tape.push(kept));
+        let y = self.run(x, |index, _| norms[index].affine.clone(), &mut |kept| tape.push(kept));
         let dy = frame.load(&dy(y.store()), y.num_channels());
         self.backward(dy, norms, tape)
     }
@@ -95,20 +92,20 @@ impl<T: Scalar> ResidualNet<'_, T> {
     fn backward(
         &self,
         dy: Framed<T>,
-        norms: &Norms<T>,
+        norms: &[Norm<T>],
         mut tape: Tape<T>,
     ) -> (Vec<T>, Gradients<T>) {
         let mut pop = || tape.pop().expect("as much as was kept");
         let mut back = Back { kernels: Vec::new(), norms: Vec::new() };
         let mut kernels = self.kernels.iter().rev();
         let mut next = || kernels.next().expect("three kernels a block and three more");
-        let mut scales = norms.iter().rev().map(|[scale, _]| &scale[..]);
-        let mut next_scale = || scales.next().expect("two norms a block and two more");
+        let mut norms = norms.iter().rev();
+        let mut next_norm = || norms.next().expect("two norms a block and two more");
 
         let (kernel, last, sum) = (next(), pop(), pop());
         back.kernel(kernel, &dy, &last);
         let dlast = dy.convolve_back(kernel, Join::WherePositive(&last));
-        let dsum = back.norm(&dlast, &sum, next_scale(), sum.zeros_like());
+        let dsum = back.norm(&dlast, &sum, next_norm(), sum.zeros_like());
 
         let mut h = pop();
         let mut dh: Option<Framed<T>> = None;
@@ -120,10 +117,10 @@ impl<T: Scalar> ResidualNet<'_, T> {
             h = pop();
             back.kernel(conv2, &dout, &after);
             let dafter = dout.convolve_back(conv2, Join::WherePositive(&after));
-            let dinner = back.norm(&dafter, &inner, next_scale(), inner.zeros_like());
+            let dinner = back.norm(&dafter, &inner, next_norm(), inner.zeros_like());
             back.kernel(conv1, &dinner, &before);
             let dbefore = dinner.convolve_back(conv1, Join::WherePositive(&before));
-            dh = Some(back.norm(&dbefore, &h, next_scale(), dout));
+            dh = Some(back.norm(&dbefore, &h, next_norm(), dout));
         }
         let (skip_in, conv_in) = (next(), next());
         back.kernel(skip_in, &dsum, &h);
@@ -131,7 +128,7 @@ impl<T: Scalar> ResidualNet<'_, T> {
         let (entry, x) = (pop(), pop());
         back.kernel(conv_in, &dh, &entry);
         let dentry = dh.convolve_back(conv_in, Join::WherePositive(&entry));
-        let dx = back.norm(&dentry, &x, next_scale(), x.zeros_like());
+        let dx = back.norm(&dentry, &x, next_norm(), x.zeros_like());
 
         let Back { mut kernels, mut norms } = back;
         kernels.reverse();
@@ -143,7 +140,7 @@ impl<T: Scalar> ResidualNet<'_, T> {
 /// Gradients in the order of the backward pass, the last layer's first.
 struct Back<T> {
     kernels: Vec<(Vec<T>, Option<Vec<T>>)>,
-    norms: Norms<T>,
+    norms: Vec<[Vec<T>; 2]>,
 }
 
 impl<T: Scalar> Back<T> {
@@ -157,10 +154,10 @@ impl<T: Scalar> Back<T> {
         &mut self,
         doutput: &Framed<'f, T>,
         x: &Framed<'f, T>,
-        scale: &[T],
+        norm: &Norm<T>,
         onto: Framed<'f, T>,
     ) -> Framed<'f, T> {
-        let (dx, gradients) = doutput.affine_gradient(x, scale, onto);
+        let (dx, gradients) = doutput.norm_gradient(x, norm, onto);
         self.norms.push(gradients);
         dx
     }

@@ -5,6 +5,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
+use crate::kernels::MOST_DEVIATION;
 use crate::param::{frozen, replace};
 
 /// Mean and variance of every channel over batch and space, `[channels]` each.
@@ -102,6 +103,31 @@ impl RunningMoments {
         Moments { mean: self.mean.val(), variance: self.variance.val() }
     }
 
+    /// The moments as they are now, with the gradients that those of `x` have; constants as long as no
+    /// batch was seen, and in channels where `x` is farther away than [`MOST_DEVIATION`].
+    pub(crate) fn with_gradients_of<const D: usize>(&self, x: &Tensor<D>) -> Moments {
+        let running = self.current();
+        let channels = x.dims()[1];
+        let rows = x.clone().swap_dims(0, 1).reshape([channels as i32, -1]);
+        let mean = rows.clone().mean_dim(1).reshape([channels]);
+        // About the running means, as they are what is subtracted.
+        let deviations = rows - running.mean.clone().detach().reshape([channels, 1]);
+        let variance = deviations.square().mean_dim(1).reshape([channels]);
+        let is_near = (variance.clone() * self.precision()).lower_equal_elem(MOST_DEVIATION);
+        // As a tensor: to ask a GPU for the value would be to wait for it.
+        let is_initialized = self.initialized.val().greater_elem(0.5).expand([channels]);
+        let is_constant = is_near.bool_and(is_initialized).bool_not();
+        let through = |value: Tensor<1>, of: Tensor<1>| {
+            value.detach() + (of.clone() - of.detach()).mask_fill(is_constant.clone(), 0.0)
+        };
+        Moments { mean: through(running.mean, mean), variance: through(running.variance, variance) }
+    }
+
+    /// `1 / (variance + epsilon)`, `[channels]`.
+    pub(crate) fn precision(&self) -> Tensor<1> {
+        (self.variance.val() + self.epsilon).recip()
+    }
+
     /// Takes the moments of the first batch as they are; later ones change nothing.
     pub fn initialize(self, batch: Moments) -> Self {
         if self.is_initialized() { self } else { self.update(batch) }
@@ -129,19 +155,20 @@ impl RunningMoments {
         x: Tensor<D>,
         moments: Moments,
     ) -> (Tensor<D>, Tensor<1>) {
-        let log_scale = self.log_scale(&moments);
+        let log_scale = self.log_scale(moments.variance.detach());
         let z = (x - per_channel(moments.mean.detach())) * per_channel(log_scale.clone().exp());
         (z, log_scale)
     }
 
     /// The inverse of [`normalize`](RunningMoments::normalize).
     pub(crate) fn denormalize<const D: usize>(&self, z: Tensor<D>, moments: Moments) -> Tensor<D> {
-        z * per_channel(self.log_scale(&moments).neg().exp()) + per_channel(moments.mean.detach())
+        let log_scale = self.log_scale(moments.variance.detach());
+        z * per_channel(log_scale.neg().exp()) + per_channel(moments.mean.detach())
     }
 
-    /// The logarithm of `1 / sqrt(variance + epsilon)`, `[channels]`, the moments being constants.
-    pub(crate) fn log_scale(&self, moments: &Moments) -> Tensor<1> {
-        (moments.variance.clone().detach() + self.epsilon).log() * -0.5
+    /// The logarithm of `1 / sqrt(variance + epsilon)`, `[channels]`.
+    pub(crate) fn log_scale(&self, variance: Tensor<1>) -> Tensor<1> {
+        (variance + self.epsilon).log() * -0.5
     }
 
     pub(crate) fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {

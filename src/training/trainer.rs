@@ -132,8 +132,11 @@ impl<M: Module> Trainer<M> {
     /// Computes the gradients of a batch in parts of at most `micro_batch` samples and adds them up:
     /// the step is that of the whole batch within rounding, with the activations of a part.
     ///
-    /// The same holds with batch normalization: its moments take in the whole batch before the step
-    /// (by a forward pass alone, see [`Flow::observe`]) and are constants in the step itself.
+    /// The same holds with [`BatchNorm`](crate::norm::BatchNorm): its moments take in the whole batch
+    /// before the step (by a forward pass alone, see [`Flow::observe`]) and are constants in the step
+    /// itself. It does not hold with batch normalization inside of nets: the values are still those of
+    /// the whole batch, but gradients through the moments are those of each part, see
+    /// [`NetBatchNorm`](crate::conditioner::NetBatchNorm).
     ///
     /// # Panics
     /// If `micro_batch` is 0.
