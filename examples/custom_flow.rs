@@ -74,7 +74,7 @@ impl Tails {
     }
 }
 
-// The three short methods. `Flow<2>`: batches of vectors, `[batch, features]`; images are `Flow<4>`.
+// Two methods make a flow, the third is cheaper than its default. `Flow<2>`: batches of vectors, `[batch, features]`; images are `Flow<4>`.
 impl Flow<2> for Tails {
     /// Data to latent, always this direction, with `ln|det dz/dx|` of each sample.
     fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Tensor<1>) {

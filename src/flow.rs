@@ -34,7 +34,7 @@ use crate::tape::Tape;
 ///
 /// # Implementing it
 ///
-/// Three short methods make a flow; the others have defaults that are correct for every flow.
+/// Two short methods make a flow; the others have defaults that are correct for every flow.
 /// Compositions are plain values: tuples, arrays, `Vec` and `Option` of flows are flows.
 ///
 /// ```

@@ -60,6 +60,7 @@
 //! | train | [`training`], [`metrics`] |
 //! | use a trained model: edit, interpolate, fill in, score | [`latent`], [`metrics`] |
 //! | save and load | [`record`] |
+//! | take records of PyTorch libraries | [`weights`] |
 //!
 //! # Features
 //!

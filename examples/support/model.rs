@@ -65,7 +65,7 @@ impl ModelArguments {
             ("glow", Photographs) => ((levels_to_4x4, 12, 128), (6_000, 32, 1e-3)),
             ("realnvp", Digits) => ((2, 1, 16), (5_000, 32, 3e-3)),
             ("realnvp", Photographs) => ((2, 2, 32), (500, 32, 1e-3)),
-            // Its five nets have neither levels nor blocks.
+            // Its nets, five layers deep, have neither levels nor blocks.
             ("nice", Digits) => ((1, 1, 1000), (4_000, 100, 4e-3)),
             ("nice", Photographs) => ((1, 1, 1000), (1_000, 100, 1e-3)),
             (other, _) => {

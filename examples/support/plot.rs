@@ -16,7 +16,7 @@ use super::run::Metrics;
 
 /// Size of a panel, in pixels.
 const PANEL: (u32, u32) = (620, 380);
-const COLUMNS: u32 = 2;
+const MOST_COLUMNS: u32 = 2;
 
 const COLORS: [RGBColor; 6] = [
     RGBColor(200, 60, 40),
@@ -86,9 +86,16 @@ pub fn svg(metrics: &[Metrics]) -> String {
 
 const TITLE_HEIGHT: u32 = 52;
 
+/// Columns and rows of the panels.
+fn grid(panels: &[Panel]) -> (u32, u32) {
+    let columns = MOST_COLUMNS.min(panels.len() as u32);
+    (columns, (panels.len() as u32).div_ceil(columns))
+}
+
 /// The size of all panels together.
 fn size(panels: &[Panel]) -> (u32, u32) {
-    (PANEL.0 * COLUMNS, PANEL.1 * (panels.len() as u32).div_ceil(COLUMNS))
+    let (columns, rows) = grid(panels);
+    (PANEL.0 * columns, PANEL.1 * rows)
 }
 
 /// What is drawn of a run.
@@ -159,8 +166,8 @@ fn draw<B: DrawingBackend>(area: &DrawingArea<B, Shift>, panels: &[Panel]) -> Dr
 where
     B::ErrorType: 'static,
 {
-    let rows = panels.len().div_ceil(COLUMNS as usize);
-    for (area, panel) in area.split_evenly((rows, COLUMNS as usize)).iter().zip(panels) {
+    let (columns, rows) = grid(panels);
+    for (area, panel) in area.split_evenly((rows as usize, columns as usize)).iter().zip(panels) {
         draw_panel(area, panel)?;
     }
     area.present()?;

@@ -89,8 +89,9 @@ impl ResidualNet {
             dx
         });
         let ResidualGradients { norms: dnorms, kernels: dkernels } = gradients.expect("was run");
-        // The chain rule of weight normalization, and of the moments in scale and shift, is that of
-        // tensors: the surrogate sum(W * dW) has the gradient asked for.
+        // The chain rule of weight normalization, and from scale and shift to a norm's weight and bias,
+        // is that of tensors: the surrogate sum(W * dW) has the gradient asked for. What the moments
+        // add is in `dx` already.
         let norms = norms.into_iter().flatten().zip(dnorms.into_iter().flatten());
         let norms = norms.map(|(norm, dnorm)| {
             let shape = norm.dims();

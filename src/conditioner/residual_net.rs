@@ -113,7 +113,7 @@ impl ResidualNetConfig {
 /// `conv_out(relu(norm_out(skip_in(h_0) + sum_k skip_k(h_k))))`.
 ///
 /// All convolutions are weight normalized ([`WeightNormConv`]), 3x3 inside, 1x1 in the skips and at
-/// the output, whose gains start at zero. The batch normalizations use running moments in training
+/// the output; the output's gains start at zero. The batch normalizations use running moments in training
 /// as well, brought up to date by [`observe`](Conditioner::observe) before a step, for the
 /// reason told at [`BatchNorm`](crate::norm::BatchNorm): a coupling's `inverse` must meet the very
 /// net that its `forward` used. In gradients the moments count as those of the batch at hand (see
@@ -121,7 +121,8 @@ impl ResidualNetConfig {
 ///
 /// Source: Dinh et al., *Density estimation using Real NVP*,
 /// [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), section 4.1; the layout, with its sum of
-/// skips, is that of chrischute/real-nvp, `models/resnet`, which follows the published code.
+/// skips, is that of chrischute/real-nvp, `models/resnet`, which follows the published code but for
+/// the mask that is a channel of its input there.
 #[derive(Module, Debug)]
 pub struct ResidualNet {
     /// Of the input.
@@ -246,7 +247,7 @@ impl ResidualBlock {
 /// running moments.
 ///
 /// Its values are those of the running moments, in training too; its gradients are those that the
-/// moments of the batch would have, `mean = mean(x)` and `variance = mean((x - mean)^2)`. What only
+/// moments of the batch have, `mean(x)` and, about the running mean, `mean((x - mean)^2)`. What only
 /// shifts or scales `x` has no effect once the moments have followed, and so must have no gradient:
 /// with the moments as constants the optimizer goes on shifting and scaling, each step in vain, until
 /// the moments lag so far behind that training diverges.

@@ -44,9 +44,10 @@ impl Shape {
     }
 }
 
-/// Runs `f` on each part, on as many threads as there are; the results are in the order of the parts.
+/// Runs `f` on each part, on as many threads as rayon's pool has, or on this one alone where the team is
+/// at work already; the results are in the order of the parts.
 pub(super) fn run<I: Send, R: Send>(parts: Vec<I>, f: impl Fn(I) -> R + Sync) -> Vec<R> {
-    let helpers = parts.len().saturating_sub(1);
+    let helpers = parts.len().min(rayon::current_num_threads()).saturating_sub(1);
     if helpers == 0 {
         return parts.into_iter().map(f).collect();
     }

@@ -360,8 +360,8 @@ impl<'f, T: Scalar> Framed<'f, T> {
     /// The gradients of the normalization `norm` of `x`, from this one by its values, zero where its
     /// ReLU is: by scale and shift, and by `x`, which is added to `onto`.
     ///
-    /// The norm's moments count as those of the batch: `mean = mean(x)` and `1 / precision - epsilon =
-    /// mean((x - mean)^2)` have gradients by `x`, in channels where it is no farther away than
+    /// The norm's moments have the gradients of the batch's: those of `mean(x)` and, about the norm's
+    /// mean, `mean((x - mean)^2)` by `x`, in channels where it is no farther away than
     /// [`MOST_DEVIATION`].
     pub fn norm_gradient(&self, x: &Self, norm: &Norm<T>, onto: Self) -> (Self, [Vec<T>; 2]) {
         let frame = self.frame;

@@ -69,7 +69,7 @@ impl Team {
     fn share(&self, helpers: usize, work: &(dyn Fn() + Sync)) {
         let helpers = &self.helpers[..helpers.min(self.helpers.len())];
         // SAFETY: only the lifetime changes. `task` does not leave this function, which ends when no
-        // helper has it: each has either given it back or decreased `pending` after its last use.
+        // helper has it: from each it was taken back, or that one decreased `pending` after its last use.
         let work_forever = unsafe {
             std::mem::transmute::<*const (dyn Fn() + Sync + '_), *const (dyn Fn() + Sync + 'static)>(
                 work,

@@ -207,9 +207,14 @@ impl RealNvpConfig {
 /// [`observe`](crate::Flow::observe), before the training step on it: see
 /// [`BatchNorm`](crate::norm::BatchNorm).
 ///
-/// The published code undoes the squeeze before the split and squeezes again in another order of the
-/// channels, so that other pixels are factored out; this is the paper's figure 4. The features
-/// double from scale to scale, already for the couplings after the squeeze.
+/// The features double from scale to scale, already for the couplings after the squeeze. Where the
+/// published code differs from the paper this is the paper's: the code undoes the squeeze before the
+/// split and squeezes again in another order of the channels, so that other pixels are factored out
+/// (here figure 4); it shifts before it scales; its batch normalization takes the changed part of an
+/// output alone (here section 3.7). Of its details these are left out: the mask as one more channel of
+/// the checkerboard nets' input, one gain of the tanh for a whole coupling (here each channel has one,
+/// starting at 1), random output weights (here zero, so that a fresh coupling is the identity), and
+/// the L2 term on the gains of weight normalization.
 ///
 /// Source: Dinh et al., *Density estimation using Real NVP*,
 /// [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), sections 3.4 to 4.1.
