@@ -253,9 +253,14 @@ where
         }
     }
     if panel.curves.len() > 1 {
+        // Where the curves are not: what starts at zero grows, what settles falls.
+        let position = match panel.upright {
+            Upright::FromZero => SeriesLabelPosition::UpperLeft,
+            _ => SeriesLabelPosition::UpperRight,
+        };
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(position)
             .background_style(WHITE.mix(0.85))
             .border_style(RGBColor(200, 200, 200))
             .label_font(("sans-serif", 15))
