@@ -759,7 +759,7 @@ fn both_roads_have_one_curve() {
         model = Some(optimizer.step(1e-3, stack, grads));
         loss.into_scalar::<f64>()
     });
-    // Rounding grows along a training: tenfold in 100 steps, measured.
+    // Each step goes on from the rounding of all before it.
     for (step, (got, expected)) in fused.iter().zip(&plain).enumerate() {
         let error = (got - expected).abs() / expected.abs();
         let noise = if step < 25 { 1e-4 } else { 1e-2 };

@@ -1,6 +1,6 @@
 //! The net of Glow's couplings.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, activation};
 use serde::{Deserialize, Serialize};
@@ -171,19 +171,13 @@ impl Conditioner<4> for GlowNet {
             let (folded, gradient) = next();
             pull_back_norm(conv, norm, folded, gradient, grads);
         }
-        // weight' = weight scale and bias' = bias scale, with scale = exp(3 log_scale).
-        let ((weight, bias), (dweight, dbias)) = next();
-        let [outputs, _] = dweight.dims();
-        let scale = (host::plain(self.conv3.log_scale.val()) * LOG_SCALE_FACTOR).exp();
-        let of_weight = (weight * dweight.clone()).sum_dim(1).reshape([outputs]);
-        let dlog_scale = of_weight + bias * dbias.clone();
-        add_grad(grads, &self.conv3.log_scale, dlog_scale * LOG_SCALE_FACTOR);
-        if let Some(bias) = &self.conv3.conv.bias {
-            add_grad(grads, bias, dbias * scale.clone());
+        let (folded, gradient) = next();
+        let ZeroConv { conv, log_scale } = &self.conv3;
+        let (dweight, dbias) = pull_back_scale(log_scale, folded, gradient, grads);
+        if let Some(bias) = &conv.bias {
+            add_grad(grads, bias, dbias);
         }
-        let dweight = dweight * scale.reshape([outputs, 1]);
-        let weight = &self.conv3.conv.weight;
-        add_grad(grads, weight, dweight.reshape(weight.dims()));
+        add_grad(grads, &conv.weight, dweight.reshape(conv.weight.dims()));
     }
 }
 
@@ -213,22 +207,33 @@ fn fold_norm(weight: Tensor<2>, conv: &Conv, norm: &Option<ActNorm>) -> (Tensor<
 fn pull_back_norm(
     conv: &Conv,
     norm: &Option<ActNorm>,
-    (weight, bias): (Tensor<2>, Tensor<1>),
-    (mut dweight, mut dbias): (Tensor<2>, Tensor<1>),
+    folded: (Tensor<2>, Tensor<1>),
+    mut gradient: (Tensor<2>, Tensor<1>),
     grads: &mut GradientsParams,
 ) {
-    let [outputs, _] = dweight.dims();
     if let Some(norm) = norm {
-        let scale = (host::plain(norm.log_scale.val()) * LOG_SCALE_FACTOR).exp();
-        let of_weight = (weight * dweight.clone()).sum_dim(1).reshape([outputs]);
-        let dlog_scale = of_weight + bias * dbias.clone();
-        add_grad(grads, &norm.log_scale, dlog_scale * LOG_SCALE_FACTOR);
-        dbias = dbias * scale.clone();
-        add_grad(grads, &norm.bias, dbias.clone());
-        dweight = dweight * scale.reshape([outputs, 1]);
+        gradient = pull_back_scale(&norm.log_scale, folded, gradient, grads);
+        add_grad(grads, &norm.bias, gradient.1.clone());
     }
+    let (dweight, dbias) = gradient;
     if let Some(bias) = &conv.bias {
         add_grad(grads, bias, dbias);
     }
     add_grad(grads, &conv.weight, dweight.reshape(conv.weight.dims()));
+}
+
+/// From the layer `weight scale` and `bias scale`, with `scale = exp(3 log_scale)`, and its gradients to
+/// those by weight and bias; that by the log-scale is added to `grads`.
+fn pull_back_scale(
+    log_scale: &Param<Tensor<1>>,
+    (weight, bias): (Tensor<2>, Tensor<1>),
+    (dweight, dbias): (Tensor<2>, Tensor<1>),
+    grads: &mut GradientsParams,
+) -> (Tensor<2>, Tensor<1>) {
+    let [outputs, _] = dweight.dims();
+    let of_weight = (weight * dweight.clone()).sum_dim(1).reshape([outputs]);
+    let dlog_scale = of_weight + bias * dbias.clone();
+    add_grad(grads, log_scale, dlog_scale * LOG_SCALE_FACTOR);
+    let scale = (host::plain(log_scale.val()) * LOG_SCALE_FACTOR).exp();
+    (dweight * scale.clone().reshape([outputs, 1]), dbias * scale)
 }

@@ -113,8 +113,8 @@ impl ResidualNetConfig {
 /// `conv_out(relu(norm_out(skip_in(h_0) + sum_k skip_k(h_k))))`.
 ///
 /// All convolutions are weight normalized ([`WeightNormConv`]), 3x3 inside, 1x1 in the skips and at
-/// the output; the output's gains start at zero. The batch normalizations use running moments in training
-/// as well, brought up to date by [`observe`](Conditioner::observe) before a step, for the
+/// the output; the output's gains start at zero. The batch normalizations use running moments in
+/// training as well, brought up to date by [`observe`](Conditioner::observe) before a step, for the
 /// reason told at [`BatchNorm`](crate::norm::BatchNorm): a coupling's `inverse` must meet the very
 /// net that its `forward` used. In gradients the moments count as those of the batch at hand (see
 /// [`NetBatchNorm`]).

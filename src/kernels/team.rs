@@ -98,10 +98,7 @@ impl Team {
             if spins < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
         }
         let panic = task.panic.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        if let Err(panic) = result {
-            resume_unwind(panic);
-        }
-        if let Some(panic) = panic {
+        if let Some(panic) = result.err().or(panic) {
             resume_unwind(panic);
         }
     }
