@@ -193,12 +193,32 @@ mod x86 {
 
     macro_rules! best {
         ($avx512:ident, $avx2:ident, $portable:ident) => {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                if is_x86_feature_detected!("avx512f") { &$avx512::OPS } else { &$avx2::OPS }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && may("avx2") {
+                if is_x86_feature_detected!("avx512f") && may("avx512") {
+                    &$avx512::OPS
+                } else {
+                    &$avx2::OPS
+                }
             } else {
                 &$portable::OPS
             }
         };
+    }
+
+    #[cfg(not(test))]
+    fn may(_set: &str) -> bool {
+        true
+    }
+
+    /// Whether tests may use the set: all up to the one that `KERNELS` names, so that every test of the
+    /// kernels can be run on every set that the processor has.
+    #[cfg(test)]
+    fn may(set: &str) -> bool {
+        const SETS: [&str; 3] = ["portable", "avx2", "avx512"];
+        let place = |set: &str| SETS.iter().position(|known| *known == set);
+        let Ok(most) = std::env::var("KERNELS") else { return true };
+        let most = place(&most).unwrap_or_else(|| panic!("KERNELS is {most}, not one of {SETS:?}"));
+        place(set).is_some_and(|set| set <= most)
     }
 
     pub(in super::super) fn ops_f32() -> &'static Ops<f32> {

@@ -12,9 +12,9 @@
 //! products on packed operands; `log_scale` the elementwise maps; `window` planes, panels, 3x3
 //! windows; `channels` maps across the channels; `dispatch` the table of these routines for this
 //! processor; `net` layers and packed weights; `conditioner` and `backward` the net on a block of
-//! pictures; `team` threads, `batch` what each of them gets; `coupling` what is called from outside;
-//! `workspace` reused buffers. `convolution`, `framed` and `residual` are RealNVP's net on framed
-//! pictures; `adam` is the optimizer's step.
+//! pictures; `team` threads (on `sync`), `batch` what each of them gets; `coupling` what is called from
+//! outside; `workspace` reused buffers. `convolution`, `framed` and `residual` are RealNVP's net on
+//! framed pictures; `adam` is the optimizer's step.
 
 mod adam;
 mod backward;
@@ -30,6 +30,7 @@ mod net;
 mod product;
 mod residual;
 mod scalar;
+mod sync;
 mod team;
 mod vector;
 mod window;

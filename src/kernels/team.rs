@@ -7,13 +7,13 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, TryLockError};
-use std::thread::{self, Thread};
+use std::ptr::{null_mut, without_provenance_mut};
+use std::sync::OnceLock;
 
-/// Turns of a waiting loop, about 30 µs, before a helper goes to sleep or a giver lets others run.
-const SPINS: usize = 1500;
+use super::sync::{
+    Arc, AtomicBool, AtomicPtr, AtomicUsize, Builder, JoinHandle, Mutex, Ordering, SPINS,
+    TryLockError, fence, park, spin_loop, yield_now,
+};
 
 /// Runs `work` here and, at the same time, on up to `helpers` other threads; returns when all that
 /// began it are through.
@@ -28,27 +28,30 @@ pub(super) fn share(helpers: usize, work: &(dyn Fn() + Sync)) {
     if helpers == 0 {
         return work();
     }
-    let team = TEAM.get_or_init(Team::new);
-    let _guard = match team.at_work.try_lock() {
-        Ok(guard) => guard,
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        Err(TryLockError::WouldBlock) => return work(),
-    };
-    team.share(helpers, work);
+    let others = || std::thread::available_parallelism().map_or(0, |threads| threads.get() - 1);
+    TEAM.get_or_init(|| Team::new(others())).share(helpers, work);
 }
 
-struct Team {
-    helpers: Vec<&'static Helper>,
+/// Threads that wait for work until the team is dropped.
+pub(super) struct Team {
+    helpers: Vec<Helper>,
     at_work: Mutex<()>,
 }
 
-#[derive(Default)]
 struct Helper {
-    /// What to run, null if nothing.
+    post: Arc<Post>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Where a helper finds its work.
+struct Post {
+    /// What to run, null if nothing, [`END`] if nothing more.
     task: AtomicPtr<Task>,
     is_asleep: AtomicBool,
-    thread: OnceLock<Thread>,
 }
+
+/// The address, of no task, that ends a helper.
+const END: *mut Task = without_provenance_mut(1);
 
 /// Work on the stack of who shares it.
 struct Task {
@@ -59,14 +62,32 @@ struct Task {
 }
 
 impl Team {
-    fn new() -> Self {
-        let others = thread::available_parallelism().map_or(0, |threads| threads.get() - 1);
-        // A machine that has no more threads to give is served by fewer.
-        let helpers = (0..others).map_while(|_| Helper::start()).collect();
+    /// A machine that has no more threads to give is served by fewer than `helpers`.
+    pub(super) fn new(helpers: usize) -> Self {
+        let helpers = (0..helpers).map_while(|_| Helper::start()).collect();
         Self { helpers, at_work: Mutex::new(()) }
     }
 
-    fn share(&self, helpers: usize, work: &(dyn Fn() + Sync)) {
+    /// As [`share`].
+    pub(super) fn share(&self, helpers: usize, work: &(dyn Fn() + Sync)) {
+        let at_work = match self.at_work.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return work(),
+        };
+        let panic = self.work_together(helpers, work);
+        drop(at_work);
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Runs `work` here and on the helpers; gives back what it panicked with.
+    fn work_together(
+        &self,
+        helpers: usize,
+        work: &(dyn Fn() + Sync),
+    ) -> Option<Box<dyn Any + Send>> {
         let helpers = &self.helpers[..helpers.min(self.helpers.len())];
         // SAFETY: only the lifetime changes. `task` does not leave this function, which ends when no
         // helper has it: from each it was taken back, or that one decreased `pending` after its last use.
@@ -88,52 +109,65 @@ impl Team {
         // SAFETY: `task` lives until the end of this function, and is only used by shared reference.
         let task = unsafe { &*pointer };
         for helper in helpers {
-            if helper.take_back(pointer) {
+            if helper.post.take_back(pointer) {
                 task.pending.fetch_sub(1, Ordering::Relaxed);
             }
         }
         let mut spins = 0;
         while task.pending.load(Ordering::Acquire) > 0 {
             spins += 1;
-            if spins < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
+            if spins < SPINS { spin_loop() } else { yield_now() }
         }
         let panic = task.panic.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        if let Some(panic) = result.err().or(panic) {
-            resume_unwind(panic);
+        result.err().or(panic)
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        for helper in &mut self.helpers {
+            helper.give(END);
+            // A helper catches every panic: its thread ends well.
+            helper.thread.take().map(JoinHandle::join);
         }
     }
 }
 
 impl Helper {
-    fn start() -> Option<&'static Self> {
-        let helper: &'static Self = Box::leak(Box::default());
-        let thread = thread::Builder::new().name("burn-flows".into()).spawn(|| helper.run());
-        helper.thread.set(thread.ok()?.thread().clone()).ok()?;
-        Some(helper)
+    fn start() -> Option<Self> {
+        let task = AtomicPtr::new(null_mut());
+        let post = Arc::new(Post { task, is_asleep: AtomicBool::new(false) });
+        let own = post.clone();
+        let thread = Builder::new().name("burn-flows".into()).spawn(move || own.serve()).ok()?;
+        Some(Self { post, thread: Some(thread) })
     }
 
     fn give(&self, task: *mut Task) {
-        // In sequence with what `sleep` does: either the helper sees the task or this sees it asleep.
-        self.task.store(task, Ordering::SeqCst);
-        if self.is_asleep.load(Ordering::SeqCst)
-            && let Some(thread) = self.thread.get()
+        // An exchange as every change of `task`: loom does not order one and another thread's store.
+        self.post.task.swap(task, Ordering::Release);
+        // With the fence in `sleep`: either the helper sees the task or this sees it asleep.
+        fence(Ordering::SeqCst);
+        if self.post.is_asleep.load(Ordering::Relaxed)
+            && let Some(thread) = &self.thread
         {
-            thread.unpark();
+            thread.thread().unpark();
         }
     }
+}
 
+impl Post {
     /// Whether the helper had not begun the task and now never will.
     fn take_back(&self, task: *mut Task) -> bool {
         self.task.compare_exchange(task, null_mut(), Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    fn run(&self) -> ! {
+    fn serve(&self) {
         let mut spins = 0;
         loop {
             if self.task.load(Ordering::Relaxed).is_null() {
                 spins += 1;
                 if spins < SPINS {
-                    std::hint::spin_loop()
+                    spin_loop()
                 } else {
                     self.sleep()
                 }
@@ -141,6 +175,9 @@ impl Helper {
             }
             spins = 0;
             let task = self.task.swap(null_mut(), Ordering::Acquire);
+            if task == END {
+                return;
+            }
             if !task.is_null() {
                 // SAFETY: who gave the task waits for `pending`, the last that is done with it here.
                 unsafe { Task::run(task) };
@@ -149,11 +186,13 @@ impl Helper {
     }
 
     fn sleep(&self) {
-        self.is_asleep.store(true, Ordering::SeqCst);
-        if self.task.load(Ordering::SeqCst).is_null() {
-            thread::park();
+        self.is_asleep.store(true, Ordering::Relaxed);
+        // With the fence in `give`.
+        fence(Ordering::SeqCst);
+        if self.task.load(Ordering::Relaxed).is_null() {
+            park();
         }
-        self.is_asleep.store(false, Ordering::SeqCst);
+        self.is_asleep.store(false, Ordering::Relaxed);
     }
 }
 
@@ -172,6 +211,9 @@ impl Task {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+    use std::thread;
+
     use super::*;
 
     /// Adds up `0..count` by pieces that whoever is free takes.
@@ -228,6 +270,19 @@ mod tests {
             }));
             assert_eq!(*result.unwrap_err().downcast::<&str>().unwrap(), "on purpose");
             assert_eq!(sum(1000), 499_500);
+        }
+    }
+    #[test]
+    fn a_dropped_team_ends_its_threads() {
+        for helpers in 0..4 {
+            let (team, runs) = (Team::new(helpers), AtomicUsize::new(0));
+            team.share(helpers, &|| {
+                runs.fetch_add(1, Ordering::Relaxed);
+            });
+            let posts: Vec<_> = team.helpers.iter().map(|helper| helper.post.clone()).collect();
+            drop(team);
+            assert!((1..=helpers + 1).contains(&runs.into_inner()));
+            assert!(posts.iter().all(|post| Arc::strong_count(post) == 1));
         }
     }
 }
