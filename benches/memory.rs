@@ -15,8 +15,9 @@
 //!   model, optimizer state and gradients hold, which is what is freed when they are dropped; buffers
 //!   that the kernels keep for reuse from pass to pass count as activations
 //! - `resident_mib`: the same from outside, as programs are compared that do not count their bytes:
-//!   `peak_mib` less the resident memory before the first step and less three times the parameters,
-//!   for the gradients and Adam's two moments; what the books of each parameter and unused parts of
+//!   `peak_mib` less the resident memory before the first step and less the parameters three
+//!   times, for the gradients and Adam's two moments, and a fourth time where the trainer keeps the
+//!   last good model; what the books of each parameter and unused parts of
 //!   pages take is left in it
 //! - `ms`: the second step
 //!
@@ -39,9 +40,9 @@ use burn_flows::conditioner::NetNorm;
 use burn_flows::models::{Glow, GlowConfig, GlowMixingKind};
 use burn_flows::testing::inputs;
 use burn_flows::training::{DRIFT_BOUND, Memory, Schedule, Tape, Trainer};
-use burn_flows::{Flow, backend};
+use burn_flows::{At, Flow, backend};
 use clap::Parser;
-use examples::memory::available_bytes;
+use examples::available;
 use rand::{SeedableRng, rngs::StdRng};
 
 #[global_allocator]
@@ -226,7 +227,7 @@ fn main() {
 /// Measures a row in a process of its own, whose memory no other row has touched.
 fn in_a_process(case: &Case, mode: &str, depth: usize) {
     let kept = case.kept_bytes(mode);
-    if let Some(available) = available_bytes()
+    if let Some(available) = available::bytes()
         && kept > available
     {
         let (needed, there) = (kept as f64 / MIB, available as f64 / MIB);
@@ -257,7 +258,7 @@ fn measure(case: &Case, mode: &str) {
     // Forgets the peak of the initialization, where the system can.
     let _ = fs::write("/proc/self/clear_refs", "5");
     let x = case.batch(case.batch);
-    let (peak, activations, milliseconds) = match mode.parse::<Memory>() {
+    let (peak, activations, milliseconds, beside) = match mode.parse::<Memory>() {
         Ok(memory) => {
             // Every step measures the drift, which takes memory as well.
             let mut trainer = Trainer::new(stack, Schedule::constant(1e-5))
@@ -274,10 +275,11 @@ fn measure(case: &Case, mode: &str) {
                 let mut tape = Tape::new(memory).measuring(0);
                 let (z, log_det) = plain.forward_on(x.clone(), &mut tape);
                 let dz = z.clone() / case.batch as f64;
-                model.pull_back_on(z, dz, log_det.ones_like(), &mut tape, &mut grads);
+                let at = At::Output(z);
+                model.pull_back(at, dz, log_det.ones_like(), &mut tape, &mut grads);
             });
             let activations = allocated - freed(|| drop((trainer, plain, model, grads)));
-            (peak, activations, milliseconds)
+            (peak, activations, milliseconds, 4.0)
         }
         Err(_) => {
             let mut optimizer: ModuleOptimizer = AdamConfig::new().with_epsilon(1e-8).init();
@@ -291,7 +293,7 @@ fn measure(case: &Case, mode: &str) {
             let peak = support::peak_mib().expect(LINUX);
             // Its gradients are gone by now.
             let held = freed(|| drop((model, optimizer))) + parameters;
-            (peak, allocated - held, milliseconds)
+            (peak, allocated - held, milliseconds, 3.0)
         }
     };
     let round = |mib: f64| (mib * 10.0).round() / 10.0;
@@ -306,7 +308,7 @@ fn measure(case: &Case, mode: &str) {
         "parameters_mib": round(parameters),
         "peak_mib": round(peak),
         "activation_mib": round(activations),
-        "resident_mib": round(peak - resident - 3.0 * parameters),
+        "resident_mib": round(peak - resident - beside * parameters),
         "ms": milliseconds.round(),
     });
     println!("{line}");

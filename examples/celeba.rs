@@ -8,9 +8,11 @@
 //! binary files of CIFAR-10. The pictures are reduced to `--size` pixels a side and 5 bits, and mirrored at
 //! random. They are decoded once, on all cores, and kept in memory, a byte a value: 0.6 GB for all of
 //! CelebA at 32 pixels, 2.5 GB at 64, 10 GB at 128; and in `--cache`, so that the next run starts at once.
+//! What the examples write is no data, even where it lies among the pictures.
 //!
 //! Metrics, curves, a report (`report.html`), samples, reconstructions and the model go into `--out`, by default
-//! `runs/celeba-MODEL`. Ctrl-C writes a checkpoint; `--resume` goes on from it.
+//! `runs/celeba-MODEL`. Ctrl-C or `kill` writes a checkpoint; `--resume` goes on from it,
+//! and a run that is there already is replaced with `--overwrite` only.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -59,12 +61,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     training.validate()?;
     pictures.validate()?;
     let Some(folder) = &pictures.data else {
-        eprintln!("{WHERE_TO_GET_IT}");
+        support::say_err!("{WHERE_TO_GET_IT}");
         return Ok(ExitCode::from(USAGE));
     };
     let (device_name, device) = training.device.named()?;
     let device = device();
-    let parts = Parts::of_pictures(folder, pictures)?;
-    images::run("celeba", Subject::Photographs, parts, training, model, (device_name, &device))?;
+    let out = training.out("celeba", &model.name);
+    let parts = Parts::of_pictures(folder, pictures, &out)?;
+    images::run(&out, Subject::Photographs, parts, training, model, (device_name, &device))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -24,10 +24,11 @@ use burn_flows::norm::ActNorm;
 use burn_flows::prior::StandardNormal;
 use burn_flows::testing::{Laws, check_laws, inputs};
 use burn_flows::training::{Schedule, Trainer};
-use burn_flows::{Flow, FlowError, FlowStack, Result, choice_of_flows, metrics};
+use burn_flows::{Flow, FlowError, FlowStack, Result, metrics};
 use clap::Parser;
 use rand::{Rng, RngExt};
 use support::arguments::{DeviceArgument, at_least_one};
+use support::say;
 
 /// Write a flow of your own, prove it and train it.
 #[derive(Parser)]
@@ -106,34 +107,33 @@ fn ln_cosh(u: Tensor<2>) -> Tensor<2> {
     u.clone() + (u * -2.0).exp().log1p() - std::f64::consts::LN_2
 }
 
-/// The steps of the stack. They are of different kinds, and Burn's modules are plain types, not trait
-/// objects: an enum that derives `Module` holds one of several, and `choice_of_flows!` makes it a
-/// flow. Your layers and the library's stand side by side.
-#[derive(Module, Debug)]
-enum Step {
-    Norm(ActNorm),
-    Couple(AffineCoupling<Mlp>),
-    Tails(Tails),
+/// The flow: your layers and the library's side by side, in the order in which the data go through them.
+/// `derive(Flow)` makes a struct of flows a flow, with all that the trait has: initialization reaches
+/// every layer, training inverts one after the other. (An enum of flows is one of several; tuples,
+/// arrays, `Vec`s and `Option`s of flows are flows as well.)
+#[derive(Module, Debug, Flow)]
+struct Layers {
+    tails: Option<Tails>,
+    norm: ActNorm,
+    couple: AffineCoupling<Mlp>,
 }
-choice_of_flows!(Step, 2, { Norm, Couple, Tails });
+
+/// How many there are, with `tails`.
+const NUM_LAYERS: usize = 3;
 
 const NUM_FEATURES: usize = 2;
 const HIDDEN: usize = 32;
 
-/// Data goes in at the front. A `Vec` of flows is a flow; so are tuples, arrays and `Option`s.
-fn steps(with_tails: bool, device: &Device) -> Result<Vec<Step>> {
-    let mut steps = Vec::new();
-    if with_tails {
-        steps.push(Step::Tails(Tails::new(NUM_FEATURES, device)));
-    }
-    steps.push(Step::Norm(ActNorm::new(NUM_FEATURES, device)?));
+fn layers(with_tails: bool, device: &Device) -> Result<Layers> {
     // The coupling changes the second feature by what a net makes of the first. The net gives two
     // numbers, a shift and a scale; it ends in zeros, so that the coupling starts as the identity.
     let net = MlpConfig::new(1, vec![HIDDEN, HIDDEN], 2).with_zero_init(true).init(device)?;
     let mask = Mask::first_half();
-    let coupling = AffineCoupling::affine(net, mask, ScaleMap::default(), NUM_FEATURES, device)?;
-    steps.push(Step::Couple(coupling));
-    Ok(steps)
+    Ok(Layers {
+        tails: with_tails.then(|| Tails::new(NUM_FEATURES, device)),
+        norm: ActNorm::new(NUM_FEATURES, device)?,
+        couple: AffineCoupling::affine(net, mask, ScaleMap::default(), NUM_FEATURES, device)?,
+    })
 }
 
 const LEARNING_RATE: f64 = 5e-3;
@@ -155,17 +155,17 @@ fn run(arguments: &Arguments) -> Result<()> {
     // nothing would pass whatever its formulas are.
     let x = inputs([8, NUM_FEATURES], arguments.seed, &device, DType::F32);
     let report = check_laws(&Tails::new(NUM_FEATURES, &device), x.clone()).map_err(broken)?;
-    println!("Tails keeps the laws of a flow: {report}");
-    // A stack is a flow as well. Every layer adds its rounding, which the tolerances must allow for.
-    let flow = steps(true, &device)?;
-    let report = Laws::new().layers(flow.len()).check(&flow, x).map_err(broken)?;
-    println!("So does the stack of {} steps: {report}", flow.len());
+    say!("Tails keeps the laws of a flow: {report}");
+    // So is the whole. Every layer adds its rounding, which the tolerances must allow for.
+    let report =
+        Laws::new().layers(NUM_LAYERS).check(&layers(true, &device)?, x).map_err(broken)?;
+    say!("So does the flow of {NUM_LAYERS} layers: {report}");
 
     let without = train(arguments, false, &device)?;
-    println!("without Tails: {without}");
+    say!("without Tails: {without}");
     let with = train(arguments, true, &device)?;
-    println!("with Tails:    {with}");
-    println!(
+    say!("with Tails:    {with}");
+    say!(
         "Tails is worth {:.3} nats a point; largest inversion error {:.1e}",
         with.log_prob - without.log_prob,
         with.inversion_error
@@ -197,20 +197,19 @@ impl std::fmt::Display for Fit {
 }
 
 fn train(arguments: &Arguments, with_tails: bool, device: &Device) -> Result<Fit> {
-    let flow = steps(with_tails, device)?;
+    let flow = layers(with_tails, device)?;
     // A flow and a prior make a density. The types of a stack say what is in it: this one holds one
-    // level, a `Vec<Step>`.
-    let stack: FlowStack<2, Vec<Step>> =
+    // level, the `Layers`.
+    let stack: FlowStack<2, Layers> =
         FlowStack::single(flow, StandardNormal::new(), &[NUM_FEATURES])?;
-    // ActNorm starts from data: the first batch leaves it with mean 0 and variance 1.
     let batch = |step: usize| {
         let mut rng = random_for(arguments.seed, streams::USER, step as u64);
         draw(arguments.batch, &mut rng, device)
     };
-    let (stack, _) = stack.initialize(batch(0));
 
     let schedule = Schedule::new(LEARNING_RATE, arguments.steps).with_warm_up(arguments.steps / 10);
-    // A single point far out can have a gradient larger than all others together.
+    // ActNorm starts from data: the trainer's first batch leaves it with mean 0 and variance 1. A single
+    // point far out can have a gradient larger than all others together.
     let mut trainer = Trainer::new(stack, schedule).with_max_gradient_norm(1.0);
     for step in 0..arguments.steps {
         trainer.step(batch(step))?;

@@ -33,15 +33,17 @@ use burn_flows::latent::{Inpainting, InpaintingCoordinates};
 use burn_flows::metrics::Score;
 use burn_flows::preprocess::Quantization;
 use burn_flows::prior::{Prior, SplitPrior};
+use burn_flows::record::write_atomically;
 use burn_flows::{Flow, FlowError, FlowStack, Result};
 use clap::{Args, Parser, Subcommand};
 use indicatif::ProgressBar;
 use rand::rngs::StdRng;
 use support::arguments::{DeviceArgument, at_least_one, invalid};
 use support::pictures::write_grid;
-use support::run::write_atomically;
+use support::run::is_run;
 use support::saved::{SavedModel, Visitor};
-use support::subject::{SubjectArguments, Subjects};
+use support::subject::{SubjectArguments, Subjects, Wanted};
+use support::{say, say_err};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -49,7 +51,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Explore a trained model of images.
 #[derive(Parser)]
 struct Arguments {
-    /// Folder of the run that trained the model (its --out)
+    /// Folder of the run that trained the model (its --out), or the record of a model
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Folder of what is written [default: explore in the folder of the run]
@@ -192,6 +194,11 @@ struct Levels {
     subjects: SubjectArguments,
 }
 
+/// The folder of a model: of the record, or of the run itself.
+fn beside(model: &Path) -> &Path {
+    if model.is_file() { model.parent().unwrap_or(model) } else { model }
+}
+
 /// Pictures that go through the model at once.
 const BATCH: usize = 50;
 
@@ -203,6 +210,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(out) = arguments.out.as_ref().filter(|out| is_run(out)) {
+        let got = format!("{}, which holds a run", out.display());
+        let advice = "left out, it is explore in the folder of the run";
+        return Err(invalid("--out", &got, "a folder of its own", advice));
+    }
     let device = arguments.device.get()?;
     let saved = SavedModel::open(&arguments.model)?;
     saved.visit(&device, Explore { arguments, saved: &saved })
@@ -226,10 +238,10 @@ impl Visitor for Explore<'_> {
         let Arguments { model: folder, out, seed, .. } = self.arguments;
         let session = Session {
             model,
-            image_shape: self.saved.configuration.image_shape,
+            wanted: Wanted { image_shape: self.saved.image_shape, crop: self.saved.crop() },
             quantization: self.saved.quantization()?,
             has_logit: self.saved.has_logit(),
-            out: out.clone().unwrap_or_else(|| folder.join("explore")),
+            out: out.clone().unwrap_or_else(|| beside(folder).join("explore")),
             seed: *seed,
         };
         match &self.arguments.command {
@@ -250,7 +262,7 @@ where
     FlowStack<D, F, P, S>: Module,
 {
     model: &'a FlowStack<D, F, P, S>,
-    image_shape: [usize; 3],
+    wanted: Wanted,
     quantization: Quantization,
     has_logit: bool,
     out: PathBuf,
@@ -278,7 +290,7 @@ where
         if *steps < 2 {
             return Err(invalid("--steps", &steps.to_string(), "at least 2", "both ends count"));
         }
-        let Subjects { images, .. } = subjects.read(&[a.clone(), b.clone()], self.image_shape)?;
+        let Subjects { images, .. } = subjects.read(&[a.clone(), b.clone()], self.wanted)?;
         let (a, b) = (self.encode_image(&images, 0), self.encode_image(&images, 1));
         let weights: Vec<f64> = (0..*steps).map(|i| i as f64 / (steps - 1) as f64).collect();
         let walk = self.model.interpolate(a, b, &weights);
@@ -292,7 +304,7 @@ where
             return Err(invalid("--alphas", &alpha.to_string(), "numbers", "1 goes one mean far"));
         }
         // Before the faces: loading them may take minutes.
-        let subjects = subjects.read(from, self.image_shape)?;
+        let subjects = subjects.read(from, self.wanted)?;
         let faces = self.load_faces(data, pictures, cache.as_deref())?;
         let attributes = faces.attributes.ok_or_else(|| FlowError::Io {
             action: "read",
@@ -334,7 +346,7 @@ where
         pictures: &Path,
         cache: Option<&Path>,
     ) -> Result<burn_flows::data::CelebAFaces> {
-        let [channels, height, width] = self.image_shape;
+        let [channels, height, width] = self.wanted.image_shape;
         if height != width {
             let got = format!("{width}x{height}");
             return Err(invalid("attribute", &got, "a model of square images", "use one"));
@@ -342,19 +354,22 @@ where
         let channels = if channels == 1 { Channels::Grey } else { Channels::Rgb };
         let mut loader =
             CelebA::new(data, height).with_picture_folder(pictures).with_channels(channels);
+        if let Some(crop) = self.wanted.crop {
+            loader = loader.with_crop(crop);
+        }
         if let Some(cache) = cache {
             loader = loader.with_cache(cache);
         }
         let faces = loader.load()?;
         for picture in &faces.skipped {
-            eprintln!("left out {}: {}", picture.name, picture.reason);
+            say_err!("left out {}: {}", picture.name, picture.reason);
         }
         Ok(faces)
     }
 
     fn reconstruct(&self, options: &Reconstruct) -> Result<()> {
         let Reconstruct { pictures, subjects } = options;
-        let Subjects { images, names } = subjects.read(pictures, self.image_shape)?;
+        let Subjects { images, names } = subjects.read(pictures, self.wanted)?;
         let mut rng = self.random(streams::EVALUATE);
         let (mut rows, mut largest) = (Vec::new(), 0.0);
         let indices: Vec<usize> = (0..images.len()).collect();
@@ -377,7 +392,7 @@ where
         let ScoreFolder { folder, draws, limit, subjects } = options;
         at_least_one("--draws", Some(*draws))?;
         at_least_one("--limit", *limit)?;
-        let Subjects { images, names } = subjects.read_folder(folder, self.image_shape)?;
+        let Subjects { images, names } = subjects.read_folder(folder, self.wanted)?;
         let chosen: Vec<usize> = spread(images.len(), limit.unwrap_or(images.len())).collect();
         let bar = ProgressBar::new(chosen.len() as u64);
         let mut scored: Vec<(usize, Score)> = Vec::new();
@@ -416,7 +431,7 @@ where
             ),
         };
         let bits = mean(|score| score.bits_per_dim);
-        println!("{bits:.3} bits/dim over {} pictures{tighter}", scored.len());
+        say!("{bits:.3} bits/dim over {} pictures{tighter}", scored.len());
         Ok(())
     }
 
@@ -425,7 +440,7 @@ where
         at_least_one("--draws", Some(*draws))?;
         at_least_one("--steps", Some(*steps))?;
         check_temperature(*temperature)?;
-        let picture = subjects.read(std::slice::from_ref(picture), self.image_shape)?.images;
+        let picture = subjects.read(std::slice::from_ref(picture), self.wanted)?.images;
         let known = self.model.batch(self.read_mask(mask, subjects)?);
         let x = self.encode_image(&picture, 0);
         let is_known = known.clone().greater_elem(0.5);
@@ -454,7 +469,7 @@ where
 
     /// 1 where the picture is known, 0 where it is to be filled in.
     fn read_mask(&self, mask: &str, subjects: &SubjectArguments) -> Result<Vec<f32>> {
-        let [channels, height, width] = self.image_shape;
+        let [channels, height, width] = self.wanted.image_shape;
         let plane: Vec<bool> = match mask {
             "top" | "bottom" | "left" | "right" | "middle" => {
                 let unknown = |y: usize, x: usize| match mask {
@@ -470,8 +485,10 @@ where
                 (0..height * width).map(|place| unknown(place / width, place % width)).collect()
             }
             file => {
-                let shape = [1, height, width];
-                let mask = subjects.read(&[file.to_string()], shape)?.images;
+                // Of the shape of the model's images it is meant for what the model sees.
+                let crop = self.wanted.crop.filter(|_| !subjects.is_of_shape(file, self.wanted));
+                let grey = Wanted { image_shape: [1, height, width], crop };
+                let mask = subjects.read(&[file.to_string()], grey)?.images;
                 mask.pixels().iter().map(|&pixel| pixel >= 128).collect()
             }
         };
@@ -497,7 +514,7 @@ where
         let mut rng = self.random(streams::SAMPLE);
         let x = match picture {
             Some(name) => {
-                let images = subjects.read(std::slice::from_ref(name), self.image_shape)?.images;
+                let images = subjects.read(std::slice::from_ref(name), self.wanted)?.images;
                 self.encode_image(&images, 0)
             }
             None => self.model.sample_with(1, *temperature, &mut rng),
@@ -530,7 +547,7 @@ where
 
     /// Writes rows of pictures into the folder and says what they are.
     fn write(&self, name: &str, rows: Vec<Tensor<D>>, about: &str) -> Result<()> {
-        let [c, h, w] = self.image_shape;
+        let [c, h, w] = self.wanted.image_shape;
         let rows: Vec<Tensor<4>> = rows
             .into_iter()
             .map(|row| {
@@ -552,14 +569,14 @@ where
         }
         let path = self.make_out()?.join(name);
         write_grid(&path, &rows, self.quantization)?;
-        println!("{}: {about}", path.display());
+        say!("{}: {about}", path.display());
         Ok(())
     }
 
     fn write_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.make_out()?.join(name);
         write_atomically(&path, bytes)?;
-        println!("{}", path.display());
+        say!("{}", path.display());
         Ok(())
     }
 

@@ -4,7 +4,8 @@
 //!
 //! The 60,000 training images are bundled; `--data DIR` takes any folder with the four standard IDX
 //! files (Fashion-MNIST, for one). Metrics, curves, a report, samples, reconstructions and the model go into
-//! `--out`, by default `runs/mnist-MODEL`. Ctrl-C writes a checkpoint; `--resume` goes on from it.
+//! `--out`, by default `runs/mnist-MODEL`. Ctrl-C or `kill` writes a checkpoint; `--resume` goes on from it,
+//! and a run that is there already is replaced with `--overwrite` only.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -45,5 +46,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let device = device();
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
     let parts = Parts::of_idx_files(arguments.data.as_deref().unwrap_or(&bundled))?;
-    images::run("mnist", Subject::Digits, parts, training, &arguments.model, (device_name, &device))
+    let model = &arguments.model;
+    let out = training.out("mnist", &model.name);
+    images::run(&out, Subject::Digits, parts, training, model, (device_name, &device))
 }

@@ -28,7 +28,8 @@ use serde::Serialize;
 use support::arguments::{DeviceArgument, at_least_one};
 use support::moons::{self, Point};
 use support::plane::{Layer, Panel, write_panels};
-use support::run::create_run_folder;
+use support::run::{create_folder, refuse_to_replace, remove, write_config};
+use support::say;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -48,11 +49,18 @@ struct Arguments {
     #[command(flatten)]
     #[serde(skip)]
     device: DeviceArgument,
+    /// Replace the run that is in --out
+    #[arg(long)]
+    #[serde(skip)]
+    overwrite: bool,
     /// Folder of the pictures
     #[arg(long, default_value = "runs/two-moons")]
     #[serde(skip)]
     out: PathBuf,
 }
+
+/// What a run leaves in its folder.
+const OUTPUTS: [&str; 4] = ["config.json", "density.png", "samples.png", "latent.png"];
 
 /// A normal prior is in one piece, and so is every density that a flow makes of it: a thread stays
 /// between the moons, and it takes many couplings to make it faint.
@@ -97,7 +105,12 @@ fn run(arguments: &Arguments) -> Result<()> {
     at_least_one("--batch", Some(arguments.batch))?;
     let out = &arguments.out;
     let device = arguments.device.get()?;
-    create_run_folder(out, arguments)?;
+    if !arguments.overwrite {
+        refuse_to_replace(out, &OUTPUTS, "--overwrite replaces it, another --out keeps it")?;
+    }
+    create_folder(out)?;
+    remove(out, &OUTPUTS)?;
+    write_config(out, arguments)?;
     let model = train(arguments, &device)?;
 
     let mut rng = random_for(arguments.seed, streams::EVALUATE, 0);
@@ -114,7 +127,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     draw_density(&out.join("density.png"), &model, &samples, &device)?;
     draw_samples(&out.join("samples.png"), held_out, &samples)?;
     draw_latent(&out.join("latent.png"), &model, held_out, &device)?;
-    println!(
+    say!(
         "{log_prob:.3} nats a point over {NUM_HELD_OUT} held-out points, where the moons' own density \
          has {best:.3}; largest inversion error {inversion_error:.1e}, in {}",
         out.display()

@@ -43,6 +43,40 @@ pub enum FlowError {
         largest: f64,
     },
 
+    /// A scale that cannot be divided by: it or its inverse is beyond the numbers it is computed in.
+    #[error(
+        "{layer}: the log-scale of channel {channel} is {log_scale}, but must be within ±{limit} for the \
+         scale and its inverse to be finite; load an earlier checkpoint and train with a lower learning \
+         rate"
+    )]
+    Scale {
+        /// The layer that holds the scale.
+        layer: &'static str,
+        /// The channel (or feature) that it belongs to, the first one if there are several.
+        channel: usize,
+        /// The logarithm of the scale.
+        log_scale: f64,
+        /// Largest magnitude of a log-scale in the layer's number type.
+        limit: f64,
+    },
+
+    /// Data that a layer gives no density: outside of its support `ln p(x)` is minus infinity.
+    #[error(
+        "{layer}: got values from {lowest} to {highest}, but its support is {support}; {advice}"
+    )]
+    OutsideSupport {
+        /// The layer.
+        layer: &'static str,
+        /// Smallest value of the batch.
+        lowest: f64,
+        /// Largest value of the batch.
+        highest: f64,
+        /// The values that have a density.
+        support: String,
+        /// What to do.
+        advice: &'static str,
+    },
+
     /// A value that is not finite appeared in training; nothing was overwritten.
     #[error(
         "training stopped at step {step}: {what} is not finite, first in {layer}; \

@@ -30,12 +30,18 @@ use crate::tape::Tape;
 /// 3. `log_det(x)` and `forward(x).1` agree, and a sample's result does not depend on its batch;
 /// 4. saving and loading gives bit-equal outputs, and gradients reach every trainable parameter;
 /// 5. outputs and gradients are finite for inputs of 1e-6 to 1e4 times the training scale;
-/// 6. [`pull_back`](Flow::pull_back) gives the gradients that autodiff gives.
+/// 6. [`pull_back`](Flow::pull_back) gives the gradients that autodiff gives, with any tape;
+/// 7. after [`initialize`](Flow::initialize) nothing inside waits for its first batch.
 ///
 /// # Implementing it
 ///
-/// Two short methods make a flow; the others have defaults that are correct for every flow.
-/// Compositions are plain values: tuples, arrays, `Vec` and `Option` of flows are flows.
+/// Two short methods make a flow; the others have defaults that are correct for every flow that is not
+/// made of flows.
+///
+/// Compositions are plain values: tuples, arrays, `Vec` and `Option` of flows are flows, and so is a
+/// struct or an enum of flows with [`#[derive(Flow)]`](macro@crate::Flow). Do not write `forward` and
+/// `inverse` of a composition by hand: its parts would not be initialized, and a training step would
+/// see one large layer in the place of its parts.
 ///
 /// ```
 /// use burn::module::{Module, Param};
@@ -66,6 +72,12 @@ use crate::tape::Tape;
 /// assert!((z.sum().into_scalar::<f32>() - 12.0).abs() < 1e-5);
 /// assert!((log_det.into_scalar::<f32>() - 3.0 * 2f32.ln()).abs() < 1e-5);
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a flow of rank {D}",
+    label = "not a `Flow<{D}>`",
+    note = "implement `forward` and `inverse` of `Flow`, or write `#[derive(Flow)]` on a struct or enum of flows",
+    note = "a field that is no flow is marked `#[flow(skip)]`"
+)]
 pub trait Flow<const D: usize>: Module {
     /// Maps data to latent: `x -> (z, ln|det dz/dx|)`.
     ///
@@ -90,30 +102,25 @@ pub trait Flow<const D: usize>: Module {
         self.forward(x).1
     }
 
-    /// Data-dependent initialization from one batch (ActNorm): returns the initialized flow and the
-    /// batch mapped through it. Flows that are initialized already, or need nothing, are unchanged.
+    /// Sends a batch through, by which the flow may change: returns the flow as it then is and the
+    /// batch mapped through it. What changes is told by the [`Pass`]; a flow that needs nothing of the
+    /// kind is unchanged, which is the default. Compositions send the batch from part to part.
     ///
-    /// Call it before training, on a model that is not on an autodiff device.
+    /// Call it on a model that is not in training. `forward` itself changes nothing, in training as
+    /// well. Running statistics belong into a [`RunningMoments`](crate::norm::RunningMoments): by that
+    /// [`Trainer`](crate::training::Trainer) knows that a model has any.
+    fn data_pass(self, x: Tensor<D>, _pass: Pass) -> (Self, Tensor<D>) {
+        let z = self.forward(x).0;
+        (self, z)
+    }
+
+    /// [`data_pass`](Flow::data_pass) of [`Pass::Initialize`]: the call to make before training.
+    ///
+    /// [`Trainer`](crate::training::Trainer) calls it with its first batch, where a layer is marked as
+    /// not initialized. In a training loop of your own, call it before, on a model that is not on an
+    /// autodiff device. Not to be overridden: compositions call `data_pass`.
     fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
-        let z = self.forward(x).0;
-        (self, z)
-    }
-
-    /// Takes a batch into running statistics (BatchNorm), before the training step on that batch:
-    /// returns the flow with its new statistics and the batch mapped through it. Flows without
-    /// running statistics are unchanged.
-    ///
-    /// `forward` uses the statistics as they are and changes none, in training as well. Call it on a
-    /// model that is not in training; [`Trainer`](crate::training::Trainer) does it where
-    /// [`has_running_statistics`](Flow::has_running_statistics) says so.
-    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
-        let z = self.forward(x).0;
-        (self, z)
-    }
-
-    /// Whether [`observe`](Flow::observe) changes anything.
-    fn has_running_statistics(&self) -> bool {
-        false
+        self.data_pass(x, Pass::Initialize)
     }
 
     /// The shape of `z` for an `x` of shape `shape`; only flows that reshape override it.
@@ -132,93 +139,67 @@ pub trait Flow<const D: usize>: Module {
         Ok(())
     }
 
-    /// Reversible backpropagation: from the output and the loss's gradients with respect to it,
-    /// gives back the input and the gradient with respect to that, and adds the parameters'
-    /// gradients to `grads`. No activation of the forward pass is needed.
-    ///
-    /// `z`, `dz` (gradient of the loss with respect to `z`) and `dlog_det` (with respect to the
-    /// log-determinant, `[batch]`) are plain tensors; `self` is a model in training
-    /// (`Module::train`). Returns `(x, dx)`, plain as well.
-    ///
-    /// The default serves every flow: invert, then [`backward`](Flow::backward). Compositions call
-    /// it from the last flow to the first; layers that can invert and go back in one override it.
-    fn pull_back(
-        &self,
-        z: Tensor<D>,
-        dz: Tensor<D>,
-        dlog_det: Tensor<1>,
-        grads: &mut GradientsParams,
-    ) -> (Tensor<D>, Tensor<D>) {
-        let x = self.valid().inverse(z);
-        let dx = self.backward(x.clone(), dz, dlog_det, grads);
-        (x, dx)
-    }
-
-    /// [`pull_back`](Flow::pull_back) where the input is known: gives back the gradient with respect
-    /// to it.
-    ///
-    /// The default serves every flow: it runs `forward` again under autodiff on that one flow and
-    /// pulls the gradients back. Layers with a hand-written backward override it.
-    fn backward(
-        &self,
-        x: Tensor<D>,
-        dz: Tensor<D>,
-        dlog_det: Tensor<1>,
-        grads: &mut GradientsParams,
-    ) -> Tensor<D> {
-        backward_by_autodiff(self, x, dz, dlog_det, grads)
-    }
-
     /// [`forward`](Flow::forward) of a training step: the tape may keep the flow's input for
-    /// [`pull_back_on`](Flow::pull_back_on). `self` is a plain model, `x` a plain tensor.
+    /// [`pull_back`](Flow::pull_back). `self` is a plain model, `x` a plain tensor.
     ///
-    /// The default is right for every flow that is no composition; compositions call it on their
-    /// parts, so that the tape sees the smallest flows.
+    /// The default pushes the flow as one layer, which is right for every flow that is no composition;
+    /// compositions call it on their parts, so that the tape sees the smallest flows.
     fn forward_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
         tape.push(&x);
         self.forward(x)
     }
 
-    /// [`pull_back`](Flow::pull_back) of a training step whose forward pass was
-    /// [`forward_on`](Flow::forward_on) the same tape: a flow whose input was kept is not inverted.
+    /// Reversible backpropagation: from one side of the flow and the loss's gradients with respect to
+    /// its outputs, gives back the input and the gradient with respect to that, `(x, dx)`, and adds the
+    /// parameters' gradients to `grads`. No activation of the forward pass is needed.
     ///
-    /// The default is right for every flow that is no composition; whoever overrides one of the two
-    /// must override both.
-    fn pull_back_on(
+    /// `dz` (gradient of the loss with respect to `z`), `dlog_det` (with respect to the
+    /// log-determinant, `[batch]`), what `at` holds and what is returned are plain tensors; `self` is a
+    /// model in training (`Module::train`).
+    ///
+    /// `tape` is the one that [`forward_on`](Flow::forward_on) was given, and the flow pops from it what
+    /// it pushed there; where the tape has an input, that is used and nothing is inverted. The empty
+    /// tape, `Tape::default()`, has none and serves any backward pass.
+    ///
+    /// The default serves every flow that is no composition: the input by [`Tape::input`], then `forward`
+    /// once more under autodiff, on that one flow. Compositions call it from the last part to the first;
+    /// layers with a hand-written backward override it. Who overrides one of `forward_on` and
+    /// `pull_back` sees to it that the one pops what the other pushes.
+    fn pull_back(
         &self,
-        z: Tensor<D>,
+        at: At<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
         tape: &mut Tape,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
-        pull_back_layer(self, z, dz, dlog_det, tape, grads, |x, dz, dlog_det, _, grads| {
-            self.backward(x, dz, dlog_det, grads)
-        })
+        let x = tape.input(at, |z| self.valid().inverse(z));
+        let dx = backward_by_autodiff(self, x.clone(), dz, dlog_det, grads);
+        (x, dx)
     }
 }
 
-/// [`Flow::pull_back_on`] of a flow that is no composition: `backward` where the tape has its input,
-/// else [`Flow::pull_back`].
-pub(crate) fn pull_back_layer<const D: usize, F: Flow<D>>(
-    flow: &F,
-    z: Tensor<D>,
-    dz: Tensor<D>,
-    dlog_det: Tensor<1>,
-    tape: &mut Tape,
-    grads: &mut GradientsParams,
-    backward: impl FnOnce(Tensor<D>, Tensor<D>, Tensor<1>, &mut Tape, &mut GradientsParams) -> Tensor<D>,
-) -> (Tensor<D>, Tensor<D>) {
-    if let Some(x) = tape.pop() {
-        let dx = backward(x.clone(), dz, dlog_det, tape, grads);
-        return (x, dx);
-    }
-    let (x, dx) = flow.pull_back(z, dz, dlog_det, grads);
-    tape.reconstructed(&x);
-    (x, dx)
+/// What a [`data_pass`](Flow::data_pass) is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Data-dependent initialization from one batch (ActNorm, first running statistics), before
+    /// training. What is initialized already stays as it is.
+    Initialize,
+    /// Running statistics (batch normalization) take in a batch, before the training step on it.
+    Observe,
 }
 
-/// The default [`Flow::backward`].
+/// The side of a flow from which [`pull_back`](Flow::pull_back) starts.
+#[derive(Debug, Clone)]
+pub enum At<const D: usize> {
+    /// The input `x`: nothing is to be inverted.
+    Input(Tensor<D>),
+    /// The output `z`: the input is computed from it.
+    Output(Tensor<D>),
+}
+
+/// The gradient with respect to `x`, by `forward` under autodiff: what is left of the default
+/// [`Flow::pull_back`] once the input is known.
 pub(crate) fn backward_by_autodiff<const D: usize, F: Flow<D>>(
     flow: &F,
     x: Tensor<D>,

@@ -25,6 +25,22 @@ pub(crate) fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     if tensor.device().is_autodiff() { tensor.inner() } else { tensor }
 }
 
+/// The distance from 1 to the next number of a dtype.
+pub(crate) fn epsilon(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => f64::EPSILON,
+        _ => f64::from(f32::EPSILON),
+    }
+}
+
+/// The largest `l` for which both `exp(l)` and `exp(-l)` are normal numbers of a dtype.
+pub(crate) fn largest_log_scale(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => 708.0,
+        _ => 87.0,
+    }
+}
+
 /// Whether every value is finite.
 pub(crate) fn is_finite<const D: usize>(tensor: Tensor<D>) -> bool {
     tensor.is_finite().all().into_scalar::<bool>()

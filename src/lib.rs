@@ -50,8 +50,8 @@
 //!
 //! | to | look in |
 //! |---|---|
-//! | write a flow of your own | [`Flow`], and [`testing`] to prove it |
-//! | compose flows | tuples, arrays, `Vec` and `Option` of flows are flows; [`FlowStack`] adds levels, splits and a prior |
+//! | write a flow of your own | [`Flow`](trait@Flow), and [`testing`] to prove it |
+//! | compose flows | tuples, arrays, `Vec` and `Option` of flows are flows, structs and enums with [`#[derive(Flow)]`](macro@Flow); [`FlowStack`] adds levels, splits and a prior |
 //! | take a published model | [`models`] |
 //! | choose layers | [`coupling`], [`norm`], [`linear`], [`reshape`] |
 //! | choose nets | [`conditioner`] |
@@ -71,13 +71,16 @@
 
 #![deny(missing_docs, unsafe_code)]
 
+// What the derive macros write names the crate from outside; they are used inside as well.
+extern crate self as burn_flows;
+
 pub mod backend;
 mod chain;
-mod choice;
 pub mod conditioner;
 pub mod coupling;
 pub mod data;
 mod error;
+mod files;
 mod flow;
 mod host;
 #[allow(unsafe_code)] // each block says why it is sound
@@ -94,15 +97,82 @@ pub mod prior;
 pub mod record;
 pub mod reshape;
 mod stack;
+mod support;
 mod tape;
 pub mod testing;
 pub mod training;
 pub mod weights;
 
+/// Makes a struct or an enum of flows a [`Flow`](trait@Flow), of every rank that all of its flows have.
+///
+/// - A **struct** is a sequence: its fields are run in their order, data to latent, as those of a tuple.
+/// - An **enum** is one of several: every variant holds one flow.
+///
+/// It derives `burn::module::Module` and `Debug` as well. Every field is a flow, but for those that are
+/// marked `#[flow(skip)]` (a module that takes no part in the map) or `#[module(skip)]` (a plain value).
+/// The whole of the trait is passed on to the parts, by the code that does so for tuples and `Vec`:
+/// initialization reaches them, and a training step sees each as a layer of its own.
+///
+/// ```
+/// use burn::module::Module;
+/// use burn::tensor::Tensor;
+/// use burn_flows::conditioner::Mlp;
+/// use burn_flows::coupling::AffineCoupling;
+/// use burn_flows::linear::{DiagonalScaling, Permutation};
+/// use burn_flows::{Flow, norm::ActNorm};
+///
+/// #[derive(Module, Debug, Flow)]
+/// enum Mix {
+///     Scale(DiagonalScaling),
+///     Permute(Permutation),
+/// }
+///
+/// #[derive(Module, Debug, Flow)]
+/// struct Step {
+///     norm: ActNorm,
+///     mix: Mix,
+/// }
+///
+/// let device = burn_flows::backend::device();
+/// let step = Step { norm: ActNorm::new(2, &device)?, mix: Mix::Permute(Permutation::reverse(2, &device)?) };
+/// let x = Tensor::<2>::from_data([[1.0, 10.0], [3.0, 30.0]], &device);
+/// let (step, _) = step.initialize(x.clone());
+/// assert!(step.norm.is_initialized());
+/// let values: Vec<f32> = step.forward(x).0.try_into_vec_as().unwrap();
+/// for (value, expected) in values.iter().zip([-1.0, -1.0, 1.0, 1.0]) {
+///     assert!((value - expected).abs() < 1e-5);
+/// }
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
+///
+/// A field that is no flow, and is not marked as such, does not compile:
+///
+/// ```compile_fail
+/// # use burn::module::{Module, Param};
+/// # use burn::tensor::Tensor;
+/// # use burn_flows::{Flow, norm::ActNorm};
+/// #[derive(Module, Debug, Flow)]
+/// struct Step {
+///     norm: ActNorm,
+///     temperature: Param<Tensor<1>>,
+/// }
+/// ```
+pub use burn_flows_derive::Flow;
 pub use error::{FlowError, Result};
-pub use flow::Flow;
+pub use flow::{At, Flow, Pass};
 pub use latent::Latents;
 pub use stack::FlowStack;
+
+/// What the derive macros name.
+#[doc(hidden)]
+pub mod __private {
+    pub use burn::module::Module;
+    pub use burn::optim::GradientsParams;
+    pub use burn::tensor::{DType, Device, Tensor};
+    pub use rand::Rng;
+
+    pub use crate::chain::{Parts, Relay, Walk};
+}
 
 /// Compiles and runs the example of the README.
 #[cfg(doctest)]

@@ -3,6 +3,9 @@
 use burn::module::Param;
 use burn::tensor::Tensor;
 
+use crate::error::{FlowError, Result};
+use crate::host;
+
 /// A parameter that is saved with the model but not trained.
 pub(crate) fn frozen<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
     Param::from_tensor(tensor).set_require_grad(false)
@@ -14,4 +17,17 @@ pub(crate) fn replace<const D: usize>(
     value: Tensor<D>,
 ) -> Param<Tensor<D>> {
     param.map(|_| value)
+}
+
+/// Whether scales `exp(log_scale)` can be divided by in the numbers that they are computed in.
+pub(crate) fn check_log_scale(layer: &'static str, log_scale: Tensor<1>) -> Result<()> {
+    let limit = host::largest_log_scale(log_scale.dtype());
+    let log_scale = host::to_f64(host::plain(log_scale));
+    // Written so that a NaN is outside.
+    match log_scale.iter().position(|log_scale| !(log_scale.abs() <= limit)) {
+        None => Ok(()),
+        Some(channel) => {
+            Err(FlowError::Scale { layer, channel, log_scale: log_scale[channel], limit })
+        }
+    }
 }

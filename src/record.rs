@@ -1,25 +1,51 @@
-//! Records: a model's parameters in a safetensors file.
+//! Records: a model in a safetensors file.
 //!
-//! [`save`] writes beside the file and renames, so that whatever happens the file is either the old
-//! record or the new one. [`load`] looks for every problem before it touches the model.
+//! [`save`] writes beside the file and renames ([`write_atomically`]), so that whatever happens the file
+//! is either the old record or the new one. [`load`] looks for every problem before it touches the model.
+//!
+//! A record holds the parameters and, in its metadata, every [`Setting`]: masks, scale maps, epsilons,
+//! and the configuration of a model that is built from one. So a ready-made model, and any stack with
+//! a [`Configuration`], is loaded by the path alone:
+//!
+//! ```
+//! use burn_flows::models::{Nice, NiceConfig};
+//!
+//! let device = burn_flows::backend::device();
+//! let model = NiceConfig::new(6, vec![16]).init(&device)?;
+//! let folder = tempfile::tempdir()?;
+//! model.save(folder.path().join("nice.safetensors"))?;
+//! let model = Nice::load(folder.path().join("nice.safetensors"), &device)?;
+//! assert_eq!(model.num_dims(), 6);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! What a file claims is checked against its own length first: no size in it, neither of a header nor
+//! of a configuration, is allocated on trust.
+
+mod configuration;
+mod difference;
+mod header;
+mod setting;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::Module;
 use burn::store::{ModuleSnapshot, ModuleStore, SafetensorsStore, bridge};
+use serde_json::Value;
+
+pub use configuration::{Configuration, restore, restore_with};
+pub(crate) use configuration::{check_buildable, from_json, to_json};
+pub use header::Header;
+pub use setting::Setting;
+
+use header::{ENTRY, entry, not_whole, read_file};
+use setting::settings;
 
 use crate::error::{FlowError, Result};
+pub use crate::files::write_atomically;
 
-/// How many differences an error message names.
-const NAMED_DIFFERENCES: usize = 3;
-
-/// What the metadata of a record says about its origin.
-const PRODUCER: &str = concat!("burn-flows ", env!("CARGO_PKG_VERSION"));
-
-/// Writes every parameter of `module`, trained or not, to a safetensors file.
+/// Writes every parameter of `module`, trained or not, and every [`Setting`] to a safetensors file.
 ///
 /// The record is written to a temporary file beside `path`, brought to the disk and renamed: an
 /// interrupted call leaves what was at `path` as it was.
@@ -46,18 +72,16 @@ pub fn save<M: Module>(module: &M, path: impl AsRef<Path>) -> Result<()> {
     write_atomically(path, &bytes(&store, path)?)
 }
 
-/// Reads a record written by [`save`] into `module`, which must have the same configuration.
+/// Reads a record written by [`save`] into `module`, which must have the same parameters and the same
+/// settings. (A record of version 0.1.0 has no settings: those of `module` are taken.)
 ///
 /// # Errors
 /// [`FlowError::Io`] if the file cannot be read; [`FlowError::Record`] if it is not a whole
-/// safetensors file, its tensors are not those of the model by name, shape and dtype, or a value is
-/// not finite.
+/// safetensors file, its tensors are not those of the model by name, shape and dtype, a setting
+/// differs, or a value is not finite.
 pub fn load<M: Module>(module: M, path: impl AsRef<Path>) -> Result<M> {
     let path = path.as_ref();
-    let bytes = fs::read(path).map_err(|source| {
-        FlowError::io("read", path, source, "give the path of a record written by this crate")
-    })?;
-    from_bytes(module, bytes, path)
+    from_bytes(module, read_file(path)?, path)
 }
 
 /// The record of `module` as [`save`] writes it, in memory: equal models give equal bytes. Values are
@@ -74,30 +98,47 @@ pub fn to_bytes<M: Module>(module: &M) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`load`], without the reading.
-pub fn from_bytes<M: Module>(mut module: M, bytes: Vec<u8>, origin: &Path) -> Result<M> {
+pub fn from_bytes<M: Module>(module: M, bytes: Vec<u8>, origin: &Path) -> Result<M> {
+    let header = Header::of(&bytes, origin)?;
+    from_bytes_with(module, header, bytes, origin)
+}
+
+/// [`from_bytes`] where the header was read before.
+fn from_bytes_with<M: Module>(
+    mut module: M,
+    header: Header,
+    bytes: Vec<u8>,
+    origin: &Path,
+) -> Result<M> {
+    let mut differences = Vec::new();
+    if let Some(found) = header.settings() {
+        let json = |json: &String| serde_json::from_str(json).expect("a setting is JSON");
+        let needed: BTreeMap<String, Value> =
+            settings(&module).iter().map(|(path, value)| (path.clone(), json(value))).collect();
+        let configurations = difference::of_configurations(found, &needed);
+        if !configurations.is_empty() {
+            // All other differences follow from these.
+            return Err(different(origin, configurations.join(", ")));
+        }
+        differences = difference::of_settings(found, &needed);
+    }
     let mut store = SafetensorsStore::from_bytes(Some(bytes));
-    let found = described(store.get_all_tensors().map_err(|error| {
-        record(
-            origin,
-            format!("this is not a whole safetensors file ({error})"),
-            "it may be cut off or of another kind; load another copy or an earlier record",
-        )
-    })?);
+    let found = described(store.get_all_tensors().map_err(|error| not_whole(origin, error))?);
     let needed: BTreeMap<String, String> =
         module.collect(None, None, false).iter().map(describe).collect();
-    check_same(&found, &needed, origin)?;
+    differences.extend(difference::of_tensors(&found, &needed));
+    if !differences.is_empty() {
+        return Err(different(origin, differences.join(", ")));
+    }
     check_finite(&mut store, origin, "load an earlier record")?;
-    module.load_from(&mut store).map_err(|error| {
-        record(origin, error.to_string(), "build the model with the record's configuration")
-    })?;
+    module.load_from(&mut store).map_err(|error| different(origin, error.to_string()))?;
     Ok(module)
 }
 
 fn collect<M: Module>(module: &M, path: &Path) -> Result<SafetensorsStore> {
-    // One entry of metadata: Burn's own three come in another order every time, and equal models
-    // would give unequal files.
-    let mut store =
-        SafetensorsStore::from_bytes(None).clear_metadata().metadata("producer", PRODUCER);
+    let mut store = SafetensorsStore::from_bytes(None)
+        .clear_metadata()
+        .metadata(ENTRY, entry(&settings(module)));
     module.save_into(&mut store).map_err(|error| {
         record(path, format!("a parameter cannot be read ({error})"), "look at the device")
     })?;
@@ -119,35 +160,10 @@ fn describe(tensor: &burn::store::burn_pack::Tensor) -> (String, String) {
     (tensor.name.clone(), format!("{:?} {shape:?}", tensor.dtype))
 }
 
-/// Names, shapes and dtypes are those of the model, or an error that says where they are not.
-fn check_same(
-    found: &BTreeMap<String, String>,
-    needed: &BTreeMap<String, String>,
-    origin: &Path,
-) -> Result<()> {
-    let mut differences = Vec::new();
-    for (name, needed) in needed {
-        match found.get(name) {
-            None => differences.push(format!("{name} is missing")),
-            Some(found) if found != needed => {
-                differences.push(format!("{name} is {found}, the model's is {needed}"));
-            }
-            Some(_) => {}
-        }
-    }
-    for name in found.keys().filter(|name| !needed.contains_key(*name)) {
-        differences.push(format!("{name} is not in the model"));
-    }
-    if differences.is_empty() {
-        return Ok(());
-    }
-    let more = differences.len().saturating_sub(NAMED_DIFFERENCES);
-    differences.truncate(NAMED_DIFFERENCES);
-    let mut reason = format!("this record is of another model: {}", differences.join(", "));
-    if more > 0 {
-        reason += &format!(", and {more} more");
-    }
-    Err(record(origin, reason, "build the model with the record's configuration"))
+/// The error of a record that is not of the model.
+fn different(origin: &Path, differences: String) -> FlowError {
+    let reason = format!("this record is of another model: {differences}");
+    record(origin, reason, "build the model with the record's configuration")
 }
 
 fn check_finite(store: &mut SafetensorsStore, path: &Path, advice: &str) -> Result<()> {
@@ -166,34 +182,4 @@ fn check_finite(store: &mut SafetensorsStore, path: &Path, advice: &str) -> Resu
 
 fn record(path: &Path, reason: String, advice: &str) -> FlowError {
     FlowError::Record { path: path.into(), reason, advice: advice.into() }
-}
-
-/// Replaces the file at `path` by `bytes`, or leaves it as it was.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let scratch = scratch_path(path);
-    write_and_rename(path, &scratch, bytes).map_err(|source| {
-        // What is left of a failed attempt is of no use; the first error is the one to report.
-        let _ = fs::remove_file(&scratch);
-        FlowError::io("write", path, source, "check that its folder exists and has room")
-    })
-}
-
-fn scratch_path(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    path.with_file_name(name)
-}
-
-fn write_and_rename(path: &Path, scratch: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = File::create(scratch)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(scratch, path)?;
-    // The rename itself lives in the folder. Not every system can open one; it is then a matter of
-    // seconds until it is on the disk.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if let Ok(folder) = File::open(folder.unwrap_or(Path::new("."))) {
-        let _ = folder.sync_all();
-    }
-    Ok(())
 }

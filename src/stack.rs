@@ -1,20 +1,24 @@
 //! [`FlowStack`]: levels of flows with splits between them and a prior.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::Path;
+use std::sync::Arc;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde::{Serialize, Serializer};
 
-use crate::chain::on_an_empty_tape;
+use crate::chain::from_output;
 use crate::error::{FlowError, Result};
-use crate::flow::Flow;
+use crate::flow::{At, Flow, Pass};
 use crate::host::is_finite;
 use crate::latent::{Latents, Noise};
 use crate::metrics;
 use crate::prior::{Prior, SplitPrior, StandardNormal};
+use crate::record::{self, Configuration, Setting};
 use crate::reshape::{Squeeze, merge_channels, num_kept, split_channels};
 use crate::tape::Tape;
 
@@ -27,7 +31,7 @@ use crate::tape::Tape;
 /// - a level `F` is any flow: `(Squeeze, Vec<GlowStep>)` for Glow, `Vec<_>` of couplings for vectors;
 ///   one level is a plain stack
 /// - the first `ceil(c / 2)` channels go on, the rest is factored out
-/// - `S` is the split's prior: a [`Prior`], or a
+/// - `S` is the split's prior: a [`Prior`](trait@Prior), or a
 ///   [`ConditionalNormal`](crate::prior::ConditionalNormal) of the kept half
 ///
 /// A stack is itself a [`Flow`] (its latent put back together in the shape of `x`, the priors left
@@ -56,8 +60,8 @@ pub struct FlowStack<const D: usize, F, P = StandardNormal, S = StandardNormal> 
     pub split_priors: Vec<S>,
     /// The prior of what comes out of the last level.
     pub prior: P,
-    #[module(skip)]
-    shapes: Shapes<D>,
+    shapes: Setting<Shapes<D>>,
+    configuration: Setting<Option<Arc<str>>>,
 }
 
 /// Shapes of one sample (batch size 1) through the levels.
@@ -109,7 +113,8 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
         let mut shape = [1; D];
         shape[1..].copy_from_slice(sample_shape);
         let shapes = Shapes::through(&levels, shape)?;
-        Ok(Self { levels, split_priors, prior, shapes })
+        let (shapes, configuration) = (shapes.into(), Setting::of_json(None));
+        Ok(Self { levels, split_priors, prior, shapes, configuration })
     }
 
     /// Shape of one sample, without the batch.
@@ -148,6 +153,36 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
         Latents::of(parts.collect())
     }
 
+    /// Keeps what the stack was built from, so that its record holds it and
+    /// [`restore`](record::restore) needs nothing else.
+    pub fn with_configuration<C: Configuration<Model = Self>>(mut self, configuration: &C) -> Self {
+        self.configuration = Setting::of_json(Some(record::to_json(configuration)));
+        self
+    }
+
+    /// What the stack was built from, if it is of this kind and was kept.
+    pub fn configuration<C: Configuration<Model = Self>>(&self) -> Option<C> {
+        record::from_json(self.configuration.as_deref()?)
+    }
+
+    /// Writes the model to a safetensors file: [`record::save`].
+    ///
+    /// # Errors
+    /// As [`record::save`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()>
+    where
+        Self: Module,
+    {
+        record::save(self, path)
+    }
+
+    /// The fewest pixels that a channel has on the way through the levels.
+    pub(crate) fn fewest_pixels(&self) -> usize {
+        let shapes = self.shapes.inputs.iter().chain(&self.shapes.parts);
+        let pixels = shapes.map(|shape| shape[2..].iter().product());
+        pixels.min().expect("a stack has at least one level")
+    }
+
     fn assert_sample_shape(&self, x: &Tensor<D>) {
         assert!(
             x.dims()[1..] == *self.sample_shape(),
@@ -168,6 +203,16 @@ impl<const D: usize, F: Module, P: Module> FlowStack<D, F, P, StandardNormal> {
         F: Flow<D>,
     {
         Self::new(vec![flow], Vec::new(), prior, sample_shape)
+    }
+}
+
+impl<const D: usize> Serialize for Shapes<D> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let samples = |shapes: &[[usize; D]]| -> Vec<Vec<usize>> {
+            shapes.iter().map(|shape| shape[1..].to_vec()).collect()
+        };
+        let shapes = [("inputs", samples(&self.inputs)), ("latents", samples(&self.parts))];
+        serializer.collect_map(shapes)
     }
 }
 
@@ -221,6 +266,17 @@ pub(crate) struct Encoded<const D: usize> {
     pub(crate) kept: Vec<Tensor<D>>,
     /// Log-determinant of each level, `[batch]`.
     pub(crate) log_dets: Vec<Tensor<1>>,
+}
+
+/// What the forward half of a training step leaves for the backward half.
+pub(crate) struct LogProbPass<const D: usize> {
+    /// `[1]`.
+    pub(crate) weighted_log_prob: Tensor<1>,
+    weight: f64,
+    latents: Latents<D>,
+    kept: Vec<Tensor<D>>,
+    /// Gradient with respect to the log-determinant, `[batch]`.
+    dlog_det: Tensor<1>,
 }
 
 impl<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>> FlowStack<D, F, P, S>
@@ -466,35 +522,43 @@ where
         }
     }
 
-    /// The sum of `weight ln p(x)` over the batch, `[1]`, and its gradients, added to `grads`; gives
-    /// back `x` as the backward pass found it and the gradient with respect to it. See
-    /// [`training::reversible`](crate::training::reversible).
-    pub(crate) fn pull_back_log_prob(
+    /// The forward half of a training step: the sum of `weight ln p(x)` over the batch, and what the
+    /// backward half needs. See [`training::reversible`](crate::training::reversible).
+    pub(crate) fn forward_log_prob(
         &self,
         x: Tensor<D>,
         weight: f64,
         tape: &mut Tape,
-        grads: &mut GradientsParams,
-    ) -> (Tensor<1>, Tensor<D>, Tensor<D>) {
-        let (latents, kept, log_dets, loss) = {
-            // Gone before the gradients come: its parameters are shared, but not all of it is.
-            let frozen = self.valid();
-            let Encoded { latents, kept, log_dets } = frozen.encode_levels(x, tape);
-            let priors = frozen.prior_log_probs(latents.parts.clone(), kept.clone());
-            let terms = log_dets.iter().cloned().chain(priors);
-            let log_prob = terms.reduce(|sum, more| sum + more).expect("two terms a level");
-            (latents, kept, log_dets, log_prob.sum() * weight)
-        };
+    ) -> LogProbPass<D> {
+        // Gone before the gradients come: its parameters are shared, but not all of it is.
+        let frozen = self.valid();
+        let Encoded { latents, kept, log_dets } = frozen.encode_levels(x, tape);
+        let priors = frozen.prior_log_probs(latents.parts.clone(), kept.clone());
         let dlog_det = log_dets[0].ones_like() * weight;
+        let terms = log_dets.into_iter().chain(priors);
+        let log_prob = terms.reduce(|sum, more| sum + more).expect("two terms a level");
+        let weighted_log_prob = log_prob.sum() * weight;
+        LogProbPass { latents, kept, dlog_det, weight, weighted_log_prob }
+    }
 
+    /// The backward half: adds the gradients of the forward half's sum to `grads`; gives back `x` as
+    /// the backward pass found it and the gradient with respect to it.
+    pub(crate) fn backward_log_prob(
+        &self,
+        pass: LogProbPass<D>,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        let LogProbPass { latents, kept, dlog_det, weight, .. } = pass;
         let mut parts = latents.parts.into_iter().rev();
         let mut z = parts.next().expect("a part for each level");
         let mut dz = self.prior.backward(z.clone(), weight, grads);
         let mut kept = kept.into_iter().rev();
         for (index, level) in self.levels.iter().enumerate().rev() {
-            let (x, dx) = level.pull_back_on(z, dz, dlog_det.clone(), tape, grads);
+            let (x, dx) = level.pull_back(At::Output(z), dz, dlog_det.clone(), tape, grads);
             if index == 0 {
-                return (loss, x, dx);
+                tape.assert_done();
+                return (x, dx);
             }
             let out = parts.next().expect("a part for each level");
             let kept = kept.next().expect("a kept half for each split");
@@ -528,12 +592,15 @@ where
 }
 
 /// As a flow, a stack is its map alone: the latent's parts put back together in the shape of `x`
-/// (each level's squeezes undone), the priors left out.
+/// (each level's squeezes undone), the priors left out. A [`data_pass`](Flow::data_pass) sends the kept
+/// halves through the split priors as well.
 impl<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>> Flow<D> for FlowStack<D, F, P, S>
 where
     Self: Module,
 {
-    on_an_empty_tape!();
+    fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        self.forward_on(x, &mut Tape::default())
+    }
 
     fn forward_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
         let (latents, log_det) = self.encode_on(x, tape);
@@ -544,59 +611,14 @@ where
         self.decode(self.disassemble(z))
     }
 
-    fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
-        self.data_pass(x, F::initialize)
-    }
-
-    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
-        self.data_pass(x, F::observe)
-    }
-
-    fn has_running_statistics(&self) -> bool {
-        self.levels.iter().any(|level| level.has_running_statistics())
-    }
-
-    fn check(&self) -> Result<()> {
-        self.levels.iter().try_for_each(|level| level.check())
-    }
-
-    fn pull_back_on(
-        &self,
-        z: Tensor<D>,
-        dz: Tensor<D>,
-        dlog_det: Tensor<1>,
-        tape: &mut Tape,
-        grads: &mut GradientsParams,
-    ) -> (Tensor<D>, Tensor<D>) {
-        let mut parts = self.disassemble(z).parts.into_iter().rev();
-        // Putting the parts together only moves values, so gradients take the same way back.
-        let mut dparts = self.disassemble(dz).parts.into_iter().rev();
-        let mut z = parts.next().expect("a part for each level");
-        let mut dz = dparts.next().expect("a part for each level");
-        for (index, level) in self.levels.iter().enumerate().rev() {
-            (z, dz) = level.pull_back_on(z, dz, dlog_det.clone(), tape, grads);
-            if index > 0 {
-                z = merge_channels(z, parts.next().expect("a part for each level"));
-                dz = merge_channels(dz, dparts.next().expect("a part for each level"));
-            }
-        }
-        (z, dz)
-    }
-}
-
-impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
-    /// Sends a batch through the levels, which may change on the way.
-    fn data_pass(
-        mut self,
-        x: Tensor<D>,
-        pass: fn(F, Tensor<D>) -> (F, Tensor<D>),
-    ) -> (Self, Tensor<D>) {
+    fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
         self.assert_sample_shape(&x);
         let last = self.levels.len() - 1;
+        let mut priors = std::mem::take(&mut self.split_priors).into_iter();
         let (mut levels, mut parts) = (Vec::new(), Vec::new());
         let mut h = x;
         for (index, level) in std::mem::take(&mut self.levels).into_iter().enumerate() {
-            let (level, z) = pass(level, h);
+            let (level, z) = level.data_pass(h, pass);
             levels.push(level);
             if index == last {
                 parts.push(z);
@@ -604,6 +626,8 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
             }
             let (kept, out) = split_channels(z);
             parts.push(out);
+            let prior = priors.next().expect("a split prior between every two levels");
+            self.split_priors.push(prior.data_pass(kept.clone(), pass));
             h = kept;
         }
         self.levels = levels;
@@ -611,6 +635,37 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
         (self, z)
     }
 
+    fn check(&self) -> Result<()> {
+        self.levels.iter().try_for_each(|level| level.check())
+    }
+
+    fn pull_back(
+        &self,
+        at: At<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        from_output(self, at, tape, |z, tape| {
+            let mut parts = self.disassemble(z).parts.into_iter().rev();
+            // Putting the parts together only moves values, so gradients take the same way back.
+            let mut dparts = self.disassemble(dz).parts.into_iter().rev();
+            let mut z = parts.next().expect("a part for each level");
+            let mut dz = dparts.next().expect("a part for each level");
+            for (index, level) in self.levels.iter().enumerate().rev() {
+                (z, dz) = level.pull_back(At::Output(z), dz, dlog_det.clone(), tape, grads);
+                if index > 0 {
+                    z = merge_channels(z, parts.next().expect("a part for each level"));
+                    dz = merge_channels(dz, dparts.next().expect("a part for each level"));
+                }
+            }
+            (z, dz)
+        })
+    }
+}
+
+impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
     fn assemble(&self, latents: Latents<D>) -> Tensor<D> {
         let mut parts = latents.parts.into_iter().rev();
         let mut z = parts.next().expect("a part for each level");

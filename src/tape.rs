@@ -7,6 +7,7 @@ use std::str::FromStr;
 use burn::tensor::Tensor;
 
 use crate::error::FlowError;
+use crate::flow::At;
 use crate::host;
 
 /// Which activations a training step keeps between its forward and its backward pass.
@@ -97,7 +98,7 @@ const MEASURED_LAYERS: usize = 8;
 /// What a forward pass keeps for the backward pass: a stack of layers.
 ///
 /// [`Flow::forward_on`](crate::Flow::forward_on) pushes every layer in the order of the forward
-/// pass, [`Flow::pull_back_on`](crate::Flow::pull_back_on) pops them in the reverse order. What is
+/// pass, [`Flow::pull_back`](crate::Flow::pull_back) pops them in the reverse order. What is
 /// kept of a layer is decided by the [`Memory`] of the tape. The empty tape, [`Tape::default`],
 /// keeps nothing and serves any backward pass.
 ///
@@ -216,26 +217,51 @@ impl Tape {
         layer.value_bytes = num_bytes;
     }
 
-    /// Pops a layer and gives its input, where it was kept; else it is to be computed from the
-    /// output and handed to [`reconstructed`](Tape::reconstructed).
+    /// Pops a layer: gives its input, where it was kept, else `at` as it is. An input that is then
+    /// computed from the output is to be handed to [`reconstructed`](Tape::reconstructed);
+    /// [`input`](Tape::input) does both.
     ///
     /// # Panics
     /// If the layers do not come in the reverse order of the forward pass: a flow whose `forward_on`
-    /// pushes other layers than its `pull_back_on` pops.
-    pub fn pop<const D: usize>(&mut self) -> Option<Tensor<D>> {
+    /// pushes other layers than its `pull_back` pops.
+    pub fn pop<const D: usize>(&mut self, at: At<D>) -> At<D> {
         if self.keeps_nothing() {
-            return None;
+            return at;
         }
         self.current = self.layers.pop().expect(
-            "Tape: a layer was popped that was not pushed; forward_on and pull_back_on must go \
-             through the same layers",
+            "Tape: a layer was popped that was not pushed; forward_on and pull_back must go through \
+             the same layers",
         );
-        if self.current.input.as_ref().is_none_or(|kept| kept.probe) {
-            self.distance += 1;
-            return None;
+        let kept = self.current.input.take_if(|kept| !kept.probe).map(tensor);
+        let at = kept.map_or(at, At::Input);
+        match &at {
+            At::Input(_) => {
+                self.distance = 0;
+                // Nothing is reconstructed that it could be compared with.
+                self.current.input = None;
+            }
+            At::Output(_) => self.distance += 1,
         }
-        self.distance = 0;
-        self.current.input.take().map(tensor)
+        at
+    }
+
+    /// Pops a layer and gives its input: from the tape, as given, or by `invert` from the output.
+    ///
+    /// # Panics
+    /// As [`pop`](Tape::pop).
+    pub fn input<const D: usize>(
+        &mut self,
+        at: At<D>,
+        invert: impl FnOnce(Tensor<D>) -> Tensor<D>,
+    ) -> Tensor<D> {
+        match self.pop(at) {
+            At::Input(x) => x,
+            At::Output(z) => {
+                let x = invert(z);
+                self.reconstructed(&x);
+                x
+            }
+        }
     }
 
     /// What the layer popped last [kept](Tape::keep) of its own, if it is a `V`.
@@ -267,7 +293,24 @@ impl Tape {
         self.layers.iter().map(bytes).sum()
     }
 
-    fn keeps_nothing(&self) -> bool {
+    /// Layers pushed and not popped yet; none on a tape that keeps nothing.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// # Panics
+    /// If a layer is left after the backward pass: a flow whose `pull_back` pops fewer layers than its
+    /// `forward_on` pushes, and so pops those of others.
+    pub(crate) fn assert_done(&self) {
+        assert!(
+            self.layers.is_empty(),
+            "Tape: {} layers are left after the backward pass; forward_on and pull_back must go \
+             through the same layers",
+            self.layers.len()
+        );
+    }
+
+    pub(crate) fn keeps_nothing(&self) -> bool {
         self.memory == Memory::Reversible && self.measurement.is_none()
     }
 
@@ -313,7 +356,7 @@ impl Tape {
 fn tensor<const D: usize>(kept: Kept) -> Tensor<D> {
     *kept.tensor.downcast().expect(
         "Tape: a layer was popped with another rank than it was pushed with; forward_on and \
-         pull_back_on must go through the same layers",
+         pull_back must go through the same layers",
     )
 }
 

@@ -1,8 +1,8 @@
 //! What a training step allocates: on the CPU the wide activations of the nets live in buffers that
 //! are used again, so that what grows with the batch is the narrow tensors between the layers alone.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+#[path = "common/counting.rs"]
+mod counting;
 
 use burn::tensor::DType;
 use burn_flows::Flow;
@@ -10,41 +10,11 @@ use burn_flows::backend::{devices, is_host};
 use burn_flows::models::GlowConfig;
 use burn_flows::testing::inputs;
 use burn_flows::training::{Memory, Schedule, Trainer};
+use counting::Counting;
 use rand::{SeedableRng, rngs::StdRng};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting { bytes: AtomicUsize::new(0) };
-
-/// The system's allocator with a count of all bytes ever asked for.
-struct Counting {
-    bytes: AtomicUsize,
-}
-
-// SAFETY: every call is handed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.bytes.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: see above.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        self.bytes.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: see above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        self.bytes.fetch_add(size.saturating_sub(layout.size()), Ordering::Relaxed);
-        // SAFETY: see above.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: see above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+static ALLOCATOR: Counting = Counting::new();
 
 const SIDE: usize = 16;
 const NUM_STEPS: usize = 6;
@@ -61,9 +31,7 @@ fn step_bytes(device: &burn::tensor::Device, memory: Memory, batch: usize) -> us
     for _ in 0..3 {
         trainer.step(x.clone()).unwrap();
     }
-    let before = ALLOCATOR.bytes.load(Ordering::Relaxed);
-    trainer.step(x).unwrap();
-    ALLOCATOR.bytes.load(Ordering::Relaxed) - before
+    ALLOCATOR.during(|| trainer.step(x).unwrap()).1
 }
 
 /// Tensors of the size of the input that a layer may allocate in a step: its output and log-scale in

@@ -21,6 +21,8 @@ mod celeba;
 #[cfg(feature = "images")]
 #[path = "examples/explore.rs"]
 mod explore;
+#[path = "examples/files.rs"]
+mod files;
 
 /// Images of the small data set: what the bundled one has first.
 const NUM_TRAIN: usize = 200;
@@ -246,7 +248,7 @@ fn custom_flow_proves_its_layer() {
         answer.stdout
     );
     assert!(
-        answer.stdout.contains("So does the stack of 3 steps: round trip"),
+        answer.stdout.contains("So does the flow of 3 layers: round trip"),
         "{}",
         answer.stdout
     );
@@ -593,11 +595,11 @@ mod interruption {
         let reference = Reference::run(&GLOW);
         let out = reference.out("nothing");
         assert!(reference.resume(&out).contains(&no_checkpoint(&out)));
-        // Without --resume an old run is not gone on with, and leaves nothing behind.
+        // With --overwrite an old run is not gone on with, and leaves nothing behind.
         let out = reference.out("again");
         let other = ["--steps", "2", "--seed", "9"];
         answer(&mut mnist(reference.data.path(), &out, &other)).last_line();
-        answer(&mut reference.command(&out)).last_line();
+        answer(reference.command(&out).arg("--overwrite")).last_line();
         for (again, whole) in metrics(&out).iter().zip(&reference.lines) {
             same_but_for_seconds(again, whole);
         }

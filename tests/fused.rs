@@ -8,10 +8,11 @@ mod common;
 use burn::module::{Module, ParamGroup};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
-use burn_flows::Flow;
 use burn_flows::conditioner::{GlowNetConfig, MlpConfig, NetNorm, ResidualNet, ResidualNetConfig};
 use burn_flows::coupling::{AffineCoupling, AffineOrder, Coupling, Mask, Parity, ScaleMap};
 use burn_flows::testing::{inputs, move_parameters, to_f64};
+use burn_flows::training::Tape;
+use burn_flows::{At, Flow};
 use common::{flat, gradients, hosts};
 use proptest::prelude::*;
 
@@ -73,7 +74,8 @@ fn agree<const D: usize, F: Flow<D>>(
     compare("inverse", &flat(flow.inverse(z.clone())), &flat(x.clone()), tolerance);
 
     let mut grads = GradientsParams::new();
-    let (back, dx) = training.pull_back(z, dz, dlog_det, &mut grads);
+    let (back, dx) =
+        training.pull_back(At::Output(z), dz, dlog_det, &mut Tape::default(), &mut grads);
     compare("x", &flat(back), &flat(x), tolerance);
     compare_norms("dx", &flat(dx), &plain_dx, of_gradients);
     let fused = gradients(&training, &grads);
@@ -238,7 +240,9 @@ fn moments_of_residual_nets() {
             let (z, log_det) = flow.forward(x);
             let mut grads = GradientsParams::new();
             let training = flow.clone().train();
-            let (_, dx) = training.pull_back(z, batch(3, 3), log_det.ones_like(), &mut grads);
+            let (at, tape) = (At::Output(z), &mut Tape::default());
+            let dz = batch(3, 3);
+            let (_, dx) = training.pull_back(at, dz, log_det.ones_like(), tape, &mut grads);
             (dx, gradients(&training, &grads))
         };
         for (what, flow, follows) in cases {

@@ -172,8 +172,15 @@ fn records_of_another_configuration_are_refused() {
     let config = glow([1, 4, 4], 1);
     let additive = config.clone().with_coupling(GlowCouplingKind::Additive);
     record::save(&config.init(&mut rng(0), &device).unwrap(), &path).unwrap();
-    let message = load_error(additive.init(&mut rng(0), &device).unwrap(), &path);
-    assert!(message.contains("Additive.conditioner.conv1.weight is missing"), "{message}");
+    let additive = additive.init(&mut rng(0), &device).unwrap();
+    assert_eq!(
+        load_error(additive.clone(), &path),
+        "model.safetensors: this record is of another model: coupling is {\"Affine\":\"Sigmoid\"}, the \
+         model's is \"Additive\"; build the model with the record's configuration"
+    );
+    record::save(&additive.levels, &path).unwrap();
+    let message = load_error(config.init(&mut rng(0), &device).unwrap().levels, &path);
+    assert!(message.contains("Affine.conditioner.conv1.weight is missing"), "{message}");
 }
 
 #[test]
@@ -256,8 +263,8 @@ fn files_that_cannot_be_read_or_written_are_named() {
     assert_eq!(
         error.to_string(),
         format!(
-            "cannot write {}: No such file or directory (os error 2); check that its folder exists \
-             and has room",
+            "cannot write {}: No such file or directory (os error 2); check that its folder exists, \
+             can be written and has room",
             nowhere.display()
         )
     );

@@ -28,7 +28,7 @@ use burn_flows::testing::{inputs, move_parameters, to_f64};
 use burn_flows::training::{
     DRIFT_BOUND, Drift, LayerDrift, Memory, Schedule, Tape, Trainer, reversible,
 };
-use burn_flows::{Flow, FlowStack, choice_of_flows};
+use burn_flows::{At, Flow, FlowStack, Pass};
 use common::{flat, gradients, host};
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -167,7 +167,7 @@ fn nice_agrees_with_autodiff() {
 fn real_nvp_agrees_with_autodiff() {
     for (num_steps, num_levels) in depths() {
         let stack = to_f64(moved(real_nvp(num_steps, num_levels, &host()), num_steps));
-        let (stack, _) = stack.observe(observed(DType::F64));
+        let (stack, _) = stack.data_pass(observed(DType::F64), Pass::Observe);
         let x = images(3, DType::F64);
         agree(&format!("RealNVP, K = {num_steps}, L = {num_levels}"), &stack, x, F64);
     }
@@ -193,7 +193,8 @@ fn single_precision_agrees_with_autodiff() {
     let x = images(3, DType::F32);
     let (stack, _) = moved(glow(32, 2, &host()), 32).initialize(x.clone());
     agree("Glow, K = 32, f32", &stack, x.clone(), F32);
-    let (stack, _) = moved(real_nvp(32, 2, &host()), 32).observe(observed(DType::F32));
+    let (stack, _) =
+        moved(real_nvp(32, 2, &host()), 32).data_pass(observed(DType::F32), Pass::Observe);
     agree("RealNVP, K = 32, f32", &stack, x, F32);
     let x = inputs([3, 16], 2, &host(), DType::F32);
     agree("NICE, K = 32, f32", &moved(nice(32, 2, &host()), 32), x, F32);
@@ -230,7 +231,7 @@ impl<const D: usize> Flow<D> for Compress {
 }
 
 /// What random compositions are made of.
-#[derive(Module, Debug)]
+#[derive(Module, Debug, Flow)]
 #[allow(clippy::large_enum_variant)]
 enum Step {
     ActNorm(ActNorm),
@@ -244,9 +245,6 @@ enum Step {
     Pair((ActNorm, BatchNorm)),
     Nested(FlowStack<4, [ActNorm; 2], StandardNormal, StandardNormal>),
 }
-choice_of_flows!(Step, 4, {
-    ActNorm, Mixing, Permutation, Scaling, Own, Additive, Affine, Checkerboard, Pair, Nested
-});
 
 const KINDS: usize = 10;
 
@@ -336,7 +334,7 @@ proptest! {
     ) {
         let stack = to_f64(move_parameters(composition(&levels, &host()), 3, 0.05));
         let x = inputs([2, 1, 16, 16], 4, &host(), DType::F64);
-        let (stack, _) = stack.observe(observed(DType::F64));
+        let (stack, _) = stack.data_pass(observed(DType::F64), Pass::Observe);
         agree(&format!("{levels:?}"), &stack, x.clone(), F64);
 
         // Any other distance of the checkpoints, and the composition as a flow without its priors.
@@ -469,24 +467,19 @@ impl Flow<2> for Keeper {
         self.forward(x)
     }
 
-    fn pull_back_on(
+    fn pull_back(
         &self,
-        z: Tensor<2>,
+        at: At<2>,
         dz: Tensor<2>,
         dlog_det: Tensor<1>,
         tape: &mut Tape,
         grads: &mut GradientsParams,
     ) -> (Tensor<2>, Tensor<2>) {
-        let batch = z.dims()[0];
-        match tape.pop() {
-            Some(x) => {
-                let kept = (tape.memory() == Memory::Stored).then_some(batch);
-                assert_eq!(tape.take::<usize>(), kept);
-                let dx = self.scaling.backward(x.clone(), dz, dlog_det, grads);
-                (x, dx)
-            }
-            None => self.pull_back(z, dz, dlog_det, grads),
+        let at = tape.pop(at);
+        if tape.memory() == Memory::Stored {
+            assert_eq!(tape.take::<usize>(), Some(dz.dims()[0]));
         }
+        self.scaling.pull_back(at, dz, dlog_det, &mut Tape::default(), grads)
     }
 }
 
@@ -512,7 +505,7 @@ fn a_flow_that_pops_what_it_did_not_push() {
     let x = inputs([2, 2], 1, &host(), DType::F32);
     let dlog_det = Tensor::zeros([2], &host());
     let mut grads = GradientsParams::new();
-    flow.pull_back_on(x.clone(), x, dlog_det, &mut tape, &mut grads);
+    flow.pull_back(At::Output(x.clone()), x, dlog_det, &mut tape, &mut grads);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use burn_flows::models::{RealNvpConfig, RealNvpVectorConfig};
 use burn_flows::preprocess::LogitForm;
 use burn_flows::testing::{inputs, move_parameters, to_f64};
 use burn_flows::training::{Schedule, Trainer, reversible};
-use burn_flows::{Flow, record};
+use burn_flows::{Flow, Pass, record};
 use common::host;
 
 /// Points on a parabola with noise, far from standard normal.
@@ -62,7 +62,7 @@ fn reversible_gradients_of_a_whole_model_are_those_of_autodiff() {
     let mut model = to_f64(move_parameters(config.init(&device).unwrap(), 1, 0.1));
     let batch = |seed| inputs([3, 1, 4, 4], seed, &device, DType::F64);
     for seed in 0..3 {
-        model = model.observe(batch(seed) * 2.0).0;
+        model = model.data_pass(batch(seed) * 2.0, Pass::Observe).0;
     }
     let training = model.train();
     let x = batch(9);

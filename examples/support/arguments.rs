@@ -49,6 +49,10 @@ pub struct TrainingArguments {
     #[arg(long)]
     #[serde(skip)]
     pub resume: bool,
+    /// Replace the run that is in --out
+    #[arg(long, conflicts_with = "resume")]
+    #[serde(skip)]
+    pub overwrite: bool,
     /// Folder of the run
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -85,6 +89,11 @@ impl DeviceArgument {
 }
 
 impl TrainingArguments {
+    /// The folder of a run of an example and a model.
+    pub fn out(&self, example: &str, model: &str) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| format!("runs/{example}-{model}").into())
+    }
+
     /// Checks what does not depend on model or data.
     pub fn validate(&self) -> Result<()> {
         at_least_one("--epochs", self.epochs)?;

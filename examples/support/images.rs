@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use burn_flows::Result;
-use burn_flows::data::{random_for, streams};
-use burn_flows::preprocess::Quantization;
+use burn_flows::data::{Preparation, random_for, streams};
 
 use super::arguments::TrainingArguments;
 use super::data::Parts;
 use super::model::{Model, ModelArguments, Subject};
 use super::run::Configuration;
+use super::say;
 use super::train::{Loading, Outcome, Plan, train};
 
 /// Images that ActNorm is initialized from.
@@ -53,19 +53,21 @@ impl Subject {
     }
 }
 
-/// Trains the model that the options ask for; `name` is that of the data set in the folder of the run.
+/// Trains the model that the options ask for, into the folder `out`.
 pub fn run(
-    name: &str,
+    out: &Path,
     subject: Subject,
     parts: Parts,
     training: &TrainingArguments,
     model_arguments: &ModelArguments,
     (device_name, device): (&str, &Device),
 ) -> Result<()> {
-    let Parts { train: train_images, test: test_images, about } = parts;
+    let Parts { train: train_images, test: test_images, crop, about } = parts;
     let image_shape = train_images.image_shape();
     let defaults = model_arguments.defaults(subject, image_shape[1])?;
-    let model = Model::choose(model_arguments, &defaults, subject, image_shape);
+    let num_bits = training.bits.unwrap_or(subject.bits());
+    let preparation = Preparation { image_shape, crop, num_bits };
+    let model = Model::choose(model_arguments, &defaults, subject, preparation);
 
     let batch_size = training.batch.unwrap_or(defaults.batch);
     let steps_an_epoch = train_images.len() / batch_size;
@@ -74,7 +76,6 @@ pub fn run(
         None => defaults.steps,
     };
     let num_steps = wanted.min(training.steps.unwrap_or(usize::MAX)).max(1);
-    let bits = training.bits.unwrap_or(subject.bits());
     let plan = Plan {
         num_steps,
         batch_size,
@@ -84,19 +85,16 @@ pub fn run(
         initialization_batch: INITIALIZATION_BATCH.min(train_images.len()),
         seed: training.seed,
         flips: subject.flips(),
-        quantization: Quantization::new(bits)?,
+        quantization: preparation.quantization()?,
         temperatures: training.temperatures.clone().unwrap_or(subject.temperatures()),
         title: format!("{} on {} images", model_arguments.name, train_images.len()),
         device_name: device_name.into(),
         checkpoint_every: training.checkpoint_every,
         resume: training.resume,
+        overwrite: training.overwrite,
         memory: training.memory,
         micro_batch: training.micro_batch,
     };
-    let out = training
-        .out
-        .clone()
-        .unwrap_or_else(|| format!("runs/{name}-{}", model_arguments.name).into());
     let config = Configuration {
         version: env!("CARGO_PKG_VERSION").into(),
         image_shape,
@@ -104,7 +102,7 @@ pub fn run(
         batch: batch_size,
         num_steps,
         learning_rate: plan.learning_rate,
-        bits,
+        bits: num_bits,
         seed: training.seed,
         data: about,
         train_images: train_images.len(),
@@ -113,24 +111,26 @@ pub fn run(
         memory: plan.memory.map(|memory| memory.to_string()),
         micro_batch: plan.micro_batch,
     };
-    println!(
+    say!(
         "{}: {} to train on, {} to test on; {num_steps} steps of {batch_size}",
-        config.data, config.train_images, config.test_images
+        config.data,
+        config.train_images,
+        config.test_images
     );
     device.seed(training.seed);
     let data = (Arc::new(train_images), &test_images);
     let outcome = match &model {
         Model::Glow(glow) => {
             let mut rng = random_for(training.seed, streams::PARAMETERS, 0);
-            train(glow.init(&mut rng, device)?, data, &plan, &out, &config, device)?
+            train(glow.init(&mut rng, device)?, data, &plan, out, &config, device)?
         }
         Model::RealNvp(real_nvp) => {
-            train(real_nvp.init(device)?, data, &plan, &out, &config, device)?
+            train(real_nvp.init(device)?, data, &plan, out, &config, device)?
         }
-        Model::Nice(nice) => train(nice.init(device)?, data, &plan, &out, &config, device)?,
+        Model::Nice(nice) => train(nice.init(device)?, data, &plan, out, &config, device)?,
     };
     if let Some(outcome) = outcome {
-        announce(&outcome, &out);
+        announce(&outcome, out);
     }
     Ok(())
 }
@@ -139,12 +139,12 @@ pub fn run(
 fn announce(outcome: &Outcome, out: &Path) {
     let Loading { seconds_waited, seconds, images_made, images_taken } = outcome.loading;
     if images_taken > 0.0 {
-        println!(
+        say!(
             "waited {seconds_waited:.3} s of {seconds:.1} s for images: {images_made:.0} a second can be \
              made ready, {images_taken:.1} a second were trained on"
         );
     }
-    println!(
+    say!(
         "{:.3} bits/dim over {} test images, largest inversion error {:.1e}, in {}",
         outcome.test_bits_per_dim,
         outcome.test_images,

@@ -1,12 +1,12 @@
 //! What a training step keeps of its forward pass, where the options do not say.
 
-use std::fs;
-
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn_flows::prior::{Prior, SplitPrior};
 use burn_flows::training::{Memory, Tape};
 use burn_flows::{Flow, FlowStack};
+
+use super::available;
 
 /// A choice and why it was made.
 pub struct Choice {
@@ -42,7 +42,7 @@ where
         let reason = "stored would save no work".into();
         return Choice { memory: Memory::Reversible, reason };
     }
-    if let Some(available) = available_bytes()
+    if let Some(available) = available::bytes()
         && stored > available
     {
         let (needed, available) = (mib(stored), mib(available));
@@ -51,11 +51,4 @@ where
     }
     let reason = format!("keeps {:.0} MiB instead of computing it again", mib(stored));
     Choice { memory: Memory::Stored, reason }
-}
-
-/// Memory that programs can still take, where the system tells it as Linux does.
-pub fn available_bytes() -> Option<usize> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    line.split_whitespace().nth(1)?.parse::<usize>().ok().map(|kib| kib * 1024)
 }

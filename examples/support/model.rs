@@ -2,6 +2,7 @@
 
 use burn_flows::Result;
 use burn_flows::coupling::ScaleMap;
+use burn_flows::data::Preparation;
 use burn_flows::models::{GlowConfig, GlowCouplingKind, NiceConfig, RealNvpConfig};
 use burn_flows::preprocess::LogitForm;
 use clap::Args;
@@ -89,13 +90,14 @@ pub enum Model {
 }
 
 impl Model {
-    /// The model asked for, for images of a shape.
+    /// The model asked for, for images that are prepared so.
     pub fn choose(
         arguments: &ModelArguments,
         defaults: &Defaults,
         subject: Subject,
-        image_shape: [usize; 3],
+        preparation: Preparation,
     ) -> Self {
+        let image_shape = preparation.image_shape;
         let levels = arguments.levels.unwrap_or(defaults.levels);
         let steps = arguments.steps_per_level.unwrap_or(defaults.steps_per_level);
         let hidden = arguments.hidden.unwrap_or(defaults.hidden);
@@ -108,6 +110,7 @@ impl Model {
                 let coupling = GlowCouplingKind::Affine(ScaleMap::default());
                 let config =
                     GlowConfig::new(image_shape, levels, steps, hidden).with_coupling(coupling);
+                let config = config.with_preparation(preparation);
                 Self::Glow(match subject {
                     Subject::Digits => config.with_logit(alpha),
                     Subject::Photographs => config,
@@ -115,9 +118,22 @@ impl Model {
             }
             "realnvp" => Self::RealNvp(
                 RealNvpConfig::new(image_shape, levels, hidden, steps)
-                    .with_logit(Some(alpha), LogitForm::Code),
+                    .with_logit(Some(alpha), LogitForm::Code)
+                    .with_preparation(preparation),
             ),
-            _ => Self::Nice(NiceConfig::new(image_shape.iter().product(), vec![hidden; 5])),
+            _ => Self::Nice(
+                NiceConfig::new(image_shape.iter().product(), vec![hidden; 5])
+                    .with_preparation(preparation),
+            ),
+        }
+    }
+
+    /// How pictures became the images that the model is trained on, if that is known.
+    pub fn preparation(&self) -> Option<Preparation> {
+        match self {
+            Self::Glow(glow) => glow.preparation,
+            Self::RealNvp(real_nvp) => real_nvp.preparation,
+            Self::Nice(nice) => nice.preparation,
         }
     }
 }

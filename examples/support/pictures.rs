@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use burn::tensor::Tensor;
+use burn_flows::data::note_output;
 use burn_flows::preprocess::Quantization;
+use burn_flows::record::write_atomically;
 use burn_flows::{FlowError, Result};
 use image::{ImageFormat, Rgb, RgbImage};
-
-use super::run::write_atomically;
 
 /// Pixels between pictures.
 const GAP: u32 = 2;
@@ -47,7 +47,7 @@ pub fn write_grid(path: &Path, rows: &[Tensor<4>], quantization: Quantization) -
     write_png(path, &canvas)
 }
 
-/// Writes a picture as PNG, all or nothing.
+/// Writes a picture as PNG, all or nothing; where a run learns from the folder, it is no data.
 pub fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut bytes, ImageFormat::Png).map_err(|error| FlowError::Io {
@@ -56,5 +56,6 @@ pub fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
         source: std::io::Error::other(error),
         advice: "report this as a bug",
     })?;
+    note_output(path)?;
     write_atomically(path, bytes.get_ref())
 }

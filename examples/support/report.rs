@@ -7,12 +7,13 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use burn_flows::record::write_atomically;
 use burn_flows::{FlowError, Result};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::plot;
-use super::run::{Metrics, PROGRESS, progress_name, write_atomically};
+use super::run::{Metrics, PROGRESS, progress_name};
 
 /// What a report shows.
 pub struct Report<'a> {

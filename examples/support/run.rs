@@ -1,12 +1,15 @@
 //! The folder of a run and what is written into it.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use burn_flows::record::write_atomically;
+use burn_flows::training::remove_checkpoint;
 use burn_flows::{FlowError, Result};
 use serde::{Deserialize, Serialize};
 
+use super::arguments::invalid;
 use super::model::Model;
 
 /// `config.json`: all that the run depends on.
@@ -80,20 +83,65 @@ pub fn progress_name(step: usize) -> String {
     format!("{step:06}.png")
 }
 
+/// The file of the model.
+pub const MODEL: &str = "model.safetensors";
+
+/// What a training starts with in its folder.
+const BEGINNINGS: [&str; 2] = ["config.json", "metrics.jsonl"];
+
+/// What it comes to, beside the samples of its measurements.
+const RESULTS: [&str; 6] = [
+    "checkpoint/checkpoint.txt",
+    MODEL,
+    "samples.png",
+    "reconstructions.png",
+    "curve.png",
+    "report.html",
+];
+
+/// What a training without a checkpoint to go on from does with a run that is in its folder.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    /// Refuse to start.
+    Keep,
+    /// Refuse to start if it came to any result.
+    KeepResults,
+    Replace,
+}
+
 /// The folder of a run.
 pub struct RunDirectory {
     path: PathBuf,
     metrics: File,
+    /// Keeps other processes from training into the folder.
+    _lock: File,
 }
 
 impl RunDirectory {
     /// Makes the folder, with `config.json` and an empty `metrics.jsonl` in it.
-    pub fn create(path: &Path, config: &impl Serialize) -> Result<Self> {
-        create_run_folder(path, config)?;
+    pub fn create(path: &Path, config: &impl Serialize, earlier: Earlier) -> Result<Self> {
+        if earlier == Earlier::Keep {
+            let advice = "--resume goes on with a run, --overwrite replaces it";
+            refuse_to_replace(path, &[&BEGINNINGS[..], &RESULTS].concat(), advice)?;
+        } else if earlier == Earlier::KeepResults
+            && let Some(name) = first_of(&RESULTS, path)
+        {
+            let got = format!("{}, which has a {name} and no checkpoint", path.display());
+            let advice = "--overwrite instead starts from the beginning";
+            return Err(invalid("--resume", &got, "a checkpoint to go on from", advice));
+        }
+        create_folder(path)?;
+        let lock = lock(path)?;
+        // First of all: a checkpoint of an earlier run, beside the files of this one, could be taken for
+        // its own.
+        remove_checkpoint(checkpoint(path))?;
+        remove(path, &RESULTS)?;
+        remove_progress(path)?;
+        write_config(path, config)?;
         let metrics_path = path.join("metrics.jsonl");
         let metrics = File::create(&metrics_path)
             .map_err(|source| io("write", &metrics_path, source, WRITABLE))?;
-        Ok(Self { path: path.into(), metrics })
+        Ok(Self { path: path.into(), metrics, _lock: lock })
     }
 
     /// Opens the folder of an interrupted run of the same configuration: the lines of its
@@ -115,6 +163,7 @@ impl RunDirectory {
                 advice: "resume with the options that it was started with".into(),
             });
         }
+        let lock = lock(path)?;
         let metrics_path = path.join("metrics.jsonl");
         let text = fs::read_to_string(&metrics_path)
             .map_err(|source| io("read", &metrics_path, source, advice))?;
@@ -134,7 +183,7 @@ impl RunDirectory {
             .append(true)
             .open(&metrics_path)
             .map_err(|source| io("write", &metrics_path, source, advice))?;
-        Ok((Self { path: path.into(), metrics }, lines))
+        Ok((Self { path: path.into(), metrics, _lock: lock }, lines))
     }
 
     /// A file in the folder.
@@ -153,32 +202,89 @@ impl RunDirectory {
 
 const WRITABLE: &str = "give --out a folder that can be written";
 
+/// The folder of a run's checkpoint.
+pub fn checkpoint(run: &Path) -> PathBuf {
+    run.join("checkpoint")
+}
+
+/// An error if one of `outputs` is in the folder of a run that is about to start.
+pub fn refuse_to_replace(path: &Path, outputs: &[&str], advice: &str) -> Result<()> {
+    match first_of(outputs, path) {
+        None => Ok(()),
+        Some(name) => {
+            let got = format!("{}, which has a {name} already", path.display());
+            Err(invalid("--out", &got, "a folder without a run", advice))
+        }
+    }
+}
+
+/// Whether a folder is that of a run, whose pictures are not to be replaced by others.
+pub fn is_run(path: &Path) -> bool {
+    first_of(&BEGINNINGS, path).is_some()
+}
+
+fn first_of<'a>(outputs: &[&'a str], path: &Path) -> Option<&'a str> {
+    outputs.iter().copied().find(|name| path.join(name).exists())
+}
+
+/// Removes those of `outputs` that are in the folder of a run.
+pub fn remove(path: &Path, outputs: &[&str]) -> Result<()> {
+    outputs.iter().try_for_each(|name| {
+        let path = path.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                Err(io("remove", &path, source, WRITABLE))
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Removes the samples of a run's measurements.
+fn remove_progress(path: &Path) -> Result<()> {
+    let folder = path.join(PROGRESS);
+    let names: Vec<_> =
+        fs::read_dir(&folder).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+    let is_ours = |name: &&str| {
+        let step = name.strip_suffix(".png").and_then(|step| step.parse().ok());
+        step.is_some_and(|step| progress_name(step) == **name)
+    };
+    let ours: Vec<_> = names.iter().filter_map(|name| name.to_str()).filter(is_ours).collect();
+    remove(&folder, &ours)
+}
+
+/// Keeps the folder of a run for this process as long as the answer lives.
+fn lock(path: &Path) -> Result<File> {
+    let lock = path.join(".lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock)
+        .map_err(|source| io("write", &lock, source, WRITABLE))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let got = format!("{}, which another process trains into", path.display());
+            Err(invalid("--out", &got, "a folder of its own", "wait for it, or give another"))
+        }
+        // Where the file system has no locks, the user sees to it.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
+}
+
 /// Makes a folder, if it is not there.
 pub fn create_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|source| io("create the folder", path, source, WRITABLE))
 }
 
-/// Makes a folder with `config.json` in it.
-pub fn create_run_folder(path: &Path, config: &impl Serialize) -> Result<()> {
-    create_folder(path)?;
-    write_atomically(&path.join("config.json"), config_text(config).as_bytes())
+/// Writes `config.json` into the folder of a run.
+pub fn write_config(path: &Path, config: &impl Serialize) -> Result<()> {
+    write_atomically(path.join("config.json"), config_text(config).as_bytes())
 }
 
 fn config_text(config: &impl Serialize) -> String {
     let text = serde_json::to_string_pretty(config).expect("a configuration is plain data");
     format!("{text}\n")
-}
-
-/// Writes a file beside and renames it, so that a reader never sees half of it.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let beside = path.with_extension("tmp");
-    let write = || {
-        let mut file = File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    };
-    write().map_err(|source| io("write", path, source, WRITABLE))
 }
 
 fn io(

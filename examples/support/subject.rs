@@ -7,13 +7,15 @@ use burn_flows::data::{Channels, Crop, ImageFolder, Images, Mnist, read_picture}
 use clap::{Args, ValueEnum};
 
 use super::arguments::invalid;
+use super::{say, say_err};
 
 /// Options that say how pictures are read.
 #[derive(Args, Debug, Clone)]
 pub struct SubjectArguments {
-    /// What is kept of a picture of another shape than the model's, before it is resized
-    #[arg(long, value_enum, default_value_t = CropArgument::Auto)]
-    crop: CropArgument,
+    /// What is kept of a picture, if its shape is not the model's, before it is resized [default: what was
+    /// kept in training, of any picture; of models that do not say, auto]
+    #[arg(long, value_enum)]
+    crop: Option<CropArgument>,
     /// Folder of the IDX files that test:N and train:N look into [default: the bundled MNIST]
     #[arg(long, value_name = "DIR")]
     idx: Option<PathBuf>,
@@ -31,6 +33,15 @@ enum CropArgument {
     Whole,
 }
 
+/// The images that a model takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// `[channels, height, width]`.
+    pub image_shape: [usize; 3],
+    /// What was kept of each picture in training, if that is known.
+    pub crop: Option<Crop>,
+}
+
 /// Images and what to call each.
 pub struct Subjects {
     pub images: Images,
@@ -43,7 +54,8 @@ const CELEBA: [u32; 2] = [178, 218];
 impl SubjectArguments {
     /// One picture for each of `names`, a file or `test:N` or `train:N`, as the model takes them;
     /// what is done to a picture of another shape is said.
-    pub fn read(&self, names: &[String], image_shape: [usize; 3]) -> Result<Subjects> {
+    pub fn read(&self, names: &[String], wanted: Wanted) -> Result<Subjects> {
+        let image_shape = wanted.image_shape;
         let mut sets = None;
         let mut pixels = Vec::new();
         for name in names {
@@ -61,7 +73,7 @@ impl SubjectArguments {
                     }
                     images.select(&[index])?
                 }
-                None => self.read_file(Path::new(name), image_shape)?,
+                None => self.read_file(Path::new(name), wanted)?,
             };
             pixels.extend_from_slice(image.pixels());
         }
@@ -71,7 +83,8 @@ impl SubjectArguments {
     }
 
     /// All pictures below `folder`, or the test images of a folder with the four IDX files.
-    pub fn read_folder(&self, folder: &Path, image_shape: [usize; 3]) -> Result<Subjects> {
+    pub fn read_folder(&self, folder: &Path, wanted: Wanted) -> Result<Subjects> {
+        let image_shape = wanted.image_shape;
         let [channels, height, width] = image_shape;
         if holds_idx_files(folder) {
             let images = Mnist::load(folder)?.test;
@@ -86,16 +99,22 @@ impl SubjectArguments {
         }
         let channels = if channels == 1 { Channels::Grey } else { Channels::Rgb };
         let size = first_picture(folder).and_then(|path| dimensions(&path));
-        let crop = self.crop_of(size.unwrap_or([width as u32, height as u32]), image_shape);
+        let crop = self.crop_of(size.unwrap_or([width as u32, height as u32]), wanted);
         let loader = ImageFolder::new(folder, height).with_crop(crop).with_channels(channels);
         let pictures = loader.load()?;
         for picture in &pictures.skipped {
-            eprintln!("left out {}: {}", picture.name, picture.reason);
+            say_err!("left out {}: {}", picture.name, picture.reason);
         }
         if let Some(size) = size {
-            println!("pictures like the first of {}", treatment(size, crop, image_shape));
+            say!("pictures like the first of {}", treatment(size, crop, image_shape));
         }
         Ok(Subjects { images: pictures.images, names: pictures.names })
+    }
+
+    /// Whether a picture has the sides of the model's images.
+    pub fn is_of_shape(&self, path: &str, wanted: Wanted) -> bool {
+        let [_, height, width] = wanted.image_shape;
+        dimensions(Path::new(path)) == Some([width as u32, height as u32])
     }
 
     fn idx_folder(&self) -> PathBuf {
@@ -103,29 +122,32 @@ impl SubjectArguments {
         self.idx.clone().unwrap_or(bundled)
     }
 
-    fn read_file(&self, path: &Path, image_shape: [usize; 3]) -> Result<Images> {
+    fn read_file(&self, path: &Path, wanted: Wanted) -> Result<Images> {
+        let image_shape = wanted.image_shape;
         let [_, height, width] = image_shape;
         // Of a picture that has no dimensions, reading it says what is wrong.
         let size = dimensions(path).unwrap_or([width as u32, height as u32]);
-        let crop = self.crop_of(size, image_shape);
+        let crop = self.crop_of(size, wanted);
         let image = read_picture(path, image_shape, crop)?;
-        if size != [width as u32, height as u32] {
-            println!("{} of {}", path.display(), treatment(size, crop, image_shape));
+        if size != [width as u32, height as u32] || crop == Crop::CELEBA {
+            say!("{} of {}", path.display(), treatment(size, crop, image_shape));
         }
         Ok(image)
     }
 
-    fn crop_of(&self, size: [u32; 2], [_, height, width]: [usize; 3]) -> Crop {
+    fn crop_of(&self, size: [u32; 2], wanted: Wanted) -> Crop {
         let [own_width, own_height] = size;
-        match self.crop {
+        let [_, height, width] = wanted.image_shape;
+        match (self.crop, wanted.crop) {
+            (None, Some(crop)) => crop,
             _ if size == [width as u32, height as u32] => Crop::Whole,
-            CropArgument::Celeba => Crop::CELEBA,
-            CropArgument::Square => Crop::Square,
-            CropArgument::Whole => Crop::Whole,
-            CropArgument::Auto if width != height => Crop::Whole,
-            CropArgument::Auto => {
+            (Some(CropArgument::Celeba), _) => Crop::CELEBA,
+            (Some(CropArgument::Square), _) => Crop::Square,
+            (Some(CropArgument::Whole), _) => Crop::Whole,
+            (Some(CropArgument::Auto) | None, _) if width != height => Crop::Whole,
+            (Some(CropArgument::Auto) | None, _) => {
                 // The height that a picture of this width has in CelebA, within a pixel of rounding.
-                let expected = f64::from(own_width * CELEBA[1]) / f64::from(CELEBA[0]);
+                let expected = f64::from(own_width) * f64::from(CELEBA[1]) / f64::from(CELEBA[0]);
                 let is_celeba = (f64::from(own_height) - expected).abs() <= 1.0;
                 if is_celeba { Crop::CELEBA } else { Crop::Square }
             }

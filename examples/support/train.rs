@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use burn::module::Module;
@@ -12,16 +12,16 @@ use burn_flows::metrics;
 use burn_flows::preprocess::Quantization;
 use burn_flows::prior::{Prior, SplitPrior};
 use burn_flows::record;
-use burn_flows::training::{Memory, Schedule, Trainer, remove_checkpoint};
+use burn_flows::training::{Memory, Schedule, Trainer};
 use burn_flows::{Flow, FlowError, FlowStack, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::memory;
-use super::pictures;
-use super::plot;
 use super::report::Report;
-use super::run::{Metrics, PROGRESS, RunDirectory, create_folder, progress_name};
+use super::run::{
+    Earlier, MODEL, Metrics, PROGRESS, RunDirectory, checkpoint, create_folder, progress_name,
+};
+use super::{interrupt, memory, pictures, plot, say};
 
 /// How a run trains.
 pub struct Plan {
@@ -44,6 +44,8 @@ pub struct Plan {
     pub checkpoint_every: usize,
     /// Go on from the last checkpoint, if there is one.
     pub resume: bool,
+    /// Replace the run that is there.
+    pub overwrite: bool,
     /// What a step keeps of its forward pass; chosen where not given.
     pub memory: Option<Memory>,
     /// Images whose gradients are computed at once, where not all.
@@ -92,7 +94,7 @@ pub struct Loading {
 }
 
 /// Trains `stack`, writing metrics, pictures, checkpoints and the model into `out`; `None` if it was
-/// interrupted by Ctrl-C, with a checkpoint written.
+/// interrupted by a signal, with a checkpoint written.
 pub fn train<const D: usize, F, P, S>(
     stack: FlowStack<D, F, P, S>,
     (train, test): (Arc<Images>, &Images),
@@ -108,7 +110,7 @@ where
     FlowStack<D, F, P, S>: Module,
 {
     let start = Instant::now();
-    let interrupted = watch_for_interrupt();
+    let interrupted = interrupt::watch();
     let batches = Batches::training(train.len(), plan.batch_size, plan.seed)?;
     let Started { mut trainer, mut run, mut lines, mut since } =
         start_or_resume(stack, &train, &batches, plan, out, config, device)?;
@@ -122,7 +124,7 @@ where
     bar.set_style(style.expect("the template is valid"));
     bar.reset_eta();
     let levels = plan.quantization.num_levels();
-    let checkpoints = out.join("checkpoint");
+    let checkpoints = checkpoint(out);
     let steps = batches.from_step(first as u64).take(plan.num_steps - first);
     let mut ready = Prefetch::new(BATCHES_AHEAD, steps.map(maker_of_batches(train.clone(), plan)));
     let mut seconds_of_steps = 0.0;
@@ -132,7 +134,9 @@ where
             Ok(step) => step,
             Err(error) => {
                 bar.abandon();
-                record::save(&trainer.model(), run.file("model.safetensors"))?;
+                record::save(&trainer.model(), run.file(MODEL))?;
+                // In place of one that was written between the last good model and the error.
+                trainer.save(&checkpoints, &since.to_note())?;
                 return Err(error);
             }
         };
@@ -169,7 +173,7 @@ where
                 line.level_bits_per_dim = Some(measured.level_bits_per_dim);
                 line.test_images = Some(images);
                 line.inversion_error = Some(measured.inversion_error);
-                record::save(&model, run.file("model.safetensors"))?;
+                record::save(&model, run.file(MODEL))?;
                 let row = samples(&model, test, PROGRESS_TEMPERATURE, plan);
                 let path = run.file(PROGRESS).join(progress_name(step.number));
                 pictures::write_grid(&path, &[row], plan.quantization)?;
@@ -191,7 +195,7 @@ where
         }
         if interrupt {
             bar.abandon();
-            println!(
+            say!(
                 "interrupted after step {}; go on with the same command and --resume",
                 step.number
             );
@@ -304,7 +308,7 @@ where
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
 {
-    let checkpoints = out.join("checkpoint");
+    let checkpoints = checkpoint(out);
     let schedule = Schedule::new(plan.learning_rate, plan.num_steps).with_warm_up(plan.warm_up);
     let at_once = plan.micro_batch.unwrap_or(plan.batch_size).min(plan.batch_size);
     let trainer = |stack| {
@@ -319,46 +323,34 @@ where
             let since = Since::from_note(&note).ok_or_else(|| FlowError::Record {
                 path: checkpoints,
                 reason: "the checkpoint's note is not one of this example".into(),
-                advice: "leave out --resume to start from the beginning".into(),
+                advice: "give --overwrite instead of --resume to start from the beginning".into(),
             })?;
             // Not chosen again: the run must be the one that was interrupted.
-            println!("memory: {} (of the checkpoint)", trainer.memory());
+            say!("memory: {} (of the checkpoint)", trainer.memory());
             return Ok(Started { trainer, run, lines, since });
         }
-        println!("no checkpoint in {}: starting from the beginning", out.display());
+        say!("no checkpoint in {}: starting from the beginning", out.display());
     }
-    // First of all: a checkpoint of an earlier run, beside the files of this one, could be taken for its
-    // own.
-    remove_checkpoint(&checkpoints)?;
-    let run = RunDirectory::create(out, config)?;
+    let earlier = match (plan.resume, plan.overwrite) {
+        (true, _) => Earlier::KeepResults,
+        (_, true) => Earlier::Replace,
+        _ => Earlier::Keep,
+    };
+    let run = RunDirectory::create(out, config, earlier)?;
     let first: Vec<usize> =
         batches.epoch(0).concat().into_iter().take(plan.initialization_batch).collect();
     let mut rng = random_for(plan.seed, streams::PARAMETERS, 1);
     let first = plan.quantization.dequantize(&train.gather(&first), &mut rng);
     let first = to_tensor(first, train.image_shape(), device);
-    let (stack, _) = stack.initialize(first.clone());
+    let trainer = trainer(stack).with_initialization(first.clone())?;
     let memory = plan.memory.unwrap_or_else(|| {
         let count = at_once.min(first.dims()[0]);
-        let choice = memory::choose(&stack, first.narrow(0, 0, count));
-        println!("memory: {} ({})", choice.memory, choice.reason);
+        let choice = memory::choose(&trainer.model(), first.narrow(0, 0, count));
+        say!("memory: {} ({})", choice.memory, choice.reason);
         choice.memory
     });
-    let trainer = trainer(stack).with_memory(memory);
+    let trainer = trainer.with_memory(memory);
     Ok(Started { trainer, run, lines: Vec::new(), since: Since::default() })
-}
-
-/// A flag that the first Ctrl-C sets; the second one ends the program at once.
-fn watch_for_interrupt() -> Arc<AtomicBool> {
-    let flag = Arc::new(AtomicBool::new(false));
-    // Where handlers cannot be set, Ctrl-C ends the program as it always does and the last checkpoint
-    // stays.
-    let _ = signal_hook::flag::register_conditional_shutdown(
-        signal_hook::consts::SIGINT,
-        130,
-        flag.clone(),
-    );
-    let _ = signal_hook::flag::register(signal_hook::consts::SIGINT, flag.clone());
-    flag
 }
 
 /// Makes the batch of a step, as one row of values after another.

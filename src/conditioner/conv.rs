@@ -6,10 +6,11 @@
 //! output, after it otherwise.
 
 use burn::module::{Module, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::ops::PadMode;
 use burn::tensor::{Device, Distribution, Tensor};
 
-use super::{Conditioner, FoldedNet};
+use super::{Conditioner, Fold, FoldedNet};
 use crate::coupling::per_channel;
 use crate::norm::LOG_SCALE_FACTOR;
 
@@ -93,6 +94,12 @@ impl Conditioner<4> for ZeroConv {
         self.conv.forward(x) * per_channel(self.scale())
     }
 
+    fn folded(&self) -> Option<&dyn Fold> {
+        Some(self)
+    }
+}
+
+impl Fold for ZeroConv {
     fn fold(&self) -> Option<FoldedNet> {
         let [out, channels_in, _, _] = self.conv.weight.dims();
         let scale = self.scale();
@@ -105,6 +112,19 @@ impl Conditioner<4> for ZeroConv {
             last_3x3: false,
             negative_slope: 0.0,
         })
+    }
+
+    fn fold_plain(&self) -> Option<FoldedNet> {
+        self.valid().fold()
+    }
+
+    fn pull_back_folded(
+        &self,
+        net: FoldedNet,
+        gradients: Vec<(Tensor<2>, Tensor<1>)>,
+        grads: &mut GradientsParams,
+    ) {
+        self.fold().unwrap_or(net).pull_back(self, gradients, grads);
     }
 }
 

@@ -6,11 +6,12 @@ use burn::tensor::{Device, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::conv::{Conv, ZeroConv};
-use super::{Conditioner, FoldedNet, check_widths};
+use super::{Conditioner, Fold, FoldedNet, check_widths};
 use crate::error::Result;
-use crate::flow::{Flow, add_grad};
+use crate::flow::{Flow, Pass, add_grad};
 use crate::host;
 use crate::norm::{ActNorm, LOG_SCALE_FACTOR};
+use crate::record::Setting;
 
 /// Standard deviation of the initial weights of the hidden convolutions (openai/glow, `tfops.py`).
 pub const INIT_DEVIATION: f64 = 0.05;
@@ -76,7 +77,7 @@ impl GlowNetConfig {
             conv2: Conv::new([hidden, hidden], 1, INIT_DEVIATION, bias, device),
             norm2: norm()?,
             conv3: ZeroConv::new([hidden, self.channels_out], device),
-            negative_slope: self.negative_slope,
+            negative_slope: self.negative_slope.into(),
         })
     }
 }
@@ -101,16 +102,15 @@ pub struct GlowNet {
     pub norm2: Option<ActNorm>,
     /// 3x3, hidden -> channels out.
     pub conv3: ZeroConv,
-    #[module(skip)]
-    negative_slope: f64,
+    negative_slope: Setting<f64>,
 }
 
 impl GlowNet {
     fn activate(&self, h: Tensor<4>) -> Tensor<4> {
-        if self.negative_slope == 0.0 {
+        if *self.negative_slope == 0.0 {
             activation::relu(h)
         } else {
-            activation::leaky_relu(h, self.negative_slope)
+            activation::leaky_relu(h, *self.negative_slope)
         }
     }
 }
@@ -126,17 +126,23 @@ impl Conditioner<4> for GlowNet {
         self.conv3.forward(h)
     }
 
-    fn initialize(mut self, x: Tensor<4>) -> (Self, Tensor<4>) {
-        let (norm1, h) = self.norm1.initialize(self.conv1.forward(x));
+    fn data_pass(mut self, x: Tensor<4>, pass: Pass) -> (Self, Tensor<4>) {
+        let (norm1, h) = self.norm1.data_pass(self.conv1.forward(x), pass);
         self.norm1 = norm1;
         let h = self.activate(h);
-        let (norm2, h) = self.norm2.initialize(self.conv2.forward(h));
+        let (norm2, h) = self.norm2.data_pass(self.conv2.forward(h), pass);
         self.norm2 = norm2;
         let h = self.activate(h);
         let y = self.conv3.forward(h);
         (self, y)
     }
 
+    fn folded(&self) -> Option<&dyn Fold> {
+        Some(self)
+    }
+}
+
+impl Fold for GlowNet {
     fn fold(&self) -> Option<FoldedNet> {
         let [hidden, channels_in, _, _] = self.conv1.weight.dims();
         let [channels_out, _, _, _] = self.conv3.conv.weight.dims();
@@ -155,8 +161,12 @@ impl Conditioner<4> for GlowNet {
             ],
             first_3x3: true,
             last_3x3: true,
-            negative_slope: self.negative_slope,
+            negative_slope: *self.negative_slope,
         })
+    }
+
+    fn fold_plain(&self) -> Option<FoldedNet> {
+        self.valid().fold()
     }
 
     fn pull_back_folded(

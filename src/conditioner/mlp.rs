@@ -5,7 +5,7 @@ use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, activation};
 
-use super::{Conditioner, FoldedNet};
+use super::{Conditioner, Fold, FoldedNet};
 use crate::error::{FlowError, Result};
 use crate::flow::add_grad;
 use crate::host;
@@ -96,6 +96,12 @@ impl Conditioner<2> for Mlp {
         layers.fold(first.forward(x), |h, layer| layer.forward(activation::relu(h)))
     }
 
+    fn folded(&self) -> Option<&dyn Fold> {
+        Some(self)
+    }
+}
+
+impl Fold for Mlp {
     fn fold(&self) -> Option<FoldedNet> {
         let layers = self
             .layers

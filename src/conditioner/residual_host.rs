@@ -6,13 +6,13 @@
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use super::residual_net::{MomentsPass, NetBatchNorm, ResidualNet};
+use super::residual_net::{NetBatchNorm, ResidualNet};
 use super::weight_norm::WeightNormConv;
 use crate::backend::{HostScalar, HostValues};
-use crate::flow::{pull_back_surrogate, weighted};
+use crate::flow::{Pass, pull_back_surrogate, weighted};
 use crate::host::{self, by_dtype};
 use crate::kernels::{self, Frame, Framed, Kernel, Norm, ResidualGradients, Window};
-use crate::norm::Moments;
+use crate::norm::{Moments, assert_variance};
 
 impl ResidualNet {
     pub(super) fn runs_on_host(&self, x: &Tensor<4>) -> bool {
@@ -25,7 +25,8 @@ impl ResidualNet {
         by_dtype!(x, T => self.forward_as::<T>(x))
     }
 
-    pub(super) fn data_pass_on_host(&mut self, x: Tensor<4>, pass: MomentsPass) -> Tensor<4> {
+    pub(super) fn data_pass_on_host(&mut self, x: Tensor<4>, pass: Pass) -> Tensor<4> {
+        assert_variance(x.dims());
         by_dtype!(x, T => self.data_pass_as::<T>(x, pass))
     }
 
@@ -43,8 +44,8 @@ impl ResidualNet {
         self.run(x, false, |net, x| net.forward(x, |index, _| norms[index].clone()).store())
     }
 
-    fn data_pass_as<T: HostScalar>(&mut self, x: Tensor<4>, pass: MomentsPass) -> Tensor<4> {
-        let (device, gain) = (x.device(), self.input_gain);
+    fn data_pass_as<T: HostScalar>(&mut self, x: Tensor<4>, pass: Pass) -> Tensor<4> {
+        let (device, gain) = (x.device(), *self.input_gain);
         let mut changed: Vec<NetBatchNorm> = self.net_norms().cloned().collect();
         let y = self.run(x, false, |net, x| {
             let norm = |index: usize, x: &Framed<T>| {
@@ -53,7 +54,7 @@ impl ResidualNet {
                     let channels = values.len();
                     host::tensor(values, [channels], &device)
                 });
-                norm.moments = pass(norm.moments.clone(), Moments { mean, variance });
+                norm.moments = norm.moments.clone().data_pass(Moments { mean, variance }, pass);
                 let affine = norm.affine();
                 let affine = if index == 0 { entry(affine, gain) } else { affine };
                 affine.map(numbers)
@@ -139,7 +140,7 @@ impl ResidualNet {
     /// Scale and shift of each norm, in the order of the kernels.
     fn norms(&self) -> impl Iterator<Item = [Tensor<1>; 2]> {
         self.net_norms().enumerate().map(|(index, norm)| match index {
-            0 => entry(norm.affine(), self.input_gain),
+            0 => entry(norm.affine(), *self.input_gain),
             _ => norm.affine(),
         })
     }

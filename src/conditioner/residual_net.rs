@@ -9,10 +9,9 @@ use super::weight_norm::WeightNormConv;
 use super::{Conditioner, check_widths, pull_back_by_autodiff};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
+use crate::flow::Pass;
 use crate::norm::{BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, Moments, RunningMoments};
-
-/// [`RunningMoments::initialize`] or [`RunningMoments::update`].
-pub(super) type MomentsPass = fn(RunningMoments, Moments) -> RunningMoments;
+use crate::record::Setting;
 
 /// Configuration of a [`ResidualNet`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -101,7 +100,7 @@ impl ResidualNetConfig {
             skips: (0..self.num_blocks).map(|_| conv([width, width], 1, 1.0, true)).collect(),
             norm_out: norm(width)?,
             conv_out: conv([width, self.channels_out], 1, 0.0, true),
-            input_gain: self.input_gain,
+            input_gain: self.input_gain.into(),
         })
     }
 }
@@ -114,7 +113,7 @@ impl ResidualNetConfig {
 ///
 /// All convolutions are weight normalized ([`WeightNormConv`]), 3x3 inside, 1x1 in the skips and at
 /// the output; the output's gains start at zero. The batch normalizations use running moments in
-/// training as well, brought up to date by [`observe`](Conditioner::observe) before a step, for the
+/// training as well, brought up to date by the [`data_pass`](Conditioner::data_pass) before a step, for the
 /// reason told at [`BatchNorm`](crate::norm::BatchNorm): a coupling's `inverse` must meet the very
 /// net that its `forward` used. In gradients the moments count as those of the batch at hand (see
 /// [`NetBatchNorm`]).
@@ -139,19 +138,32 @@ pub struct ResidualNet {
     pub norm_out: NetBatchNorm,
     /// 1x1, `hidden -> channels_out`.
     pub conv_out: WeightNormConv,
-    #[module(skip)]
-    pub(super) input_gain: f64,
+    pub(super) input_gain: Setting<f64>,
 }
 
 impl ResidualNet {
     fn enter(&self, normalized: Tensor<4>) -> Tensor<4> {
-        let h = normalized * self.input_gain;
+        let h = normalized * *self.input_gain;
         let both = Tensor::cat(vec![h.clone(), h.neg()], 1);
         self.conv_in.forward(activation::relu(both))
     }
+}
 
-    /// Sends a batch through, which `pass` takes into every normalization's moments.
-    fn data_pass(mut self, x: Tensor<4>, pass: MomentsPass) -> (Self, Tensor<4>) {
+impl Conditioner<4> for ResidualNet {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        if self.runs_on_host(&x) {
+            return self.forward_on_host(x);
+        }
+        let mut h = self.enter(self.norm_in.forward(x));
+        let mut sum = self.skip_in.forward(h.clone());
+        for (block, skip) in self.blocks.iter().zip(&self.skips) {
+            h = block.forward(h);
+            sum = sum + skip.forward(h.clone());
+        }
+        self.conv_out.forward(activation::relu(self.norm_out.forward(sum)))
+    }
+
+    fn data_pass(mut self, x: Tensor<4>, pass: Pass) -> (Self, Tensor<4>) {
         if self.runs_on_host(&x) {
             let y = self.data_pass_on_host(x, pass);
             return (self, y);
@@ -172,33 +184,6 @@ impl ResidualNet {
         self.norm_out = norm_out;
         let y = self.conv_out.forward(activation::relu(h));
         (self, y)
-    }
-}
-
-impl Conditioner<4> for ResidualNet {
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        if self.runs_on_host(&x) {
-            return self.forward_on_host(x);
-        }
-        let mut h = self.enter(self.norm_in.forward(x));
-        let mut sum = self.skip_in.forward(h.clone());
-        for (block, skip) in self.blocks.iter().zip(&self.skips) {
-            h = block.forward(h);
-            sum = sum + skip.forward(h.clone());
-        }
-        self.conv_out.forward(activation::relu(self.norm_out.forward(sum)))
-    }
-
-    fn initialize(self, x: Tensor<4>) -> (Self, Tensor<4>) {
-        self.data_pass(x, RunningMoments::initialize)
-    }
-
-    fn observe(self, x: Tensor<4>) -> (Self, Tensor<4>) {
-        self.data_pass(x, RunningMoments::update)
-    }
-
-    fn has_running_statistics(&self) -> bool {
-        true
     }
 
     fn pull_back(
@@ -233,7 +218,7 @@ impl ResidualBlock {
         x + self.conv2.forward(activation::relu(self.norm2.forward(h)))
     }
 
-    fn data_pass(mut self, x: Tensor<4>, pass: MomentsPass) -> (Self, Tensor<4>) {
+    fn data_pass(mut self, x: Tensor<4>, pass: Pass) -> (Self, Tensor<4>) {
         let (norm1, h) = self.norm1.data_pass(x.clone(), pass);
         let h = self.conv1.forward(activation::relu(h));
         let (norm2, h) = self.norm2.data_pass(h, pass);
@@ -315,9 +300,9 @@ impl NetBatchNorm {
         [scale, shift]
     }
 
-    fn data_pass(mut self, x: Tensor<4>, pass: MomentsPass) -> (Self, Tensor<4>) {
+    fn data_pass(mut self, x: Tensor<4>, pass: Pass) -> (Self, Tensor<4>) {
         self.moments.assert_channels(&x);
-        self.moments = pass(self.moments, Moments::of(x.clone()));
+        self.moments = self.moments.take_in(&x, pass);
         let y = self.forward(x);
         (self, y)
     }
@@ -332,7 +317,7 @@ mod tests {
         let device = crate::backend::device();
         let net = ResidualNetConfig::new(2, 4, 3, 2).with_input_gain(2.0).init(&device).unwrap();
         let x = Tensor::ones([2, 2, 4, 4], &device);
-        let (net, y) = net.initialize(x.clone());
+        let (net, y) = net.data_pass(x.clone(), Pass::Initialize);
         assert_eq!(y.dims(), [2, 3, 4, 4]);
         assert_eq!(y.abs().max().into_scalar::<f32>(), 0.0);
         assert!(net.blocks[1].norm2.moments.is_initialized());
@@ -359,8 +344,8 @@ mod tests {
                 let (x, tracked) = (batch(step), Tensor::from_inner(batch(step)));
                 assert!(on_host.runs_on_host(&x) && !in_tensors.runs_on_host(&tracked));
                 let (y, expected);
-                (on_host, y) = on_host.observe(x);
-                (in_tensors, expected) = in_tensors.observe(tracked);
+                (on_host, y) = on_host.data_pass(x, Pass::Observe);
+                (in_tensors, expected) = in_tensors.data_pass(tracked, Pass::Observe);
                 close(crate::host::to_f64(y), crate::host::to_f64(expected));
                 let moments = |net: &ResidualNet| {
                     let norms = [&net.norm_in, &net.blocks[1].norm1, &net.blocks[0].norm2];

@@ -1,16 +1,15 @@
 //! The fast road of a coupling on the CPU: net, elementwise map and log-determinant fused.
 //!
-//! Taken where the device computes in main memory, the net [folds](Conditioner::fold), the mask
+//! Taken where the device computes in main memory, the net [folds](Fold), the mask
 //! divides channels and no autodiff graph is wanted; the formulation in tensors beside it is its
 //! test oracle and serves everything else.
 
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
-use super::scale::LOG_SCALE_LIMIT;
 use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
 use crate::backend::{HostScalar, HostValues};
-use crate::conditioner::{Conditioner, FoldedNet};
+use crate::conditioner::{Conditioner, Fold, FoldedNet};
 use crate::flow::add_grad;
 use crate::host::{self, by_dtype};
 use crate::kernels::{
@@ -31,6 +30,8 @@ pub enum FusedMap {
         order: AffineOrder,
         /// Learned gain of [`ScaleMap::Tanh`].
         gain: Option<burn::module::Param<Tensor<1>>>,
+        /// Lowest and highest log-scale.
+        limits: [f64; 2],
     },
 }
 
@@ -48,7 +49,7 @@ pub(crate) struct Fused<'a, const D: usize, C> {
 impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
     /// The fused form for inputs like `x`, if there is one; of a plain model.
     pub(super) fn of<T: Transform>(coupling: &'a Coupling<C, T>, x: &Tensor<D>) -> Option<Self> {
-        Self::folded_by(C::fold, coupling, x)
+        Self::folded_by(|net| net.fold(), coupling, x)
     }
 
     /// [`of`](Self::of) a model in training, for its gradients.
@@ -56,20 +57,20 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         coupling: &'a Coupling<C, T>,
         x: &Tensor<D>,
     ) -> Option<Self> {
-        Self::folded_by(C::fold_plain, coupling, x)
+        Self::folded_by(|net| net.fold_plain(), coupling, x)
     }
 
     fn folded_by<T: Transform>(
-        fold: impl FnOnce(&C) -> Option<FoldedNet>,
+        fold: impl FnOnce(&dyn Fold) -> Option<FoldedNet>,
         coupling: &'a Coupling<C, T>,
         x: &Tensor<D>,
     ) -> Option<Self> {
-        if !Self::runs(coupling.mask, x) {
+        if !Self::runs(coupling.mask(), x) {
             return None;
         }
         let map = coupling.transform.fused()?;
-        let net = fold(&coupling.conditioner)?;
-        let fused = Self::new(&coupling.conditioner, net, map, coupling.mask, x)?;
+        let net = fold(coupling.conditioner.folded()?)?;
+        let fused = Self::new(&coupling.conditioner, net, map, coupling.mask(), x)?;
         Some(Self { as_folded: true, ..fused })
     }
 
@@ -230,10 +231,11 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             (dweight, host::tensor(back.bias, bias.dims(), device))
         });
         let layers = layers.collect();
-        if self.as_folded {
-            self.conditioner.pull_back_folded(self.net, layers, grads);
-        } else {
-            self.net.pull_back(self.conditioner, layers, grads);
+        match self.conditioner.folded() {
+            Some(conditioner) if self.as_folded => {
+                conditioner.pull_back_folded(self.net, layers, grads);
+            }
+            _ => self.net.pull_back(self.conditioner, layers, grads),
         }
     }
 
@@ -302,22 +304,21 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             last: window(self.net.last_3x3),
             negative_slope: T::from_f64(self.net.negative_slope),
         };
-        let cap = T::from_f64(LOG_SCALE_LIMIT);
         let gain = match &self.map {
             FusedMap::Affine { gain: Some(gain), .. } => Some(values(gain.val())),
             _ => None,
         };
         let map = match &self.map {
             FusedMap::Additive => Map::Additive,
-            FusedMap::Affine { scale_map, order, .. } => Map::Affine {
+            FusedMap::Affine { scale_map, order, limits, .. } => Map::Affine {
                 order: match order {
                     AffineOrder::ScaleThenShift => Order::ScaleThenShift,
                     AffineOrder::ShiftThenScale => Order::ShiftThenScale,
                 },
                 log_scale: match scale_map {
-                    ScaleMap::Sigmoid => LogScale::Sigmoid { cap },
-                    ScaleMap::InverseSigmoid => LogScale::InverseSigmoid { cap },
-                    ScaleMap::Exp => LogScale::Exp { cap },
+                    ScaleMap::Sigmoid => LogScale::Sigmoid,
+                    ScaleMap::InverseSigmoid => LogScale::InverseSigmoid,
+                    ScaleMap::Exp => LogScale::Exp,
                     ScaleMap::BoundedExp { bound } => {
                         LogScale::Bounded { bound: T::from_f64(*bound) }
                     }
@@ -328,6 +329,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
                             .expect("ScaleMap::Tanh has a gain"),
                     },
                 },
+                limits: limits.map(T::from_f64),
             },
         };
         let (height, width) = if D == 4 { (self.shape[2], self.shape[3]) } else { (1, 1) };

@@ -39,8 +39,11 @@ pub enum Mask {
     ChannelHalves(Parity),
     /// Even and odd indices of axis 1 (NICE).
     Alternating(Parity),
-    /// A checkerboard of pixels, the same for all channels (RealNVP); for vectors, alternating
-    /// features. The conditioner sees the whole tensor with the transformed part set to zero.
+    /// A checkerboard of pixels, the same for all channels (RealNVP): squares whose coordinates have an
+    /// even sum, in as many dimensions as the samples have behind their channels (every second place of
+    /// a sequence `[batch, channels, length]`); for vectors, alternating features. The conditioner sees
+    /// the whole tensor with the transformed part set to zero. On a board of one square one parity
+    /// changes nothing, and the net of the other sees zeros.
     Checkerboard(Parity),
 }
 
@@ -91,6 +94,12 @@ impl Mask {
             channels >= 2 || matches!(self, Self::Checkerboard(_)),
             "Coupling: got shape {:?}, but a split along axis 1 needs at least 2 there; squeeze the \
              image first, or use a checkerboard mask",
+            x.dims()
+        );
+        assert!(
+            channels >= 2 || D > 2,
+            "Coupling: got shape {:?}, but a vector needs at least 2 features, one to see and one to \
+             change",
             x.dims()
         );
         match self {
@@ -174,17 +183,26 @@ fn board<const D: usize>(x: &Tensor<D>, parity: Parity) -> Tensor<D> {
     constant(values, shape, &x.device(), x.dtype())
 }
 
+/// The sides of the board. Vectors have no rows and columns, so their features are its one side.
+fn board_sides<const D: usize>(dims: &[usize; D]) -> &[usize] {
+    if D == 2 { &dims[1..] } else { &dims[2..] }
+}
+
 fn board_values<const D: usize>(dims: &[usize; D], parity: Parity) -> (Vec<f64>, [usize; D]) {
-    let mut shape = *dims;
-    shape[0] = 1;
-    // Vectors have no rows and columns, so their features take the part of the columns.
-    let (rows, columns) = if D == 2 { (1, dims[1]) } else { (dims[D - 2], dims[D - 1]) };
-    if D > 2 {
-        shape[1] = 1;
-    }
-    let even = (0..rows * columns).map(|i| (i / columns + i % columns) % 2 == 0);
-    let values = even.map(|even| f64::from(u8::from(even == (parity == Parity::Even)))).collect();
-    (values, shape)
+    let sides = board_sides(dims);
+    let mut shape = [1; D];
+    shape[D - sides.len()..].copy_from_slice(sides);
+    let is_even = |mut square: usize| {
+        let coordinates = sides.iter().rev().map(|side| {
+            let coordinate = square % side;
+            square /= side;
+            coordinate
+        });
+        coordinates.sum::<usize>().is_multiple_of(2)
+    };
+    let squares = 0..sides.iter().product();
+    let values = squares.map(|i| f64::from(u8::from(is_even(i) == (parity == Parity::Even))));
+    (values.collect(), shape)
 }
 
 fn constant<const D: usize>(

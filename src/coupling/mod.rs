@@ -12,17 +12,17 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
-pub(crate) use fused::Fused;
-pub use fused::FusedMap;
+pub(crate) use fused::{Fused, FusedMap};
 pub use mask::{Mask, Parity};
-pub use scale::{LOG_SCALE_LIMIT, SIGMOID_OFFSET, ScaleMap};
+pub use scale::{LOG_SCALE_FLOOR, LOG_SCALE_LIMIT, SIGMOID_OFFSET, ScaleMap};
 pub(crate) use transform::per_channel;
 pub use transform::{Additive, Affine, AffineOrder, Transform};
 
 use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
 use crate::error::{FlowError, Result};
-use crate::flow::{Flow, accumulate, pull_back_layer};
+use crate::flow::{At, Flow, Pass, accumulate};
+use crate::record::Setting;
 use crate::tape::{Memory, Tape};
 
 /// A coupling of conditioner `C` and transform `T`.
@@ -42,8 +42,7 @@ pub struct Coupling<C, T> {
     pub conditioner: C,
     /// The elementwise map of the transformed part.
     pub transform: T,
-    #[module(skip)]
-    mask: Mask,
+    mask: Setting<Mask>,
 }
 
 /// `z_b = b + shift(a)`: the additive coupling of NICE, `log_det = 0`.
@@ -71,7 +70,7 @@ pub type AffineCoupling<C> = Coupling<C, Affine>;
 impl<C: Module> Coupling<C, Additive> {
     /// An additive coupling; `conditioner` gives one channel for each transformed one.
     pub fn additive(conditioner: C, mask: Mask) -> Self {
-        Self { conditioner, transform: Additive::default(), mask }
+        Self { conditioner, transform: Additive::default(), mask: mask.into() }
     }
 }
 
@@ -125,7 +124,7 @@ impl<C: Module> Coupling<C, Affine> {
         Ok(Self {
             conditioner,
             transform: Affine::new(scale_map, order, transformed, device),
-            mask,
+            mask: mask.into(),
         })
     }
 }
@@ -154,12 +153,12 @@ impl<C, T> Coupling<C, T> {
     /// A coupling from its parts: `transform` must be built for as many channels as `mask` leaves to
     /// transform, and `conditioner` give it the parameters it needs for each.
     pub fn from_transform(conditioner: C, transform: T, mask: Mask) -> Self {
-        Self { conditioner, transform, mask }
+        Self { conditioner, transform, mask: mask.into() }
     }
 
     /// How the input is divided.
     pub fn mask(&self) -> Mask {
-        self.mask
+        *self.mask
     }
 }
 
@@ -186,35 +185,9 @@ impl<C: Module, T: Transform> Coupling<C, T> {
         );
     }
 
-    /// Sends a batch through, by which the conditioner may change.
-    fn data_pass<const D: usize>(
-        mut self,
-        x: Tensor<D>,
-        pass: fn(C, Tensor<D>) -> (C, Tensor<D>),
-    ) -> (Self, Tensor<D>)
-    where
-        C: Conditioner<D>,
-        Self: Flow<D>,
-    {
-        let (identity, transformed) = self.mask.split(x.clone());
-        let (conditioner, params) = pass(self.conditioner, identity.clone());
-        self.conditioner = conditioner;
-        // By the road that `forward` takes, so that the flows behind see to the last bit what they
-        // will see in training: a small batch can make an ActNorm that amplifies the difference
-        // between two roads.
-        let z = match Fused::of(&self, &x) {
-            Some(fused) => fused.forward(x).0,
-            None => {
-                self.assert_params(&params, &transformed);
-                self.mask.merge(identity, self.transform_forward(transformed, params).0)
-            }
-        };
-        (self, z)
-    }
-
-    /// [`Flow::pull_back`] through the conditioner's own, with the elementwise map by autodiff;
-    /// [`Flow::backward`] where `to_data` leaves the transformed part as it is. The net's input is the
-    /// same in `x` and `z`, so one pass of the net serves the inverse and the gradients.
+    /// [`Flow::pull_back`] through the conditioner's own, with the elementwise map by autodiff; `to_data`
+    /// makes the transformed part of `x` from what is given of it. The net's input is the same in `x` and
+    /// `z`, so one pass of the net serves the inverse and the gradients.
     fn pull_back_through_net<const D: usize>(
         &self,
         given: Tensor<D>,
@@ -298,44 +271,21 @@ where
         self.mask.merge(identity, x)
     }
 
-    fn initialize(self, x: Tensor<D>) -> (Self, Tensor<D>) {
-        self.data_pass(x, C::initialize)
-    }
-
-    fn observe(self, x: Tensor<D>) -> (Self, Tensor<D>) {
-        self.data_pass(x, C::observe)
-    }
-
-    fn has_running_statistics(&self) -> bool {
-        self.conditioner.has_running_statistics()
-    }
-
-    fn pull_back(
-        &self,
-        z: Tensor<D>,
-        dz: Tensor<D>,
-        dlog_det: Tensor<1>,
-        grads: &mut GradientsParams,
-    ) -> (Tensor<D>, Tensor<D>) {
-        if let Some(fused) = Fused::in_training(self, &z) {
-            return fused.pull_back(z, dz, dlog_det, grads);
-        }
-        let invert =
-            |z, params| self.mask.keep_transformed(self.transform.valid().inverse(z, params));
-        self.pull_back_through_net(z, invert, dz, dlog_det, grads)
-    }
-
-    fn backward(
-        &self,
-        x: Tensor<D>,
-        dz: Tensor<D>,
-        dlog_det: Tensor<1>,
-        grads: &mut GradientsParams,
-    ) -> Tensor<D> {
-        if let Some(fused) = Fused::in_training(self, &x) {
-            return fused.backward(x, dz, dlog_det, &mut Tape::default(), grads);
-        }
-        self.pull_back_through_net(x, |x, _| x, dz, dlog_det, grads).1
+    fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
+        let (identity, transformed) = self.mask.split(x.clone());
+        let (conditioner, params) = self.conditioner.data_pass(identity.clone(), pass);
+        self.conditioner = conditioner;
+        // By the road that `forward` takes, so that the flows behind see to the last bit what they
+        // will see in training: a small batch can make an ActNorm that amplifies the difference
+        // between two roads.
+        let z = match Fused::of(&self, &x) {
+            Some(fused) => fused.forward(x).0,
+            None => {
+                self.assert_params(&params, &transformed);
+                self.mask.merge(identity, self.transform_forward(transformed, params).0)
+            }
+        };
+        (self, z)
     }
 
     fn forward_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
@@ -348,20 +298,40 @@ where
         self.forward(x)
     }
 
-    fn pull_back_on(
+    fn pull_back(
         &self,
-        z: Tensor<D>,
+        at: At<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
         tape: &mut Tape,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
-        pull_back_layer(self, z, dz, dlog_det, tape, grads, |x, dz, dlog_det, tape, grads| {
-            match Fused::in_training(self, &x) {
-                Some(fused) => fused.backward(x, dz, dlog_det, tape, grads),
-                None => self.backward(x, dz, dlog_det, grads),
+        match tape.pop(at) {
+            At::Input(x) => match Fused::in_training(self, &x) {
+                Some(fused) => {
+                    let dx = fused.backward(x.clone(), dz, dlog_det, tape, grads);
+                    (x, dx)
+                }
+                None => {
+                    let given = x.clone();
+                    let (_, dx) = self.pull_back_through_net(given, |x, _| x, dz, dlog_det, grads);
+                    (x, dx)
+                }
+            },
+            At::Output(z) => {
+                let (x, dx) = match Fused::in_training(self, &z) {
+                    Some(fused) => fused.pull_back(z, dz, dlog_det, grads),
+                    None => {
+                        let invert = |z, params| {
+                            self.mask.keep_transformed(self.transform.valid().inverse(z, params))
+                        };
+                        self.pull_back_through_net(z, invert, dz, dlog_det, grads)
+                    }
+                };
+                tape.reconstructed(&x);
+                (x, dx)
             }
-        })
+        }
     }
 }
 

@@ -3,10 +3,16 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// Bound on the magnitude of the log-scale of the maps that have none of their own, in nats: `e^20`
-/// is as far as an f32 product of scale and activation stays useful, and inverse and log-determinant
-/// stay finite and consistent however extreme the conditioner's output is.
+/// Highest log-scale of any map, in nats: `e^20` is as far as an f32 product of scale and activation
+/// stays useful, and inverse and log-determinant stay finite and consistent however extreme the
+/// conditioner's output is.
 pub const LOG_SCALE_LIMIT: f64 = 20.0;
+
+/// Lowest log-scale of any map, in nats. In `z = x exp(log_scale) + shift` with `x` and `shift` of one
+/// size, `exp(log_scale)` is the share of `z` in which `x` is to be found again, and of the 24 bits of an
+/// f32 (`e^16.6`) it takes as many. At `e^-8` about half of them are left: the inverse gives `x` back to
+/// three digits. At `e^-17` there would be nothing left of it.
+pub const LOG_SCALE_FLOOR: f64 = -8.0;
 
 /// Offset inside the sigmoid, which makes the scale start near one: `sigmoid(2) = 0.88` (Glow's
 /// code, `model.py`).
@@ -19,11 +25,16 @@ pub const SIGMOID_OFFSET: f64 = 2.0;
 ///
 /// | map | `log_scale(h)` | forward gain | worst-case gain of the inverse |
 /// |---|---|---|---|
-/// | `Sigmoid` | `ln sigmoid(h + 2)`, at least -20 | below 1 | `e^20 = 4.9e8` |
-/// | `InverseSigmoid` | `-ln sigmoid(h + 2)`, at most 20 | up to `e^20` | 1 |
-/// | `Exp` | `h` within ±20 | up to `e^20` | `e^20` |
-/// | `BoundedExp { bound }` | `bound tanh(h / bound)` | up to `e^bound` | `e^bound` |
-/// | `Tanh` | `gain tanh(h)`, `gain` learned per channel | `e^gain` | `e^gain` |
+/// | `Sigmoid` | `ln sigmoid(h + 2)` | below 1 | `e^8 = 3.0e3` |
+/// | `InverseSigmoid` | `-ln sigmoid(h + 2)` | up to `e^20` | 1 |
+/// | `Exp` | `h` | up to `e^20` | `e^8` |
+/// | `BoundedExp { bound }` | `bound tanh(h / bound)` | up to `e^min(bound, 20)` | `e^min(bound, 8)` |
+/// | `Tanh` | `gain tanh(h)`, `gain` learned per channel | up to `e^min(gain, 20)` | `e^min(gain, 8)` |
+///
+/// All are held within [`LOG_SCALE_FLOOR`] and [`LOG_SCALE_LIMIT`], -8 and 20, whatever the gain or the
+/// bound: what lies outside becomes the nearer of the two, and the gradient by `h` and by the gain is
+/// zero there. Data far larger than 1 is brought to its scale by an
+/// [`ActNorm`](crate::norm::ActNorm) in front rather than by couplings.
 ///
 /// The gain of a stack is at most the product of its layers'. `BoundedExp { bound: 2.0 }`, the
 /// default, lets one layer amplify by `e^2 = 7.4` at most and has slope one at the origin.
@@ -61,19 +72,18 @@ impl ScaleMap {
         h: Tensor<D>,
         gain: Option<Tensor<D>>,
     ) -> Tensor<D> {
-        match self {
-            Self::Sigmoid => ln_sigmoid(h + SIGMOID_OFFSET).clamp_min(-LOG_SCALE_LIMIT),
-            Self::InverseSigmoid => {
-                ln_sigmoid(h + SIGMOID_OFFSET).clamp_min(-LOG_SCALE_LIMIT).neg()
-            }
-            Self::Exp => h.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT),
+        let log_scale = match self {
+            Self::Sigmoid => ln_sigmoid(h + SIGMOID_OFFSET),
+            Self::InverseSigmoid => ln_sigmoid(h + SIGMOID_OFFSET).neg(),
+            Self::Exp => h,
             // Not `h / bound`: Burn 0.22 rounds the gradient of a division by a scalar to f32.
             Self::BoundedExp { bound } => (h * bound.recip()).tanh() * bound,
             Self::Tanh => {
                 let gain = gain.expect("ScaleMap::Tanh has a learned gain");
                 h.tanh() * gain
             }
-        }
+        };
+        log_scale.clamp(LOG_SCALE_FLOOR, LOG_SCALE_LIMIT)
     }
 }
 

@@ -5,7 +5,8 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::fused::FusedMap;
-use super::scale::ScaleMap;
+use super::scale::{LOG_SCALE_FLOOR, LOG_SCALE_LIMIT, ScaleMap};
+use crate::record::Setting;
 
 /// An invertible elementwise map `x -> z`, with parameters from a conditioner.
 ///
@@ -28,14 +29,23 @@ pub trait Transform: Module {
     fn inverse<const D: usize>(&self, z: Tensor<D>, params: Tensor<D>) -> Tensor<D>;
 
     /// The map as the fused kernels of the CPU know it, if they do.
+    #[doc(hidden)]
     fn fused(&self) -> Option<FusedMap> {
         None
     }
 }
 
 /// `z = x + shift`: volume preserving (NICE).
-#[derive(Module, Debug, Default)]
-pub struct Additive {}
+#[derive(Module, Debug)]
+pub struct Additive {
+    kind: Setting<&'static str>,
+}
+
+impl Default for Additive {
+    fn default() -> Self {
+        Self { kind: Setting::new("additive") }
+    }
+}
 
 impl Transform for Additive {
     fn params_per_channel(&self) -> usize {
@@ -75,10 +85,8 @@ pub enum AffineOrder {
 pub struct Affine {
     /// Learned gain of [`ScaleMap::Tanh`], `[channels]`.
     pub gain: Option<Param<Tensor<1>>>,
-    #[module(skip)]
-    scale_map: ScaleMap,
-    #[module(skip)]
-    order: AffineOrder,
+    scale_map: Setting<ScaleMap>,
+    order: Setting<AffineOrder>,
 }
 
 impl Affine {
@@ -91,17 +99,17 @@ impl Affine {
     ) -> Self {
         let gain = (scale_map == ScaleMap::Tanh)
             .then(|| Param::from_tensor(Tensor::ones([num_transformed], device)));
-        Self { gain, scale_map, order }
+        Self { gain, scale_map: scale_map.into(), order: order.into() }
     }
 
     /// The scale map.
     pub fn scale_map(&self) -> ScaleMap {
-        self.scale_map
+        *self.scale_map
     }
 
     /// The order of scale and shift.
     pub fn order(&self) -> AffineOrder {
-        self.order
+        *self.order
     }
 
     fn shift_and_log_scale<const D: usize>(&self, params: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
@@ -125,7 +133,7 @@ impl Transform for Affine {
     ) -> (Tensor<D>, Option<Tensor<D>>) {
         let (shift, log_scale) = self.shift_and_log_scale(params);
         let scale = log_scale.clone().exp();
-        let z = match self.order {
+        let z = match *self.order {
             AffineOrder::ScaleThenShift => x * scale + shift,
             AffineOrder::ShiftThenScale => (x + shift) * scale,
         };
@@ -135,7 +143,7 @@ impl Transform for Affine {
     fn inverse<const D: usize>(&self, z: Tensor<D>, params: Tensor<D>) -> Tensor<D> {
         let (shift, log_scale) = self.shift_and_log_scale(params);
         let inverse_scale = log_scale.neg().exp();
-        match self.order {
+        match *self.order {
             AffineOrder::ScaleThenShift => (z - shift) * inverse_scale,
             AffineOrder::ShiftThenScale => z * inverse_scale - shift,
         }
@@ -143,9 +151,10 @@ impl Transform for Affine {
 
     fn fused(&self) -> Option<FusedMap> {
         Some(FusedMap::Affine {
-            scale_map: self.scale_map,
-            order: self.order,
+            scale_map: *self.scale_map,
+            order: *self.order,
             gain: self.gain.clone(),
+            limits: [LOG_SCALE_FLOOR, LOG_SCALE_LIMIT],
         })
     }
 }

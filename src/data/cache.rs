@@ -14,17 +14,13 @@
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
 
 use flate2::{CrcReader, CrcWriter};
 
+use crate::files::replace;
 use crate::{FlowError, Result};
 
 const MAGIC: [u8; 8] = *b"BFPIX\0\0\x01";
-
-/// A temporary file older than this was left by a process that was interrupted.
-const STALE: Duration = Duration::from_secs(3600);
 
 /// Decoded pictures: those that were skipped, by their place in the list and with the reason, and
 /// the pixels of the others.
@@ -97,46 +93,17 @@ impl Cache {
         (u32::from_le_bytes(stored) == sum).then_some(Decoded { skipped, pixels })
     }
 
-    /// Stores `decoded` under `key`: under another name first, so that an interruption at any moment
-    /// leaves the old file or the new one.
+    /// Stores `decoded` under `key`; an interruption at any moment leaves the old file or the new one.
     pub(super) fn write(&self, key: u64, decoded: &Decoded) -> Result<()> {
-        // Tells two writers in one process apart, as the number of the process tells two processes.
-        static WRITER: AtomicU64 = AtomicU64::new(0);
-
-        self.remove_stale_files();
-        let writer = WRITER.fetch_add(1, Ordering::Relaxed);
-        let temporary =
-            self.folder.join(format!(".{}.{}-{writer}.tmp", self.name, std::process::id()));
-        let result = write_file(&temporary, key, decoded)
-            .and_then(|()| fs::rename(&temporary, self.folder.join(&self.name)));
-        result.map_err(|source| {
-            // What is left of it is of no use; that it cannot be removed is no second error.
-            let _ = fs::remove_file(&temporary);
+        let path = self.folder.join(&self.name);
+        replace(&path, |file| write_file(file, key, decoded)).map_err(|source| {
             FlowError::io(
                 "write",
-                &self.folder.join(&self.name),
+                &path,
                 source,
                 "make room, pass another folder as the cache, or none",
             )
         })
-    }
-
-    fn remove_stale_files(&self) {
-        let prefix = format!(".{}.", self.name);
-        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let age = entry
-                .metadata()
-                .and_then(|metadata| metadata.modified())
-                .map(|modified| SystemTime::now().duration_since(modified).unwrap_or_default());
-            if name.starts_with(&prefix)
-                && name.ends_with(".tmp")
-                && age.is_ok_and(|age| age > STALE)
-            {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
     }
 }
 
@@ -146,8 +113,8 @@ fn read_u64(reader: &mut impl Read) -> Option<u64> {
     Some(u64::from_le_bytes(bytes))
 }
 
-fn write_file(path: &Path, key: u64, decoded: &Decoded) -> io::Result<()> {
-    let mut writer = CrcWriter::new(BufWriter::new(File::create_new(path)?));
+fn write_file(file: &mut File, key: u64, decoded: &Decoded) -> io::Result<()> {
+    let mut writer = CrcWriter::new(BufWriter::new(file));
     writer.write_all(&MAGIC)?;
     writer.write_all(&key.to_le_bytes())?;
     writer.write_all(&(decoded.skipped.len() as u64).to_le_bytes())?;
@@ -159,9 +126,7 @@ fn write_file(path: &Path, key: u64, decoded: &Decoded) -> io::Result<()> {
     writer.write_all(&decoded.pixels)?;
     let sum = writer.crc().sum();
     writer.write_all(&sum.to_le_bytes())?;
-    let file = writer.into_inner().into_inner().map_err(io::IntoInnerError::into_error)?;
-    // Without it a power failure could leave the new name with nothing behind it.
-    file.sync_all()
+    writer.flush()
 }
 
 #[cfg(test)]
@@ -220,29 +185,6 @@ mod tests {
         assert_eq!(cache.read(7, 5, 4), None, "one byte more");
         fs::write(&path, &bytes).unwrap();
         assert_eq!(cache.read(7, 5, 4), Some(decoded()));
-    }
-
-    #[test]
-    fn an_interrupted_writer_does_no_harm() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = cache(folder.path());
-        cache.write(7, &decoded()).unwrap();
-        // What a killed process leaves: part of a temporary file.
-        let fresh = folder.path().join(".faces.99999-0.tmp");
-        let stale = folder.path().join(".faces.99998-0.tmp");
-        let foreign = folder.path().join(".others.99998-0.tmp");
-        for path in [&fresh, &stale, &foreign] {
-            fs::write(path, &MAGIC[..5]).unwrap();
-        }
-        for path in [&stale, &foreign] {
-            let file = File::options().write(true).open(path).unwrap();
-            file.set_modified(SystemTime::now() - 2 * STALE).unwrap();
-        }
-        assert_eq!(cache.read(7, 5, 4), Some(decoded()));
-        cache.write(7, &decoded()).unwrap();
-        assert!(fresh.exists(), "another process may be writing it");
-        assert!(!stale.exists());
-        assert!(foreign.exists());
     }
 
     #[test]

@@ -7,19 +7,22 @@ use std::path::{Path, PathBuf};
 
 use super::Images;
 use super::image_folder::{Found, ImageFolder, Pictures, SkippedPicture, find_pictures};
-use super::picture::{Channels, Crop};
+use super::preparation::{Channels, Crop};
 use crate::{FlowError, Result};
 
 /// The folder of the aligned pictures in the official layout.
 const PICTURES: &str = "img_align_celeba";
 
-/// The official name of the list of attributes.
-const ATTRIBUTES: &str = "list_attr_celeba.txt";
+/// The official name of the list of attributes, and that of Kaggle's copy.
+const ATTRIBUTES: [&str; 2] = ["list_attr_celeba.txt", "list_attr_celeba.csv"];
 
-/// The official name of the list that tells training, validation and test pictures.
-const PARTITIONS: &str = "list_eval_partition.txt";
+/// The names of the list that tells training, validation and test pictures.
+const PARTITIONS: [&str; 2] = ["list_eval_partition.txt", "list_eval_partition.csv"];
 
-/// CelebA, the faces of celebrities, in its official layout.
+/// The head of the column of pictures in Kaggle's lists.
+const CSV_HEAD: &str = "image_id";
+
+/// CelebA, the faces of celebrities, in its official layout or in Kaggle's.
 ///
 /// ```text
 /// folder/
@@ -27,6 +30,9 @@ const PARTITIONS: &str = "list_eval_partition.txt";
 ///   list_attr_celeba.txt      40 attributes of each picture (may be missing)
 ///   list_eval_partition.txt   training, validation or test (may be missing)
 /// ```
+///
+/// Kaggle's copy has the lists as `.csv`, which are read as well where the `.txt` are not there, and
+/// its pictures one folder deeper. The lists of boxes and landmarks are of no use here.
 ///
 /// The pictures are cut and reduced as the papers do it: the centre 148x148 of 178x218 pixels
 /// ([`Crop::CELEBA`]; the same proportion of a picture of another size), then `size` x `size`. They
@@ -114,6 +120,19 @@ impl CelebA {
         self
     }
 
+    /// Whether one of the lists is in `folder`.
+    pub fn has_lists(folder: impl AsRef<Path>) -> bool {
+        let folder = folder.as_ref();
+        ATTRIBUTES.iter().chain(&PARTITIONS).any(|name| folder.join(name).exists())
+    }
+
+    /// The part of each picture that is kept; [`Crop::CELEBA`] by default.
+    #[must_use]
+    pub fn with_crop(mut self, crop: Crop) -> Self {
+        self.pictures = self.pictures.with_crop(crop);
+        self
+    }
+
     /// Only the pictures of this partition; all by default. Needs `list_eval_partition.txt`.
     #[must_use]
     pub fn with_partition(mut self, partition: CelebAPartition) -> Self {
@@ -153,8 +172,8 @@ impl CelebA {
         self.pictures.validate()?;
         self.check_picture_folder()?;
         // The lists before the pictures: reading them takes a moment, decoding may take minutes.
-        let attributes = List::read(self.folder.join(ATTRIBUTES), parse_attributes)?;
-        let partitions = List::read(self.folder.join(PARTITIONS), parse_partitions)?;
+        let attributes = List::read(&self.folder, ATTRIBUTES, parse_attributes)?;
+        let partitions = List::read(&self.folder, PARTITIONS, parse_partitions)?;
         let mut found = find_pictures(&self.pictures.folder)?;
         // Damaged pictures too: whether a list belongs to the pictures does not depend on them.
         if let Some(list) = &attributes {
@@ -228,7 +247,7 @@ impl CelebA {
         let Some(list) = partitions else {
             return Err(FlowError::io(
                 "read",
-                &self.folder.join(PARTITIONS),
+                &self.folder.join(PARTITIONS[0]),
                 io::ErrorKind::NotFound.into(),
                 "put the list of the partitions there, or load all pictures",
             ));
@@ -350,8 +369,14 @@ type Mismatch = (String, String);
 type Parsed<T> = Result<(Vec<String>, Vec<(usize, String, T)>), Mismatch>;
 
 impl<T> List<T> {
-    /// Reads the list at `path`; `None` if there is none.
-    fn read(path: PathBuf, parse: impl FnOnce(&str) -> Parsed<T>) -> Result<Option<Self>> {
+    /// Reads the first of `names` that is in `folder`; `None` if none is.
+    fn read(
+        folder: &Path,
+        names: [&str; 2],
+        parse: impl FnOnce(&str) -> Parsed<T>,
+    ) -> Result<Option<Self>> {
+        let [official, kaggle] = names.map(|name| folder.join(name));
+        let path = if official.exists() { official } else { kaggle };
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -404,30 +429,45 @@ fn stem(name: &str) -> &str {
 
 /// The lines that are not blank, with their numbers, counted from 1.
 fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines()
+    text.trim_start_matches('\u{feff}')
+        .lines()
         .enumerate()
         .map(|(at, line)| (at + 1, line))
         .filter(|(_, line)| !line.trim().is_empty())
 }
 
-/// The number of rows, the names of the attributes, then a picture and its values in each row.
+/// The fields of a line, with blanks between them or commas.
+fn fields(line: &str) -> impl Iterator<Item = &str> {
+    line.split(|c: char| c == ',' || c.is_whitespace()).filter(|field| !field.is_empty())
+}
+
+/// Whether a line has the heads of Kaggle's columns.
+fn is_head(line: &str) -> bool {
+    fields(line).next() == Some(CSV_HEAD)
+}
+
+/// The number of rows, the names of the attributes, then a picture and its values in each row. In
+/// Kaggle's list the names alone, as heads of columns.
 fn parse_attributes(text: &str) -> Parsed<Vec<bool>> {
     let mut lines = lines(text);
     let first = lines.next().map_or("", |(_, line)| line.trim());
-    let num_rows: usize = first.parse().map_err(|_| {
-        (format!("the first line {:?}", cut(first)), "the number of rows".to_string())
-    })?;
-    let columns: Vec<String> = lines
-        .next()
-        .map(|(_, line)| line.split_whitespace().map(str::to_string).collect())
-        .unwrap_or_default();
+    let names = |line: &str| fields(line).map(str::to_string).collect::<Vec<String>>();
+    let (num_rows, columns) = if is_head(first) {
+        (None, names(first).split_off(1))
+    } else {
+        let num_rows: usize = first.parse().map_err(|_| {
+            (format!("the first line {:?}", cut(first)), "the number of rows".to_string())
+        })?;
+        (Some(num_rows), lines.next().map(|(_, line)| names(line)).unwrap_or_default())
+    };
     if columns.is_empty() {
-        return Err(("no second line".into(), "the names of the attributes".into()));
+        let missing = if num_rows.is_some() { "no second line" } else { "one column" };
+        return Err((missing.into(), "the names of the attributes".into()));
     }
 
     let mut rows = Vec::new();
     for (at, line) in lines {
-        let mut fields = line.split_whitespace();
+        let mut fields = fields(line);
         let name = fields.next().unwrap_or_default().to_string();
         let values = fields
             .map(|field| match field {
@@ -446,7 +486,9 @@ fn parse_attributes(text: &str) -> Parsed<Vec<bool>> {
         }
         rows.push((at, name, values));
     }
-    if rows.len() != num_rows {
+    if let Some(num_rows) = num_rows
+        && rows.len() != num_rows
+    {
         return Err((
             format!("{} rows", rows.len()),
             format!("{num_rows}, as the first line says"),
@@ -455,11 +497,12 @@ fn parse_attributes(text: &str) -> Parsed<Vec<bool>> {
     Ok((columns, rows))
 }
 
-/// A picture and 0, 1 or 2 in each row.
+/// A picture and 0, 1 or 2 in each row; in Kaggle's list below the heads of these columns.
 fn parse_partitions(text: &str) -> Parsed<CelebAPartition> {
     let rows = lines(text)
+        .skip_while(|(_, line)| is_head(line))
         .map(|(at, line)| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
+            let fields: Vec<&str> = fields(line).collect();
             let partition = match fields.as_slice() {
                 [_, "0"] => CelebAPartition::Train,
                 [_, "1"] => CelebAPartition::Validation,
@@ -514,8 +557,8 @@ mod tests {
 
     fn with_lists(attributes: &str, partitions: &str) -> TempDir {
         let folder = pictures_only();
-        fs::write(folder.path().join(ATTRIBUTES), attributes).unwrap();
-        fs::write(folder.path().join(PARTITIONS), partitions).unwrap();
+        fs::write(folder.path().join(ATTRIBUTES[0]), attributes).unwrap();
+        fs::write(folder.path().join(PARTITIONS[0]), partitions).unwrap();
         folder
     }
 
@@ -586,6 +629,63 @@ mod tests {
         );
     }
 
+    /// The lists as Kaggle has them, of the same content.
+    fn as_kaggle(attributes: &str, partitions: &str) -> TempDir {
+        let folder = pictures_only();
+        fs::write(folder.path().join(ATTRIBUTES[1]), attributes).unwrap();
+        fs::write(folder.path().join(PARTITIONS[1]), partitions).unwrap();
+        // And its pictures one folder deeper.
+        let (outer, between) = (folder.path().join(PICTURES), folder.path().join("between"));
+        fs::rename(&outer, &between).unwrap();
+        fs::create_dir(&outer).unwrap();
+        fs::rename(between, outer.join(PICTURES)).unwrap();
+        folder
+    }
+
+    /// The lines of a list with commas between the fields, under `head`.
+    fn csv(head: &str, list: &str, above: usize) -> String {
+        let rows = list
+            .lines()
+            .skip(above)
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(",") + "\r\n");
+        format!("{head}\r\n{}", rows.collect::<String>())
+    }
+
+    #[test]
+    fn kaggles_lists_are_those_of_the_authors() {
+        let official = load(&with_lists(ATTRIBUTE_LIST, PARTITION_LIST));
+        let attributes = csv("image_id,Bald,Smiling,Young", ATTRIBUTE_LIST, 2);
+        let partitions = csv("image_id,partition", PARTITION_LIST, 0);
+        for mark in ["", "\u{feff}"] {
+            let folder = as_kaggle(&format!("{mark}{attributes}"), &format!("{mark}{partitions}"));
+            assert!(CelebA::has_lists(folder.path()));
+            let faces = load(&folder);
+            assert_eq!(faces.names[1], "img_align_celeba/000002.jpg");
+            assert_eq!(faces.attributes, official.attributes);
+            assert_eq!(faces.partitions, official.partitions);
+            assert_eq!(faces.images.pixels(), official.images.pixels());
+            let test = CelebA::new(folder.path(), 32).with_partition(CelebAPartition::Test);
+            assert_eq!(test.load().unwrap().names, ["img_align_celeba/000003.jpg"]);
+        }
+        assert!(!CelebA::has_lists(pictures_only().path()));
+    }
+
+    #[test]
+    fn damaged_lists_of_kaggle() {
+        let attributes = csv("image_id,Bald,Smiling,Young", ATTRIBUTE_LIST, 2);
+        let partitions = csv("image_id,partition", PARTITION_LIST, 0);
+        let message =
+            |attributes: &str, partitions: &str| error(&as_kaggle(attributes, partitions));
+        let text = message("image_id\n000001.jpg\n", &partitions);
+        assert!(text.starts_with("DIR/list_attr_celeba.csv: one column, expected the"), "{text}");
+        let text = message(&attributes.replace(",-1,1,1", ",-1,1"), &partitions);
+        assert!(text.starts_with("DIR/list_attr_celeba.csv: 2 values in line 2, exp"), "{text}");
+        let text = message(&attributes, &partitions.replace(",2", ",3"));
+        assert!(text.contains("list_eval_partition.csv: \"000003.jpg,3\" in line 4"), "{text}");
+        let text = message(&attributes, &partitions.replace("000003.jpg,2\r\n", ""));
+        assert!(text.contains("list_eval_partition.csv: no row for img_align_celeba/"), "{text}");
+    }
+
     #[test]
     fn lists_are_optional() {
         let faces = load(&pictures_only());
@@ -611,7 +711,7 @@ mod tests {
             "DIR/img_align_celeba: no picture of the partition Test, expected at least one; \
              ask for another partition, or load all pictures"
         );
-        fs::remove_file(folder.path().join(PARTITIONS)).unwrap();
+        fs::remove_file(folder.path().join(PARTITIONS[0])).unwrap();
         assert_eq!(
             error_of(&CelebA::new(folder.path(), 32).with_partition(CelebAPartition::Test)),
             "cannot read DIR/list_eval_partition.txt: entity not found; \
@@ -774,7 +874,7 @@ mod tests {
     #[test]
     fn a_list_that_is_no_text() {
         let folder = with_lists(ATTRIBUTE_LIST, PARTITION_LIST);
-        fs::write(folder.path().join(PARTITIONS), [0xff, 0xfe, 0x00]).unwrap();
+        fs::write(folder.path().join(PARTITIONS[0]), [0xff, 0xfe, 0x00]).unwrap();
         assert_eq!(
             error(&folder),
             "cannot read DIR/list_eval_partition.txt: stream did not contain valid UTF-8; \

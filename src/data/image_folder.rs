@@ -11,7 +11,9 @@ use rayon::prelude::*;
 
 use super::cache::{Cache, Decoded};
 use super::images::{Images, remove_chunks};
-use super::picture::{self, Channels, Crop, Preparation, Unusable};
+use super::outputs::outputs;
+use super::picture::{self, Treatment, Unusable};
+use super::preparation::{Channels, Crop};
 use crate::{FlowError, Result};
 
 /// Names that end so are pictures; case makes no difference.
@@ -27,7 +29,8 @@ const NAMED: usize = 5;
 ///
 /// Every file that ends in `.jpg`, `.jpeg` or `.png` (in any case) counts, in the folder and in all
 /// folders below it, in the order of the names; symbolic links are followed, and a folder that was
-/// seen already is not entered again. Other files, and names that start with a dot, are passed over.
+/// seen already is not entered again. Other files, names that start with a dot, and pictures noted as
+/// outputs of a program ([`note_output`](super::note_output)) are passed over.
 ///
 /// Each picture is decoded by what it holds and not by its name, turned upright by its EXIF
 /// orientation, laid over white where it is transparent, converted to the [`Channels`] asked for,
@@ -52,7 +55,7 @@ const NAMED: usize = 5;
 #[derive(Clone, Debug)]
 pub struct ImageFolder {
     pub(super) folder: PathBuf,
-    preparation: Preparation,
+    treatment: Treatment,
     max_skipped: f64,
     cache: Option<PathBuf>,
 }
@@ -93,7 +96,7 @@ impl ImageFolder {
     pub fn new(folder: impl Into<PathBuf>, size: usize) -> Self {
         Self {
             folder: folder.into(),
-            preparation: Preparation { crop: Crop::default(), size, channels: Channels::default() },
+            treatment: Treatment { crop: Crop::default(), size, channels: Channels::default() },
             max_skipped: MAX_SKIPPED,
             cache: None,
         }
@@ -102,14 +105,14 @@ impl ImageFolder {
     /// The part of each picture that is kept; [`Crop::Square`] by default.
     #[must_use]
     pub fn with_crop(mut self, crop: Crop) -> Self {
-        self.preparation.crop = crop;
+        self.treatment.crop = crop;
         self
     }
 
     /// Colour or grey; [`Channels::Rgb`] by default.
     #[must_use]
     pub fn with_channels(mut self, channels: Channels) -> Self {
-        self.preparation.channels = channels;
+        self.treatment.channels = channels;
         self
     }
 
@@ -150,7 +153,7 @@ impl ImageFolder {
     }
 
     pub(super) fn validate(&self) -> Result<()> {
-        self.preparation.validate()?;
+        self.treatment.validate()?;
         if !(0.0..=1.0).contains(&self.max_skipped) {
             return Err(FlowError::config(
                 "ImageFolder",
@@ -182,7 +185,7 @@ impl ImageFolder {
         };
         let cached = cache
             .as_ref()
-            .and_then(|(file, key)| file.read(*key, found.len(), self.preparation.len()));
+            .and_then(|(file, key)| file.read(*key, found.len(), self.treatment.len()));
         let from_cache = cached.is_some();
         let decoded = match cached {
             Some(decoded) => {
@@ -210,7 +213,7 @@ impl ImageFolder {
             .collect();
         skipped.reverse();
 
-        let Preparation { size, channels, .. } = self.preparation;
+        let Treatment { size, channels, .. } = self.treatment;
         let images =
             Images::new(decoded.pixels, [names.len(), channels.count(), size, size], None)?;
         Ok(Pictures { images, names, skipped, from_cache })
@@ -218,7 +221,7 @@ impl ImageFolder {
 
     /// Decodes all pictures; also whether every one could at least be read.
     fn decode(&self, found: &[Found]) -> Result<(Decoded, bool)> {
-        let len = self.preparation.len();
+        let len = self.treatment.len();
         let Some(total) = found.len().checked_mul(len) else {
             return Err(FlowError::Invalid {
                 what: "ImageFolder: the pixels of all pictures".into(),
@@ -233,7 +236,7 @@ impl ImageFolder {
             .zip(found)
             .enumerate()
             .filter_map(|(place, (pixels, picture))| {
-                let result = picture::load(&picture.path, self.preparation, pixels);
+                let result = picture::load(&picture.path, self.treatment, pixels);
                 result.err().map(|unusable| (place, unusable))
             })
             .collect();
@@ -270,7 +273,7 @@ impl ImageFolder {
         ))
     }
 
-    /// One cache file for each folder, preparation and part.
+    /// One cache file for each folder, treatment and part.
     fn cache_name(&self, part: &str) -> String {
         let folder = fs::canonicalize(&self.folder).unwrap_or_else(|_| self.folder.clone());
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
@@ -278,15 +281,15 @@ impl ImageFolder {
         let name: String =
             name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(40).collect();
         let mut hasher = DefaultHasher::new();
-        (&folder, self.preparation, part).hash(&mut hasher);
-        format!("{name}-{}-{:016x}.pixels", self.preparation.size, hasher.finish())
+        (&folder, self.treatment, part).hash(&mut hasher);
+        format!("{name}-{}-{:016x}.pixels", self.treatment.size, hasher.finish())
     }
 
     /// A hash of everything that the pixels depend on.
     fn cache_key(&self, found: &[Found]) -> u64 {
         let mut hasher = DefaultHasher::new();
         // Another version may decode otherwise.
-        (env!("CARGO_PKG_VERSION"), self.preparation, found.len()).hash(&mut hasher);
+        (env!("CARGO_PKG_VERSION"), self.treatment, found.len()).hash(&mut hasher);
         for picture in found {
             let metadata = fs::metadata(&picture.path).ok();
             let modified = metadata
@@ -311,6 +314,7 @@ pub(super) fn find_pictures(folder: &Path) -> Result<Vec<Found>> {
         ));
     }
     let mut found = Vec::new();
+    let mut has_outputs = false;
     let mut entered = HashSet::new();
     // Folders still to enter, with their names below `folder`.
     let mut waiting = vec![(folder.to_path_buf(), String::new())];
@@ -319,12 +323,17 @@ pub(super) fn find_pictures(folder: &Path) -> Result<Vec<Found>> {
         if !entered.insert(real) {
             continue;
         }
+        let outputs = outputs(&folder);
         for entry in fs::read_dir(&folder).map_err(|error| unreadable(&folder, error))? {
             let entry = entry.map_err(|error| unreadable(&folder, error))?;
             let path = entry.path();
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if name.starts_with('.') {
+                continue;
+            }
+            if outputs.contains(&*name) {
+                has_outputs = true;
                 continue;
             }
             // Follows links. A link to nothing or to itself has no metadata: as a picture it is one
@@ -337,6 +346,14 @@ pub(super) fn find_pictures(folder: &Path) -> Result<Vec<Found>> {
                 found.push(Found { name, path });
             }
         }
+    }
+    if found.is_empty() && has_outputs {
+        return Err(FlowError::format(
+            folder,
+            "a folder without pictures but outputs of a program, listed in .burn-flows",
+            "files that end in .jpg, .jpeg or .png",
+            "pass the folder that holds the pictures, or delete that list to use outputs as data",
+        ));
     }
     found.sort_unstable_by(|a, b| a.name.cmp(&b.name).then_with(|| a.path.cmp(&b.path)));
     Ok(found)
@@ -415,6 +432,35 @@ mod tests {
         assert_eq!(pictures.images.shape(), [4, 1, 2, 2]);
         assert_eq!(pictures.skipped, []);
         assert!(!pictures.from_cache);
+    }
+
+    #[test]
+    fn outputs_are_no_data() {
+        use super::super::note_output;
+
+        let folder = folder_of(3);
+        let path = |name: &str| folder.path().join(name);
+        for name in ["samples.png", "run/samples.png", "run/003.png"] {
+            fs::create_dir_all(path(name).parent().unwrap()).unwrap();
+            fs::write(path(name), grey(9)).unwrap();
+        }
+        // Noted twice, and after a line that was cut off.
+        note_output(path("samples.png")).unwrap();
+        note_output(path("samples.png")).unwrap();
+        fs::write(path("run/.burn-flows"), "curve.png\nsam").unwrap();
+        note_output(path("run/samples.png")).unwrap();
+        assert_eq!(load(&folder).names, ["000.png", "001.png", "002.png", "run/003.png"]);
+        assert_eq!(fs::read_to_string(path(".burn-flows")).unwrap(), "samples.png\n");
+
+        // Where there is nothing else, it says why there is nothing.
+        let only = ImageFolder::new(path("run"), 2);
+        note_output(path("run/003.png")).unwrap();
+        assert_eq!(
+            error(&only),
+            "DIR: a folder without pictures but outputs of a program, listed in .burn-flows, expected \
+             files that end in .jpg, .jpeg or .png; pass the folder that holds the pictures, or delete \
+             that list to use outputs as data"
+        );
     }
 
     #[test]
@@ -639,10 +685,7 @@ mod tests {
 
         // Other options have files of their own.
         for other in [
-            ImageFolder {
-                preparation: Preparation { size: 3, ..cached.preparation },
-                ..cached.clone()
-            },
+            ImageFolder { treatment: Treatment { size: 3, ..cached.treatment }, ..cached.clone() },
             cached.clone().with_channels(Channels::Rgb),
             cached.clone().with_crop(Crop::Whole),
         ] {

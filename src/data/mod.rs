@@ -47,9 +47,11 @@ pub mod idx;
 mod image_folder;
 mod images;
 mod mnist;
+mod outputs;
 #[cfg(feature = "images")]
 mod picture;
 mod prefetch;
+mod preparation;
 mod seed;
 
 pub use batches::{Batches, StepBatch, StepBatches};
@@ -60,7 +62,9 @@ pub use cifar10::Cifar10;
 pub use image_folder::{ImageFolder, Pictures, SkippedPicture};
 pub use images::Images;
 pub use mnist::Mnist;
+pub use outputs::note_output;
 #[cfg(feature = "images")]
-pub use picture::{Channels, Crop, read_picture};
+pub use picture::read_picture;
 pub use prefetch::Prefetch;
+pub use preparation::{Channels, Crop, Preparation};
 pub use seed::{random_for, streams};

@@ -8,6 +8,7 @@ use image::imageops::{self, FilterType};
 use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 
 use super::Images;
+use super::preparation::{Channels, Crop};
 use crate::{FlowError, Result};
 
 /// The largest picture that is decoded, in pixels: a few kilobytes of PNG can claim to hold
@@ -17,79 +18,15 @@ const MAX_PIXELS: u64 = 100_000_000;
 /// The largest file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
-/// The part of a picture that is kept before it is resized to a square.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Crop {
-    /// All of it; a picture that is not square is distorted.
-    Whole,
-    /// The largest square in the centre.
-    #[default]
-    Square,
-    /// The square of `side` pixels in the centre of a picture of `width` x `height` pixels, and the
-    /// same proportion of a picture of another size.
-    Proportion {
-        /// The side of the square.
-        side: u32,
-        /// The width of the pictures that `side` is meant for.
-        width: u32,
-        /// Their height.
-        height: u32,
-    },
-}
-
-impl Crop {
-    /// 148 of 178x218 pixels: the crop of the CelebA pictures that the papers use.
-    pub const CELEBA: Self = Self::Proportion { side: 148, width: 178, height: 218 };
-
-    /// The rectangle `[x, y, width, height]` kept of a picture of `width` x `height` pixels.
-    ///
-    /// The centre is rounded as torchvision's `CenterCrop` does it: half a pixel goes to the even
-    /// neighbour.
-    fn area(self, width: u32, height: u32) -> [u32; 4] {
-        let side = match self {
-            Self::Whole => return [0, 0, width, height],
-            Self::Square => width.min(height),
-            Self::Proportion { side, width: full_width, height: full_height } => {
-                let scale = (f64::from(width) / f64::from(full_width))
-                    .min(f64::from(height) / f64::from(full_height));
-                let side = (f64::from(side) * scale).round() as u32;
-                side.clamp(1, width.min(height))
-            }
-        };
-        let offset = |length: u32| (f64::from(length - side) / 2.0).round_ties_even() as u32;
-        [offset(width), offset(height), side, side]
-    }
-}
-
-/// The channels of the images that pictures are converted to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Channels {
-    /// Three: red, green, blue. Grey pictures get three equal ones.
-    #[default]
-    Rgb,
-    /// One: the luma of ITU-R BT.601, `0.299 R + 0.587 G + 0.114 B`, as Pillow's mode `L`.
-    Grey,
-}
-
-impl Channels {
-    /// The number of channels.
-    pub fn count(self) -> usize {
-        match self {
-            Self::Rgb => 3,
-            Self::Grey => 1,
-        }
-    }
-}
-
-/// What pictures are made into.
+/// What pictures of a folder are made into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Preparation {
+pub(super) struct Treatment {
     pub(super) crop: Crop,
     pub(super) size: usize,
     pub(super) channels: Channels,
 }
 
-impl Preparation {
+impl Treatment {
     pub(super) fn validate(&self) -> Result<()> {
         if self.size == 0 || self.size > 4096 {
             return Err(FlowError::config(
@@ -164,7 +101,7 @@ pub fn read_picture(path: impl AsRef<Path>, image_shape: [usize; 3], crop: Crop)
         }
     };
     for size in [height, width] {
-        Preparation { crop, size, channels }.validate()?;
+        Treatment { crop, size, channels }.validate()?;
     }
     let bytes = read(path).map_err(|error| {
         FlowError::io("read", path, error, "pass a JPEG or PNG picture that can be read")
@@ -178,15 +115,11 @@ pub fn read_picture(path: impl AsRef<Path>, image_shape: [usize; 3], crop: Crop)
 }
 
 /// Reads and prepares the picture at `path` into `pixels`, `[channels, size, size]`.
-pub(super) fn load(
-    path: &Path,
-    preparation: Preparation,
-    pixels: &mut [u8],
-) -> Result<(), Unusable> {
+pub(super) fn load(path: &Path, treatment: Treatment, pixels: &mut [u8]) -> Result<(), Unusable> {
     let bytes = read(path)
         .map_err(|error| Unusable { reason: format!("cannot be read: {error}"), unread: true })?;
     let picture = decode(&bytes).map_err(|reason| Unusable { reason, unread: false })?;
-    let Preparation { crop, size, channels } = preparation;
+    let Treatment { crop, size, channels } = treatment;
     prepare(picture, crop, channels, [size; 2], pixels);
     Ok(())
 }
@@ -641,8 +574,8 @@ pub(super) mod tests {
     #[test]
     fn unread_and_damaged_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
-        let preparation = Preparation { crop: Crop::Whole, size: 2, channels: Channels::Grey };
-        let result = |path: &Path| load(path, preparation, &mut [0; 4]).unwrap_err();
+        let treatment = Treatment { crop: Crop::Whole, size: 2, channels: Channels::Grey };
+        let result = |path: &Path| load(path, treatment, &mut [0; 4]).unwrap_err();
         let missing = result(&folder.path().join("missing.jpg"));
         assert!(missing.unread);
         assert_eq!(missing.reason, "cannot be read: No such file or directory (os error 2)");
@@ -652,5 +585,47 @@ pub(super) mod tests {
         let empty = folder.path().join("empty.jpg");
         fs::write(&empty, "").unwrap();
         assert!(!result(&empty).unread);
+    }
+
+    #[test]
+    fn sixteen_bits_are_reduced_to_the_upper_eight() {
+        use image::{DynamicImage, ImageBuffer, Luma, LumaA, Pixel};
+
+        fn of<P>(pixel: P) -> DynamicImage
+        where
+            P: Pixel<Subpixel = u16> + 'static,
+            DynamicImage: From<ImageBuffer<P, Vec<u16>>>,
+        {
+            ImageBuffer::from_pixel(4, 4, pixel).into()
+        }
+        let encoded = |picture: DynamicImage| {
+            let mut bytes = Cursor::new(Vec::new());
+            picture.write_to(&mut bytes, ImageFormat::Png).unwrap();
+            bytes.into_inner()
+        };
+        for (value, expected) in
+            [(0, 0), (0x8080, 0x80), (0x00ff, 1), (0xfeff, 0xfe), (0xffff, 255)]
+        {
+            let pictures = [
+                of(Luma([value])),
+                of(LumaA([value, 0xffff])),
+                of(Rgb([value; 3])),
+                of(Rgba([value, value, value, 0xffff])),
+            ];
+            for picture in pictures {
+                let color = picture.color();
+                let bytes = encoded(picture);
+                for channels in [Channels::Rgb, Channels::Grey] {
+                    let pixels = prepared(&bytes, Crop::Whole, 2, channels);
+                    assert!(
+                        pixels.iter().all(|&p| p == expected),
+                        "{color:?} {value:x} {pixels:?}"
+                    );
+                }
+            }
+        }
+        // Half transparent black over white, at 16 bits as at 8.
+        let bytes = encoded(of(LumaA([0, 0x8080])));
+        assert_eq!(prepared(&bytes, Crop::Whole, 1, Channels::Grey), [127]);
     }
 }

@@ -3,10 +3,10 @@
 use super::Scalar;
 use super::batch::run;
 
-/// The numbers of one step, as in Burn's `Adam`:
+/// The numbers of one step, as in Burn's `Adam` and `AdamW`:
 ///
 /// `m <- beta_1 m + rest_1 g`, `v <- beta_2 v + rest_2 g^2`,
-/// `p <- p - rate (correction m / (sqrt(v) + epsilon))`.
+/// `p <- kept p - rate (correction m / (sqrt(v) + epsilon))`.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamStep<T> {
     /// Decay of the first moment.
@@ -21,6 +21,8 @@ pub struct AdamStep<T> {
     pub correction: T,
     /// Added to the root of the second moment.
     pub epsilon: T,
+    /// What weight decay leaves of a parameter, 1 without.
+    pub kept: T,
     /// Learning rate.
     pub rate: T,
 }
@@ -56,7 +58,7 @@ pub(super) fn adam<T: Scalar>(step: &AdamStep<T>, gradient: &[T], to: [&mut [T];
     for ((g, p), (m, v)) in gradient.iter().zip(parameter).zip(moments) {
         *m = *m * step.beta_1 + *g * step.rest_1;
         *v = *v * step.beta_2 + *g * *g * step.rest_2;
-        *p = *p - *m * step.correction / (v.sqrt() + step.epsilon) * step.rate;
+        *p = *p * step.kept - *m * step.correction / (v.sqrt() + step.epsilon) * step.rate;
     }
 }
 

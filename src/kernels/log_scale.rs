@@ -3,25 +3,16 @@
 
 use super::Scalar;
 
-/// From a conditioner's raw number `r` to the log-scale `l` of an affine coupling.
+/// From a conditioner's raw number `r` to the log-scale `l` of an affine coupling, before it is
+/// clamped to the limits of the [`Map`].
 #[derive(Clone, Copy, Debug)]
 pub enum LogScale<'a, T> {
-    /// `l = max(ln sigmoid(r + 2), -cap)`, at most 0: Glow's scale, kept from vanishing.
-    Sigmoid {
-        /// Largest `-l`.
-        cap: T,
-    },
-    /// `l = min(-ln sigmoid(r + 2), cap)`, at least 0: the same for a coupling that is run the
-    /// other way.
-    InverseSigmoid {
-        /// Largest `l`.
-        cap: T,
-    },
-    /// `l = r`, clamped to `[-cap, cap]`.
-    Exp {
-        /// Largest `|l|`.
-        cap: T,
-    },
+    /// `l = ln sigmoid(r + 2)`, at most 0: Glow's scale.
+    Sigmoid,
+    /// `l = -ln sigmoid(r + 2)`, at least 0: the same for a coupling that is run the other way.
+    InverseSigmoid,
+    /// `l = r`.
+    Exp,
     /// `l = bound · tanh(r / bound)`.
     Bounded {
         /// Least upper bound of `|l|`.
@@ -54,6 +45,8 @@ pub enum Map<'a, T> {
         order: Order,
         /// How the scale follows from the conditioner.
         log_scale: LogScale<'a, T>,
+        /// Lowest and highest log-scale.
+        limits: [T; 2],
     },
 }
 
@@ -71,21 +64,14 @@ impl<T> Map<'_, T> {
 type Scaled<T> = (T, T, T);
 
 #[inline(always)]
-fn sigmoid<T: Scalar>(r: T, cap: T) -> Scaled<T> {
+fn sigmoid<T: Scalar>(r: T) -> Scaled<T> {
     let u = r + T::ONE + T::ONE;
     let small = (-u.abs()).exp();
     // ln(1 + e^-u), from e^-|u| so that nothing overflows.
     let softplus = (-u).at_least(T::ZERO) + small.ln_1p_unit();
     // 1 - sigmoid(u) without its cancellation.
     let complement = (if u > T::ZERO { small } else { T::ONE }) / (T::ONE + small);
-    let slope = if softplus > cap { T::ZERO } else { complement };
-    (-softplus.at_most(cap), slope, T::ZERO)
-}
-
-#[inline(always)]
-fn exp<T: Scalar>(r: T, cap: T) -> Scaled<T> {
-    let slope = if r.abs() > cap { T::ZERO } else { T::ONE };
-    (r.at_least(-cap).at_most(cap), slope, T::ZERO)
+    (-softplus, complement, T::ZERO)
 }
 
 #[inline(always)]
@@ -98,6 +84,15 @@ fn bounded<T: Scalar>(r: T, bound: T) -> Scaled<T> {
 fn gained<T: Scalar>(r: T, gain: T) -> Scaled<T> {
     let tanh = r.tanh();
     (gain * tanh, gain * (T::ONE - tanh * tanh), tanh)
+}
+
+/// Held within the limits, outside of which nothing has an effect on the log-scale.
+#[inline(always)]
+fn clamped<T: Scalar>((l, slope, by_gain): Scaled<T>, [lowest, highest]: [T; 2]) -> Scaled<T> {
+    // A NaN is not outside, and stays.
+    let outside = (l < lowest) | (l > highest);
+    let (slope, by_gain) = if outside { (T::ZERO, T::ZERO) } else { (slope, by_gain) };
+    (l.at_least(lowest).at_most(highest), slope, by_gain)
 }
 
 /// One transformed channel of a block, and what is to be done with it. All slices have a number a
@@ -130,20 +125,24 @@ pub(super) enum Task<'a, T> {
 pub(super) fn map_row<T: Scalar>(row: &mut MapRow<T>) {
     match row.map {
         Map::Additive => additive(row),
-        Map::Affine { order, log_scale } => {
+        Map::Affine { order, log_scale, limits } => {
             let channel = row.channel;
             // One loop for each log-scale, so that the choice is not made for each pixel.
             match log_scale {
-                LogScale::Sigmoid { cap } => affine(row, order, |r| sigmoid(r, cap)),
-                LogScale::InverseSigmoid { cap } => affine(row, order, |r| {
-                    let (l, slope, gain) = sigmoid(r, cap);
-                    (-l, -slope, gain)
+                LogScale::Sigmoid => affine(row, order, |r| clamped(sigmoid(r), limits)),
+                LogScale::InverseSigmoid => affine(row, order, |r| {
+                    let (l, slope, gain) = sigmoid(r);
+                    clamped((-l, -slope, gain), limits)
                 }),
-                LogScale::Exp { cap } => affine(row, order, |r| exp(r, cap)),
-                LogScale::Bounded { bound } => affine(row, order, |r| bounded(r, bound)),
+                LogScale::Exp => {
+                    affine(row, order, |r| clamped((r, T::ONE, T::ZERO), limits));
+                }
+                LogScale::Bounded { bound } => {
+                    affine(row, order, |r| clamped(bounded(r, bound), limits));
+                }
                 LogScale::Tanh { gain } => {
                     let gain = gain[channel];
-                    affine(row, order, |r| gained(r, gain));
+                    affine(row, order, |r| clamped(gained(r, gain), limits));
                 }
             }
         }

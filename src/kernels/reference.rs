@@ -185,7 +185,7 @@ pub(super) struct CouplingCase {
     pub identity_first: bool,
     pub transformed: usize,
     /// `None` for an additive map; `LogScale::Tanh` takes its gain from [`gain`](Self::gain).
-    pub affine: Option<(Order, LogScale<'static, f64>)>,
+    pub affine: Option<(Order, LogScale<'static, f64>, [f64; 2])>,
 }
 
 impl CouplingCase {
@@ -214,17 +214,15 @@ impl CouplingCase {
         };
         let map = match self.affine {
             None => Map::Additive,
-            Some((order, log_scale)) => {
+            Some((order, log_scale, limits)) => {
                 let log_scale = match log_scale {
-                    LogScale::Sigmoid { cap } => LogScale::Sigmoid { cap: T::from_f64(cap) },
-                    LogScale::InverseSigmoid { cap } => {
-                        LogScale::InverseSigmoid { cap: T::from_f64(cap) }
-                    }
-                    LogScale::Exp { cap } => LogScale::Exp { cap: T::from_f64(cap) },
+                    LogScale::Sigmoid => LogScale::Sigmoid,
+                    LogScale::InverseSigmoid => LogScale::InverseSigmoid,
+                    LogScale::Exp => LogScale::Exp,
                     LogScale::Bounded { bound } => LogScale::Bounded { bound: T::from_f64(bound) },
                     LogScale::Tanh { .. } => LogScale::Tanh { gain },
                 };
-                Map::Affine { order, log_scale }
+                Map::Affine { order, log_scale, limits: limits.map(T::from_f64) }
             }
         };
         Coupling { identity, transformed, map, net: self.net.net(parameters) }
@@ -253,19 +251,20 @@ impl CouplingCase {
                     let to = &mut z[picture * sample
                         + (coupling.transformed.start + channel) * pixels
                         + pixel];
-                    let Some((order, log_scale)) = self.affine else {
+                    let Some((order, log_scale, [lowest, highest])) = self.affine else {
                         *to += t;
                         continue;
                     };
                     let r = params[(self.transformed + channel) * pixels + pixel];
                     let log_sigmoid = -(-(r + 2.0)).exp().ln_1p();
                     let l = match log_scale {
-                        LogScale::Sigmoid { cap } => log_sigmoid.max(-cap),
-                        LogScale::InverseSigmoid { cap } => -log_sigmoid.max(-cap),
-                        LogScale::Exp { cap } => r.clamp(-cap, cap),
+                        LogScale::Sigmoid => log_sigmoid,
+                        LogScale::InverseSigmoid => -log_sigmoid,
+                        LogScale::Exp => r,
                         LogScale::Bounded { bound } => bound * (r / bound).tanh(),
                         LogScale::Tanh { .. } => gain[channel] * r.tanh(),
-                    };
+                    }
+                    .clamp(lowest, highest);
                     *to = match order {
                         Order::ScaleThenShift => *to * l.exp() + t,
                         Order::ShiftThenScale => (*to + t) * l.exp(),

@@ -9,16 +9,19 @@ use super::{Gradients, LogScale, Ops, Order, Scalar};
 /// Every map in both orders, on every odd size, with the identity part on either side.
 fn cases() -> Vec<CouplingCase> {
     let log_scales = [
-        LogScale::Sigmoid { cap: 4.0 },
-        LogScale::Sigmoid { cap: 0.12 },
-        LogScale::InverseSigmoid { cap: 0.12 },
-        LogScale::Exp { cap: 0.3 },
-        LogScale::Bounded { bound: 1.5 },
-        LogScale::Tanh { gain: &[] },
+        (LogScale::Sigmoid, [-4.0, 4.0]),
+        (LogScale::Sigmoid, [-0.12, 4.0]),
+        (LogScale::InverseSigmoid, [-4.0, 0.12]),
+        (LogScale::Exp, [-0.3, 0.4]),
+        (LogScale::Bounded { bound: 1.5 }, [-4.0, 4.0]),
+        (LogScale::Bounded { bound: 1.5 }, [-0.4, 0.3]),
+        (LogScale::Tanh { gain: &[] }, [-4.0, 4.0]),
+        (LogScale::Tanh { gain: &[] }, [-0.05, 0.1]),
     ];
     let orders = [Order::ScaleThenShift, Order::ShiftThenScale];
-    let affine =
-        orders.into_iter().flat_map(|order| log_scales.map(|log_scale| Some((order, log_scale))));
+    let affine = orders
+        .into_iter()
+        .flat_map(|order| log_scales.map(|(log_scale, limits)| Some((order, log_scale, limits))));
     let maps: Vec<_> = affine.chain([None]).collect();
     let mut cases = Vec::new();
     for (index, net) in NetCase::odd_ones().into_iter().enumerate() {
@@ -196,7 +199,7 @@ fn glow_case() -> CouplingCase {
         hidden: vec![40, 40],
         ..NetCase::odd_ones()[0].clone()
     };
-    let affine = Some((Order::ShiftThenScale, LogScale::Sigmoid { cap: 4.0 }));
+    let affine = Some((Order::ShiftThenScale, LogScale::Sigmoid, [-4.0, 4.0]));
     CouplingCase { net, identity_first: true, transformed: 2, affine }
 }
 

@@ -47,6 +47,25 @@ impl Lu {
         Self { size, factors: a, pivots, negative }
     }
 
+    /// Of the matrix `permutation * lower * upper`, the parts as [`into_parts`](Lu::into_parts) gives
+    /// them: those below the diagonal are taken from `lower`, the others from `upper`.
+    ///
+    /// # Panics
+    /// If a part does not have `size * size` entries.
+    pub fn from_parts(permutation: &[f64], lower: &[f64], upper: &[f64], size: usize) -> Self {
+        let n = size;
+        for part in [permutation, lower, upper] {
+            assert_eq!(part.len(), n * n, "Lu: the parts must be square");
+        }
+        let row = |i: usize| {
+            let entry = |&row: &usize| permutation[row * n + i];
+            (0..n).max_by(|a, b| entry(a).total_cmp(&entry(b))).expect("i < size")
+        };
+        let pivots: Vec<usize> = (0..n).map(row).collect();
+        let entry = |at: usize| if at % n < at / n { lower[at] } else { upper[at] };
+        Self { size, factors: (0..n * n).map(entry).collect(), negative: is_odd(&pivots), pivots }
+    }
+
     /// `(sign, ln|det A|)`; `(0, -inf)` for a singular matrix.
     pub fn slogdet(&self) -> (f64, f64) {
         let mut sign = if self.negative { -1.0 } else { 1.0 };
@@ -75,12 +94,20 @@ impl Lu {
 
     /// `A^-1`, row-major; `None` where `A` is singular to working precision or not finite.
     pub fn inverse(&self) -> Option<Vec<f64>> {
-        let n = self.size;
+        (!self.is_singular()).then(|| self.solve())
+    }
+
+    /// Whether the smallest pivot is rounding beside the largest, or one is not finite.
+    pub fn is_singular(&self) -> bool {
         let (smallest, largest) = self.pivot_range();
         // Written so that a NaN pivot counts as singular.
-        if !(smallest > largest * f64::EPSILON && largest.is_finite()) {
-            return None;
-        }
+        !(smallest > largest * f64::EPSILON && largest.is_finite())
+    }
+
+    /// `A^-1`, row-major, by substitution in both triangles, whatever the pivots: for factors that are
+    /// given rather than computed, of which the small ones are no rounding.
+    pub fn solve(&self) -> Vec<f64> {
+        let n = self.size;
         let mut inverse = vec![0.0; n * n];
         let mut column = vec![0.0; n];
         for j in 0..n {
@@ -96,7 +123,7 @@ impl Lu {
                 inverse[i * n + j] = column[i];
             }
         }
-        Some(inverse)
+        inverse
     }
 
     /// `(permutation, lower, upper)` with `A = permutation * lower * upper`, each row-major.
@@ -119,6 +146,12 @@ impl Lu {
     fn diagonal(&self) -> impl Iterator<Item = f64> + '_ {
         (0..self.size).map(|i| self.factors[i * self.size + i])
     }
+}
+
+/// Whether a permutation is made of an odd number of exchanges.
+fn is_odd(order: &[usize]) -> bool {
+    let inversions = |i: usize| order[i + 1..].iter().filter(|&&later| later < order[i]).count();
+    (0..order.len()).map(inversions).sum::<usize>() % 2 == 1
 }
 
 /// The orthogonal factor `Q` of the QR decomposition of a row-major square matrix, by modified
@@ -178,6 +211,22 @@ mod tests {
         let a = matrix(5);
         let (p, l, u) = Lu::new(&a, 5).into_parts();
         assert_close(&product(&p, &product(&l, &u, 5), 5), &a, 1e-12);
+        let (lu, again) = (Lu::new(&a, 5), Lu::from_parts(&p, &l, &u, 5));
+        assert_eq!(again.slogdet(), lu.slogdet());
+        assert_eq!(again.solve(), lu.inverse().unwrap());
+    }
+
+    #[test]
+    fn factors_that_are_given_are_inverted_whatever_their_pivots() {
+        let (p, l) = ([0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.5, 1.0]);
+        let u = [1.0, 3.0, 0.0, 1e-40];
+        let lu = Lu::from_parts(&p, &l, &u, 2);
+        assert!(lu.inverse().is_none());
+        // U^-1 = [1, -3e40; 0, 1e40], L^-1 = [1, 0; -0.5, 1], and P exchanges the columns.
+        let expected = [-3e40, 1.0 + 1.5e40, 1e40, -0.5e40];
+        for (got, expected) in lu.solve().iter().zip(expected) {
+            assert!((got / expected - 1.0).abs() < 1e-15, "{got} is not {expected}");
+        }
     }
 
     #[test]

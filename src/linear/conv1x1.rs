@@ -9,12 +9,13 @@ use rand::Rng;
 
 use crate::backend::{HostScalar, HostValues};
 use crate::error::{FlowError, Result};
-use crate::flow::{Flow, accumulate, add_grad, backward_by_autodiff};
+use crate::flow::{At, Flow, accumulate, add_grad, backward_by_autodiff};
 use crate::host::{self, by_dtype};
 use crate::kernels::{ChannelMatrix, channel_products};
 use crate::linalg::{Lu, orthogonal};
-use crate::param::frozen;
+use crate::param::{check_log_scale, frozen};
 use crate::prior::standard_normal_values;
+use crate::tape::Tape;
 
 const LAYER: &str = "InvertibleConv1x1";
 
@@ -30,7 +31,10 @@ const LAYER: &str = "InvertibleConv1x1";
 /// log-determinant is a sum.
 ///
 /// The plain log-determinant and both inverses are computed in f64 on the host, once for each value
-/// of `W`: they are kept until `W` changes. Vectors (`D = 2`) are one pixel.
+/// of `W`: they are kept until `W` changes. The inverse of the PLU parametrization is found by
+/// substitution in its triangles, however small an `s` is: only where `s` or `1 / s` is beyond the number
+/// type (`|ln s|` above 87 in f32) does [`check`](Flow::check) refuse it. Vectors (`D = 2`) are one
+/// pixel.
 ///
 /// Source: Kingma and Dhariwal, *Glow*, [arXiv:1807.03039](https://arxiv.org/abs/1807.03039),
 /// section 3.2.
@@ -68,6 +72,28 @@ pub struct PluWeight {
 }
 
 impl PluWeight {
+    /// All that the inverse follows from, in f64.
+    fn values(&self) -> Vec<f64> {
+        let matrices = [&self.permutation, &self.lower, &self.upper];
+        let matrices = matrices.map(|part| host::to_f64(host::plain(part.val())));
+        let vectors = [&self.sign_s, &self.log_s];
+        let vectors = vectors.map(|part| host::to_f64(host::plain(part.val())));
+        matrices.concat().into_iter().chain(vectors.concat()).collect()
+    }
+
+    /// The factors, from [`values`](PluWeight::values).
+    fn factors(values: &[f64], n: usize) -> Lu {
+        let (permutation, rest) = values.split_at(n * n);
+        let (lower, rest) = rest.split_at(n * n);
+        let (upper, rest) = rest.split_at(n * n);
+        let (sign_s, log_s) = rest.split_at(n);
+        let mut upper = upper.to_vec();
+        for i in 0..n {
+            upper[i * n + i] = sign_s[i] * log_s[i].exp();
+        }
+        Lu::from_parts(permutation, lower, &upper, n)
+    }
+
     fn matrix(&self) -> Tensor<2> {
         let lower = self.lower.val().tril(-1);
         let identity = {
@@ -80,31 +106,35 @@ impl PluWeight {
     }
 }
 
-/// What is derived from one value of `W`.
+/// What is derived from one value of `W` or of its parts.
 #[derive(Debug)]
 struct Derived {
     size: usize,
-    weight: Vec<f64>,
+    values: Vec<f64>,
+    factors: fn(&[f64], usize) -> Lu,
     log_abs_det: f64,
     pivots: (f64, f64),
+    is_singular: bool,
     /// Computed when it is first asked for: a forward pass does without.
-    inverse: OnceLock<Option<Vec<f64>>>,
+    inverse: OnceLock<Vec<f64>>,
 }
 
 impl Derived {
-    fn inverse(&self) -> Result<&[f64]> {
-        let inverse = self.inverse.get_or_init(|| Lu::new(&self.weight, self.size).inverse());
-        inverse.as_deref().ok_or(FlowError::Singular {
-            layer: LAYER,
-            size: self.size,
-            pivot: self.pivots.0,
-            largest: self.pivots.1,
-        })
+    fn new(values: Vec<f64>, size: usize, factors: fn(&[f64], usize) -> Lu) -> Self {
+        let lu = factors(&values, size);
+        let (log_abs_det, pivots, is_singular) =
+            (lu.slogdet().1, lu.pivot_range(), lu.is_singular());
+        let inverse = OnceLock::new();
+        Self { size, values, factors, log_abs_det, pivots, is_singular, inverse }
+    }
+
+    fn inverse(&self) -> &[f64] {
+        self.inverse.get_or_init(|| (self.factors)(&self.values, self.size).solve())
     }
 }
 
-/// The last [`Derived`], recognized by the value of `W` itself, so that no update of the parameter,
-/// by whatever road, can leave it stale. Clones of the layer share it.
+/// The last [`Derived`], recognized by the values that it follows from, so that no update of a
+/// parameter, by whatever road, can leave it stale. Clones of the layer share it.
 #[derive(Debug, Clone, Default)]
 struct Cache(Arc<Mutex<Option<Arc<Derived>>>>);
 
@@ -113,21 +143,14 @@ impl Cache {
         *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
     }
 
-    fn get(&self, weight: Vec<f64>, size: usize) -> Arc<Derived> {
+    fn get(&self, values: Vec<f64>, size: usize, factors: fn(&[f64], usize) -> Lu) -> Arc<Derived> {
         let mut slot = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(derived) = slot.as_ref()
-            && derived.weight == weight
+            && derived.values == values
         {
             return derived.clone();
         }
-        let lu = Lu::new(&weight, size);
-        let derived = Arc::new(Derived {
-            size,
-            log_abs_det: lu.slogdet().1,
-            pivots: lu.pivot_range(),
-            inverse: OnceLock::new(),
-            weight,
-        });
+        let derived = Arc::new(Derived::new(values, size, factors));
         *slot = Some(derived.clone());
         derived
     }
@@ -184,13 +207,35 @@ impl InvertibleConv1x1 {
     /// Condition of `W` as the ratio of its largest to its smallest pivot: the digits that an
     /// inversion can lose.
     pub fn pivot_ratio(&self) -> f64 {
-        let (smallest, largest) = self.derived(&self.matrix()).pivots;
+        let (smallest, largest) = self.derived().pivots;
         largest / smallest
     }
 
-    fn derived(&self, matrix: &Tensor<2>) -> Arc<Derived> {
-        let size = matrix.dims()[0];
-        self.cache.get(host::to_f64(host::plain(matrix.clone())), size)
+    fn derived(&self) -> Arc<Derived> {
+        match &self.weight {
+            Conv1x1Weight::Plain(weight) => {
+                let weight = host::plain(weight.val());
+                let size = weight.dims()[0];
+                self.cache.get(host::to_f64(weight), size, Lu::new)
+            }
+            Conv1x1Weight::Plu(parts) => {
+                self.cache.get(parts.values(), parts.log_s.dims()[0], PluWeight::factors)
+            }
+        }
+    }
+
+    /// [`derived`](Self::derived) of a weight that has an inverse.
+    fn invertible(&self) -> Result<Arc<Derived>> {
+        let derived = self.derived();
+        match &self.weight {
+            Conv1x1Weight::Plain(_) if derived.is_singular => Err(FlowError::Singular {
+                layer: LAYER,
+                size: derived.size,
+                pivot: derived.pivots.0,
+                largest: derived.pivots.1,
+            }),
+            _ => Ok(derived),
+        }
     }
 
     fn backward_on_host<const D: usize>(
@@ -212,8 +257,8 @@ impl InvertibleConv1x1 {
         match &self.weight {
             Conv1x1Weight::Plain(weight) if weight.is_require_grad() => {
                 // d ln|det W| / dW = W^-T; where W is singular the loss is not finite in any case.
-                if let Ok(inverse) = self.cache.get(values, size).inverse() {
-                    for (to, from) in dweight.iter_mut().zip(transposed(inverse, size)) {
+                if let Ok(derived) = self.invertible() {
+                    for (to, from) in dweight.iter_mut().zip(transposed(derived.inverse(), size)) {
                         *to += dlog_abs_det * from;
                     }
                 }
@@ -237,9 +282,9 @@ impl InvertibleConv1x1 {
 
     fn inverse_matrix(&self) -> Result<Tensor<2>> {
         let matrix = self.matrix();
-        let derived = self.derived(&matrix);
+        let derived = self.invertible()?;
         let size = derived.size;
-        let inverse = derived.inverse()?.to_vec();
+        let inverse = derived.inverse().to_vec();
         let inverse: Tensor<2> =
             host::from_f64(inverse, [size, size], &matrix.device(), matrix.dtype());
         if !matrix.device().is_autodiff() {
@@ -258,15 +303,15 @@ impl InvertibleConv1x1 {
             Conv1x1Weight::Plain(weight) => {
                 let weight = weight.val();
                 let (device, dtype) = (weight.device(), weight.dtype());
-                let derived = self.derived(&weight);
+                let derived = self.derived();
                 let value = host::from_f64(vec![derived.log_abs_det], [1], &device, dtype);
                 if !device.is_autodiff() {
                     return value;
                 }
-                let Ok(inverse) = derived.inverse() else {
+                if derived.is_singular {
                     return value;
-                };
-                let inverse = inverse.to_vec();
+                }
+                let inverse = derived.inverse().to_vec();
                 // d ln|det W| / dW = W^-T. The surrogate sum(W * W^-T) has that gradient; its own
                 // value (the number of channels) is taken off again.
                 let size = weight.dims()[0];
@@ -299,10 +344,9 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         if suits_kernels(&z) {
-            let derived = self.derived(&self.matrix());
-            let inverse = derived.inverse().unwrap_or_else(|error| panic!("{error}"));
+            let derived = self.invertible().unwrap_or_else(|error| panic!("{error}"));
             self.assert_channels(&z, derived.size);
-            return apply_on_host(inverse, z);
+            return apply_on_host(derived.inverse(), z);
         }
         let inverse = self.inverse_matrix().unwrap_or_else(|error| panic!("{error}"));
         self.assert_channels(&z, inverse.dims()[0]);
@@ -315,20 +359,27 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
     }
 
     fn check(&self) -> Result<()> {
-        self.derived(&self.matrix()).inverse().map(|_| ())
+        match &self.weight {
+            Conv1x1Weight::Plain(_) => self.invertible().map(|_| ()),
+            Conv1x1Weight::Plu(parts) => check_log_scale(LAYER, parts.log_s.val()),
+        }
     }
 
-    fn backward(
+    fn pull_back(
         &self,
-        x: Tensor<D>,
+        at: At<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
+        tape: &mut Tape,
         grads: &mut GradientsParams,
-    ) -> Tensor<D> {
-        if suits_kernels(&x) {
-            return self.backward_on_host(x, dz, dlog_det, grads);
-        }
-        backward_by_autodiff(self, x, dz, dlog_det, grads)
+    ) -> (Tensor<D>, Tensor<D>) {
+        let x = tape.input(at, |z| self.valid().inverse(z));
+        let dx = if suits_kernels(&x) {
+            self.backward_on_host(x.clone(), dz, dlog_det, grads)
+        } else {
+            backward_by_autodiff(self, x.clone(), dz, dlog_det, grads)
+        };
+        (x, dx)
     }
 }
 

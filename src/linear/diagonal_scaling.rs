@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
+use crate::param::check_log_scale;
 
 /// Learned per-feature scaling, the last layer of NICE.
 ///
@@ -76,5 +77,9 @@ impl<const D: usize> Flow<D> for DiagonalScaling {
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
         let pixels: usize = x.dims()[2..].iter().product();
         (self.log_scale.val().sum() * pixels as f64).expand([x.dims()[0]])
+    }
+
+    fn check(&self) -> Result<()> {
+        check_log_scale("DiagonalScaling", self.log_scale.val())
     }
 }

@@ -1,20 +1,23 @@
 //! Glow.
 
 use burn::module::Module;
-use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, Tensor};
-use rand::Rng;
+use burn::tensor::Device;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use crate::choice_of_flows;
+use crate::Flow;
 use crate::conditioner::conv::ZeroConv;
 use crate::conditioner::{GlowNet, GlowNetConfig, NetNorm};
 use crate::coupling::{AdditiveCoupling, AffineCoupling, AffineOrder, Coupling, Mask, ScaleMap};
+use crate::data::Preparation;
 use crate::error::{FlowError, Result};
 use crate::linear::{InvertibleConv1x1, Permutation};
+use crate::models::{loads, size};
 use crate::norm::ActNorm;
 use crate::preprocess::{Logit, LogitForm};
 use crate::prior::{ConditionalNormal, DiagonalNormal, Prior, SplitPrior, StandardNormal};
+use crate::record::{self, Configuration};
 use crate::reshape::Squeeze;
 use crate::stack::FlowStack;
 
@@ -74,6 +77,9 @@ pub struct GlowConfig {
     pub conditional_split: bool,
     /// Maps `[0, 1)` to the whole line first, [`Logit`] with this `alpha`; default: no.
     pub logit_alpha: Option<f64>,
+    /// How pictures became the images that the model is trained on; default: not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preparation: Option<Preparation>,
 }
 
 impl GlowConfig {
@@ -96,6 +102,7 @@ impl GlowConfig {
             learned_top: true,
             conditional_split: true,
             logit_alpha: None,
+            preparation: None,
         }
     }
 
@@ -157,6 +164,12 @@ impl GlowConfig {
         self
     }
 
+    /// Says how pictures become the images that the model is trained on, for whoever uses it later.
+    pub fn with_preparation(mut self, preparation: Preparation) -> Self {
+        self.preparation = Some(preparation);
+        self
+    }
+
     /// Checks the configuration.
     ///
     /// # Errors
@@ -175,6 +188,7 @@ impl GlowConfig {
                 return error(parameter, "0".into(), "at least 1".into(), "raise it");
             }
         }
+        size::check_sides("Glow", self.image_shape)?;
         let [_, height, width] = self.image_shape;
         let halvings = height.trailing_zeros().min(width.trailing_zeros()) as usize;
         if halvings < self.num_levels {
@@ -195,7 +209,8 @@ impl GlowConfig {
                 "2.0 is the usual choice",
             );
         }
-        Ok(())
+        size::check_preparation("Glow", self.preparation, &self.image_shape)?;
+        record::check_buildable(self)
     }
 
     /// Builds the model. `rng` draws the rotations and shuffles; the nets' weights come from the
@@ -236,7 +251,8 @@ impl GlowConfig {
         } else {
             GlowPrior::Standard(StandardNormal::new())
         };
-        FlowStack::new(levels, split_priors, prior, &self.image_shape)
+        let stack = FlowStack::new(levels, split_priors, prior, &self.image_shape)?;
+        Ok(stack.with_configuration(self))
     }
 
     fn step(&self, channels: usize, rng: &mut impl Rng, device: &Device) -> Result<GlowStep> {
@@ -278,6 +294,52 @@ impl GlowConfig {
     }
 }
 
+impl Configuration for GlowConfig {
+    type Model = Glow;
+    const NAME: &'static str = "Glow";
+
+    fn build(&self, device: &Device) -> Result<Glow> {
+        self.init(&mut StdRng::seed_from_u64(0), device)
+    }
+
+    fn num_values(&self) -> f64 {
+        let mut channels = self.image_shape[0] as f64;
+        let mut sum = 0.0;
+        for level in 0..size::loops(self.num_levels) {
+            channels *= 4.0;
+            sum += self.num_steps as f64 * self.values_of_step(channels);
+            if level + 1 < self.num_levels {
+                // The squeeze left an even number.
+                channels /= 2.0;
+                if self.conditional_split {
+                    sum += size::zero_conv(channels, 2.0 * channels);
+                }
+            }
+        }
+        sum + if self.learned_top { 2.0 * channels } else { 0.0 }
+    }
+}
+
+impl GlowConfig {
+    fn values_of_step(&self, channels: f64) -> f64 {
+        let half = channels / 2.0;
+        let (outputs, gains) = match self.coupling {
+            GlowCouplingKind::Additive => (half, 0.0),
+            GlowCouplingKind::Affine(ScaleMap::Tanh) => (channels, half),
+            GlowCouplingKind::Affine(_) => (channels, 0.0),
+        };
+        let mixing = match self.mixing {
+            GlowMixingKind::Reverse | GlowMixingKind::Shuffle => channels,
+            GlowMixingKind::Conv1x1 => channels * channels,
+            GlowMixingKind::Conv1x1Plu => 3.0 * channels * channels + 2.0 * channels,
+        };
+        let net = size::glow_net(half, self.hidden_width as f64, outputs, self.net_norm);
+        size::act_norm(channels) + mixing + net + gains
+    }
+}
+
+loads!(Glow, GlowConfig);
+
 /// Glow: levels of squeeze and steps of ActNorm, 1x1 convolution and coupling, with a conditional
 /// prior at each split.
 ///
@@ -292,7 +354,7 @@ pub type GlowLevel = (Option<Logit>, Squeeze, Vec<GlowStep>);
 pub type GlowStep = (ActNorm, GlowMixing, GlowCoupling);
 
 /// The coupling of a Glow step.
-#[derive(Module, Debug)]
+#[derive(Module, Debug, Flow)]
 #[allow(clippy::large_enum_variant)] // all steps of a model are of one kind
 pub enum GlowCoupling {
     /// Volume preserving.
@@ -302,7 +364,7 @@ pub enum GlowCoupling {
 }
 
 /// What mixes the channels in a Glow step.
-#[derive(Module, Debug)]
+#[derive(Module, Debug, Flow)]
 #[allow(clippy::large_enum_variant)] // all steps of a model are of one kind
 pub enum GlowMixing {
     /// A fixed permutation.
@@ -312,7 +374,7 @@ pub enum GlowMixing {
 }
 
 /// The prior of the deepest latent.
-#[derive(Module, Debug)]
+#[derive(Module, Debug, Prior)]
 pub enum GlowPrior {
     /// Standard normal.
     Standard(StandardNormal),
@@ -321,7 +383,7 @@ pub enum GlowPrior {
 }
 
 /// The prior of what a split factors out.
-#[derive(Module, Debug)]
+#[derive(Module, Debug, SplitPrior)]
 #[allow(clippy::large_enum_variant)] // all splits of a model are of one kind
 pub enum GlowSplitPrior {
     /// Standard normal.
@@ -329,85 +391,3 @@ pub enum GlowSplitPrior {
     /// Conditioned on the kept half.
     Conditional(ConditionalNormal<ZeroConv>),
 }
-
-impl Prior<4> for GlowPrior {
-    fn log_prob(&self, z: Tensor<4>) -> Tensor<1> {
-        match self {
-            Self::Standard(prior) => Prior::log_prob(prior, z),
-            Self::Learned(prior) => Prior::log_prob(prior, z),
-        }
-    }
-
-    fn sample(
-        &self,
-        shape: [usize; 4],
-        temperature: f64,
-        rng: &mut impl Rng,
-        device: &Device,
-        dtype: DType,
-    ) -> Tensor<4> {
-        match self {
-            Self::Standard(prior) => Prior::sample(prior, shape, temperature, rng, device, dtype),
-            Self::Learned(prior) => Prior::sample(prior, shape, temperature, rng, device, dtype),
-        }
-    }
-
-    fn backward(&self, z: Tensor<4>, weight: f64, grads: &mut GradientsParams) -> Tensor<4> {
-        match self {
-            Self::Standard(prior) => Prior::backward(prior, z, weight, grads),
-            Self::Learned(prior) => Prior::backward(prior, z, weight, grads),
-        }
-    }
-}
-
-impl SplitPrior<4> for GlowSplitPrior {
-    fn log_prob(&self, z: Tensor<4>, kept: Tensor<4>) -> Tensor<1> {
-        match self {
-            Self::Standard(prior) => SplitPrior::log_prob(prior, z, kept),
-            Self::Conditional(prior) => prior.log_prob(z, kept),
-        }
-    }
-
-    fn sample(
-        &self,
-        shape: [usize; 4],
-        kept: Tensor<4>,
-        temperature: f64,
-        rng: &mut impl Rng,
-    ) -> Tensor<4> {
-        match self {
-            Self::Standard(prior) => SplitPrior::sample(prior, shape, kept, temperature, rng),
-            Self::Conditional(prior) => prior.sample(shape, kept, temperature, rng),
-        }
-    }
-
-    fn standardize(&self, z: Tensor<4>, kept: Tensor<4>) -> Tensor<4> {
-        match self {
-            Self::Standard(prior) => prior.standardize(z, kept),
-            Self::Conditional(prior) => prior.standardize(z, kept),
-        }
-    }
-
-    fn unstandardize(&self, noise: Tensor<4>, kept: Tensor<4>) -> Tensor<4> {
-        match self {
-            Self::Standard(prior) => prior.unstandardize(noise, kept),
-            Self::Conditional(prior) => prior.unstandardize(noise, kept),
-        }
-    }
-
-    fn backward(
-        &self,
-        z: Tensor<4>,
-        kept: Tensor<4>,
-        weight: f64,
-        grads: &mut GradientsParams,
-    ) -> (Tensor<4>, Tensor<4>) {
-        match self {
-            Self::Standard(prior) => SplitPrior::backward(prior, z, kept, weight, grads),
-            Self::Conditional(prior) => prior.backward(z, kept, weight, grads),
-        }
-    }
-}
-
-choice_of_flows!(GlowCoupling, 4, { Additive, Affine });
-choice_of_flows!(GlowMixing, 4, { Permutation, Conv1x1 });

@@ -2,15 +2,17 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Initializer;
-use burn::tensor::{DType, Device, Tensor};
-use rand::Rng;
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::conditioner::{Mlp, MlpConfig};
 use crate::coupling::{AdditiveCoupling, Mask, Parity};
+use crate::data::Preparation;
 use crate::error::{FlowError, Result};
 use crate::linear::DiagonalScaling;
+use crate::models::{loads, size};
 use crate::prior::{Prior, StandardLogistic, StandardNormal};
+use crate::record::{self, Configuration};
 use crate::stack::FlowStack;
 
 /// Largest magnitude of the nets' initial weights (laurent-dinh/nice, `exp/nice_mnist.yaml`,
@@ -48,6 +50,9 @@ pub struct NiceConfig {
     pub prior: NicePriorKind,
     /// Initial weights are uniform within ± this; default 0.01. Biases start at zero.
     pub init_range: f64,
+    /// How pictures became the images that the model is trained on; default: not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preparation: Option<Preparation>,
 }
 
 impl NiceConfig {
@@ -59,6 +64,7 @@ impl NiceConfig {
             hidden,
             prior: NicePriorKind::Logistic,
             init_range: NICE_INIT_RANGE,
+            preparation: None,
         }
     }
 
@@ -98,6 +104,12 @@ impl NiceConfig {
     /// Replaces the range of the initial weights.
     pub fn with_init_range(mut self, init_range: f64) -> Self {
         self.init_range = init_range;
+        self
+    }
+
+    /// Says how pictures become the images that the model is trained on, for whoever uses it later.
+    pub fn with_preparation(mut self, preparation: Preparation) -> Self {
+        self.preparation = Some(preparation);
         self
     }
 
@@ -141,7 +153,8 @@ impl NiceConfig {
                 "0.01 is the paper's",
             );
         }
-        Ok(())
+        size::check_preparation("Nice", self.preparation, &[self.num_features])?;
+        record::check_buildable(self)
     }
 
     /// Builds the model; the nets' weights come from the device's own generator (`Device::seed`).
@@ -163,7 +176,8 @@ impl NiceConfig {
             NicePriorKind::Logistic => NicePrior::Logistic(StandardLogistic::new()),
             NicePriorKind::Normal => NicePrior::Normal(StandardNormal::new()),
         };
-        FlowStack::single((couplings, scaling), prior, &[self.num_features])
+        let stack = FlowStack::single((couplings, scaling), prior, &[self.num_features])?;
+        Ok(stack.with_configuration(self))
     }
 
     fn net(&self, seen: usize, changed: usize, device: &Device) -> Result<Mlp> {
@@ -179,6 +193,29 @@ impl NiceConfig {
     }
 }
 
+impl Configuration for NiceConfig {
+    type Model = Nice;
+    const NAME: &'static str = "Nice";
+
+    fn build(&self, device: &Device) -> Result<Nice> {
+        self.init(device)
+    }
+
+    fn num_values(&self) -> f64 {
+        let mask = Mask::Alternating(Parity::Even);
+        let (seen, changed) =
+            (mask.num_identity(self.num_features), mask.num_transformed(self.num_features));
+        let net = |seen, changed| size::mlp(seen, &self.hidden, changed);
+        let pairs = (self.num_couplings / 2) as f64;
+        let last = (self.num_couplings % 2) as f64;
+        self.num_features as f64
+            + (pairs + last) * net(seen, changed as f64)
+            + pairs * net(changed, seen as f64)
+    }
+}
+
+loads!(Nice, NiceConfig);
+
 /// NICE: additive couplings of odd and even positions in turn, then a diagonal scaling; logistic
 /// prior.
 ///
@@ -192,35 +229,12 @@ pub type Nice = FlowStack<2, NiceFlow, NicePrior>;
 pub type NiceFlow = (Vec<AdditiveCoupling<Mlp>>, DiagonalScaling);
 
 /// The prior of a [`Nice`].
-#[derive(Module, Debug)]
+#[derive(Module, Debug, Prior)]
 pub enum NicePrior {
     /// Standard logistic.
     Logistic(StandardLogistic),
     /// Standard normal.
     Normal(StandardNormal),
-}
-
-impl Prior<2> for NicePrior {
-    fn log_prob(&self, z: Tensor<2>) -> Tensor<1> {
-        match self {
-            Self::Logistic(prior) => Prior::log_prob(prior, z),
-            Self::Normal(prior) => Prior::log_prob(prior, z),
-        }
-    }
-
-    fn sample(
-        &self,
-        shape: [usize; 2],
-        temperature: f64,
-        rng: &mut impl Rng,
-        device: &Device,
-        dtype: DType,
-    ) -> Tensor<2> {
-        match self {
-            Self::Logistic(prior) => Prior::sample(prior, shape, temperature, rng, device, dtype),
-            Self::Normal(prior) => Prior::sample(prior, shape, temperature, rng, device, dtype),
-        }
-    }
 }
 
 #[cfg(test)]

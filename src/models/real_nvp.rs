@@ -5,10 +5,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::conditioner::{ResidualNet, ResidualNetConfig};
 use crate::coupling::{AffineCoupling, Mask, Parity, ScaleMap};
+use crate::data::Preparation;
 use crate::error::{FlowError, Result};
+use crate::models::{loads, size};
 use crate::norm::BatchNorm;
 use crate::preprocess::{LOGIT_ALPHA, Logit, LogitForm};
 use crate::prior::StandardNormal;
+use crate::record::{self, Configuration};
 use crate::reshape::Squeeze;
 use crate::stack::FlowStack;
 
@@ -47,6 +50,9 @@ pub struct RealNvpConfig {
     pub logit_form: LogitForm,
     /// Whether the couplings' outputs are batch normalized; default: yes.
     pub batch_norm: bool,
+    /// How pictures became the images that the model is trained on; default: not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preparation: Option<Preparation>,
 }
 
 impl RealNvpConfig {
@@ -65,6 +71,7 @@ impl RealNvpConfig {
             logit_alpha: Some(LOGIT_ALPHA),
             logit_form: LogitForm::Code,
             batch_norm: true,
+            preparation: None,
         }
     }
 
@@ -101,6 +108,12 @@ impl RealNvpConfig {
         self
     }
 
+    /// Says how pictures become the images that the model is trained on, for whoever uses it later.
+    pub fn with_preparation(mut self, preparation: Preparation) -> Self {
+        self.preparation = Some(preparation);
+        self
+    }
+
     /// Checks the configuration.
     ///
     /// # Errors
@@ -115,6 +128,7 @@ impl RealNvpConfig {
                 return Err(FlowError::config("RealNvp", parameter, 0, "at least 1", "raise it"));
             }
         }
+        size::check_sides("RealNvp", self.image_shape)?;
         let [_, height, width] = self.image_shape;
         let halvings = height.trailing_zeros().min(width.trailing_zeros()) as usize;
         if halvings + 1 < self.num_scales {
@@ -138,7 +152,9 @@ impl RealNvpConfig {
                 "use RealNvpVectorConfig for vectors",
             ));
         }
-        self.logit().map(|_| ())
+        self.logit()?;
+        size::check_preparation("RealNvp", self.preparation, &self.image_shape)?;
+        record::check_buildable(self)
     }
 
     fn logit(&self) -> Result<Option<Logit>> {
@@ -170,7 +186,8 @@ impl RealNvpConfig {
             (channels, features) = (2 * channels, 2 * features);
         }
         let priors = vec![StandardNormal::new(); self.num_scales - 1];
-        FlowStack::new(levels, priors, StandardNormal::new(), &self.image_shape)
+        let stack = FlowStack::new(levels, priors, StandardNormal::new(), &self.image_shape)?;
+        Ok(stack.with_configuration(self))
     }
 
     fn steps(
@@ -199,12 +216,44 @@ impl RealNvpConfig {
     }
 }
 
+impl Configuration for RealNvpConfig {
+    type Model = RealNvp;
+    const NAME: &'static str = "RealNvp";
+
+    fn build(&self, device: &Device) -> Result<RealNvp> {
+        self.init(device)
+    }
+
+    fn num_values(&self) -> f64 {
+        let step = |seen: f64, changed: f64, channels: f64, features: f64| {
+            let norm = if self.batch_norm { size::moments(channels) } else { 0.0 };
+            let net = size::residual_net(seen, features, 2.0 * changed, self.num_blocks as f64);
+            net + changed + norm
+        };
+        let (mut channels, mut features) = (self.image_shape[0] as f64, self.hidden_width as f64);
+        let mut sum = 0.0;
+        for scale in 0..size::loops(self.num_scales) {
+            let board = step(channels, channels, channels, features);
+            if scale + 1 == self.num_scales {
+                sum += LAST_COUPLINGS as f64 * board;
+            } else {
+                let (half, squeezed) = (2.0 * channels, 4.0 * channels);
+                sum += COUPLINGS as f64 * (board + step(half, half, squeezed, 2.0 * features));
+            }
+            (channels, features) = (2.0 * channels, 2.0 * features);
+        }
+        sum
+    }
+}
+
+loads!(RealNvp, RealNvpConfig);
+
 /// RealNVP for images: logit, then scales of three checkerboard couplings, squeeze, three couplings
 /// of channel halves and a split; four checkerboard couplings in the last scale.
 ///
 /// Couplings are affine, `z = x exp(s) + t` with `s = gain tanh(h)`, their nets residual, their
 /// outputs batch normalized; the priors are standard normal. The running moments take in a batch by
-/// [`observe`](crate::Flow::observe), before the training step on it: see
+/// [`Pass::Observe`](crate::Pass), before the training step on it: see
 /// [`BatchNorm`](crate::norm::BatchNorm).
 ///
 /// The features double from scale to scale, already for the couplings after the squeeze. Where the

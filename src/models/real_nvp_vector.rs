@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::conditioner::{Mlp, MlpConfig};
 use crate::coupling::{AffineCoupling, Mask, Parity, ScaleMap};
 use crate::error::{FlowError, Result};
+use crate::models::{loads, size};
 use crate::norm::BatchNorm;
 use crate::prior::StandardNormal;
+use crate::record::{self, Configuration};
 use crate::stack::FlowStack;
 
 /// How the couplings of a [`RealNvpVector`] divide a vector.
@@ -108,7 +110,7 @@ impl RealNvpVectorConfig {
                 "give every layer a width",
             );
         }
-        Ok(())
+        record::check_buildable(self)
     }
 
     /// Builds the model, the identity until trained (but for constant scales of
@@ -121,15 +123,19 @@ impl RealNvpVectorConfig {
         self.validate()?;
         let steps = (0..self.num_couplings).map(|index| self.step(index, device));
         let steps = steps.collect::<Result<Vec<_>>>()?;
-        FlowStack::single(steps, StandardNormal::new(), &[self.num_features])
+        let stack = FlowStack::single(steps, StandardNormal::new(), &[self.num_features])?;
+        Ok(stack.with_configuration(self))
+    }
+
+    fn mask(&self, parity: Parity) -> Mask {
+        match self.mask {
+            VectorMaskKind::Halves => Mask::ChannelHalves(parity),
+            VectorMaskKind::Alternating => Mask::Alternating(parity),
+        }
     }
 
     fn step(&self, index: usize, device: &Device) -> Result<RealNvpVectorStep> {
-        let parity = Parity::of(index);
-        let mask = match self.mask {
-            VectorMaskKind::Halves => Mask::ChannelHalves(parity),
-            VectorMaskKind::Alternating => Mask::Alternating(parity),
-        };
+        let mask = self.mask(Parity::of(index));
         let features = self.num_features;
         let (seen, changed) = (mask.num_identity(features), mask.num_transformed(features));
         let net = MlpConfig::new(seen, self.hidden.clone(), 2 * changed)
@@ -140,6 +146,30 @@ impl RealNvpVectorConfig {
         Ok((coupling, norm))
     }
 }
+
+impl Configuration for RealNvpVectorConfig {
+    type Model = RealNvpVector;
+    const NAME: &'static str = "RealNvpVector";
+
+    fn build(&self, device: &Device) -> Result<RealNvpVector> {
+        self.init(device)
+    }
+
+    fn num_values(&self) -> f64 {
+        let norm = if self.batch_norm { size::moments(self.num_features as f64) } else { 0.0 };
+        let step = |parity| {
+            let (mask, features) = (self.mask(parity), self.num_features);
+            let (seen, changed) = (mask.num_identity(features), mask.num_transformed(features));
+            let gain = if self.scale_map == ScaleMap::Tanh { changed as f64 } else { 0.0 };
+            size::mlp(seen, &self.hidden, 2.0 * changed as f64) + gain + norm
+        };
+        let odd = (self.num_couplings / 2) as f64;
+        let even = odd + (self.num_couplings % 2) as f64;
+        even * step(Parity::Even) + odd * step(Parity::Odd)
+    }
+}
+
+loads!(RealNvpVector, RealNvpVectorConfig);
 
 /// RealNVP for vectors: affine couplings with multilayer perceptrons, standard normal prior.
 ///

@@ -4,25 +4,28 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
-use super::running_moments::Moments;
 use crate::backend::{HostScalar, HostValues};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
-use crate::flow::{Flow, add_grad, backward_by_autodiff};
+use crate::flow::{At, Flow, Pass, add_grad, backward_by_autodiff};
 use crate::host::{self, by_dtype};
 use crate::kernels::{ChannelAffine, Scalar, channel_sums};
-use crate::param::{frozen, replace};
+use crate::param::{check_log_scale, frozen, replace};
+use crate::tape::Tape;
 
 /// Factor on the stored log-scales, which makes the optimizer move them faster (openai/glow,
 /// `tfops.py`, `logscale_factor`).
 pub const LOG_SCALE_FACTOR: f64 = 3.0;
 
-/// Standard deviation below which a channel counts as constant and keeps the scale one: dividing by
-/// it would only amplify rounding.
-const CONSTANT_CHANNEL: f64 = 1e-5;
+/// Largest distance from the mean, in rounding units of the channel's largest value, up to which a
+/// channel counts as constant and keeps the scale one: dividing by it would only amplify rounding.
+const CONSTANT_CHANNEL: f64 = 4.0;
 
 /// Added to the standard deviation at initialization (openai/glow, `tfops.py`).
 const INIT_EPSILON: f64 = 1e-6;
+
+/// Largest share that [`INIT_EPSILON`] may have of a standard deviation, which can be far below it.
+const INIT_EPSILON_SHARE: f64 = 1e-3;
 
 /// Learned per-channel shift and scale, initialized so that the first batch comes out with mean 0
 /// and variance 1.
@@ -31,9 +34,14 @@ const INIT_EPSILON: f64 = 1e-6;
 /// - inverse: `x = z * exp(-3 log_scale) - bias`
 /// - `log_det = pixels * sum_c 3 log_scale_c`, the same for every sample
 ///
-/// Before [`initialize`](Flow::initialize) it is the identity. That it is initialized is kept in the
-/// record as [`initialized`](ActNorm::initialized), so a loaded model is not initialized again. A
-/// channel that is constant over the batch keeps the scale 1.
+/// Before [`initialize`](Flow::initialize), which a [`Trainer`](crate::training::Trainer) calls with its
+/// first batch, it is the identity. That it is initialized is kept in the record as [`initialized`](ActNorm::initialized), so a loaded model is not initialized again.
+///
+/// The scale of a channel is that of its data, be it 1e-30 or 1e30. A channel that is constant over the
+/// batch, but for rounding in the last places of its values, keeps the scale 1; so do all channels where
+/// there is one value of each (a single vector). An empty batch initializes nothing. The bias is in the
+/// units of the data, and an optimizer moves it by about its learning rate: data of a scale far below
+/// the learning rate is better multiplied up before it comes here.
 ///
 /// The paper writes `s x + b`; this is the form of its code. Source: Kingma and Dhariwal, *Glow*,
 /// [arXiv:1807.03039](https://arxiv.org/abs/1807.03039), section 3.1; openai/glow, `tfops.py`.
@@ -185,15 +193,18 @@ impl<const D: usize> Flow<D> for ActNorm {
         (self.effective_log_scale().sum() * pixels as f64).expand([x.dims()[0]])
     }
 
-    fn initialize(mut self, x: Tensor<D>) -> (Self, Tensor<D>) {
+    fn check(&self) -> Result<()> {
+        check_log_scale("ActNorm", self.effective_log_scale())
+    }
+
+    fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
         self.assert_channels(&x);
-        if !self.is_initialized() {
-            let Moments { mean, variance } = Moments::of(x.clone());
-            let deviation = variance.sqrt();
-            let constant = deviation.clone().lower_elem(CONSTANT_CHANNEL);
-            let deviation = (deviation + INIT_EPSILON).mask_fill(constant, 1.0);
-            self.bias = replace(self.bias, mean.neg());
-            self.log_scale = replace(self.log_scale, deviation.log() / -LOG_SCALE_FACTOR);
+        if pass == Pass::Initialize && !self.is_initialized() && !x.dims().contains(&0) {
+            let (bias, log_scale) = standardization(&x);
+            let (device, channels) = (x.device(), [bias.len()]);
+            let tensor = |values| host::from_f64(values, channels, &device, x.dtype());
+            self.bias = replace(self.bias, tensor(bias));
+            self.log_scale = replace(self.log_scale, tensor(log_scale));
             let mark = self.initialized.val().ones_like();
             self.initialized = replace(self.initialized, mark);
         }
@@ -201,19 +212,59 @@ impl<const D: usize> Flow<D> for ActNorm {
         (self, z)
     }
 
-    fn backward(
+    fn pull_back(
         &self,
-        x: Tensor<D>,
+        at: At<D>,
         dz: Tensor<D>,
         dlog_det: Tensor<1>,
+        tape: &mut Tape,
         grads: &mut GradientsParams,
-    ) -> Tensor<D> {
+    ) -> (Tensor<D>, Tensor<D>) {
+        let x = tape.input(at, |z| self.valid().inverse(z));
         self.assert_channels(&x);
-        if !host::suits_kernels(&x) {
-            return backward_by_autodiff(self, x, dz, dlog_det, grads);
-        }
-        by_dtype!(x, T => self.backward_on_host::<T, D>(x, dz, dlog_det, grads))
+        let dx = if host::suits_kernels(&x) {
+            by_dtype!(x, T => self.backward_on_host::<T, D>(x.clone(), dz, dlog_det, grads))
+        } else {
+            backward_by_autodiff(self, x.clone(), dz, dlog_det, grads)
+        };
+        (x, dx)
     }
+}
+
+/// The bias and the stored log-scale by which every channel of `x`, which is not empty, has mean 0 and
+/// deviation 1; in f64, and of values divided by the largest one, so that no square leaves the numbers.
+fn standardization<const D: usize>(x: &Tensor<D>) -> (Vec<f64>, Vec<f64>) {
+    let (shape, dtype) = (host::kernel_shape(x.dims()), x.dtype());
+    let pixels = shape.pixels();
+    let values = host::to_f64(host::plain(x.clone()));
+    let limit = host::largest_log_scale(dtype);
+    let count = (shape.batch * pixels) as f64;
+    let of_channel = |channel: usize| {
+        let of = || {
+            let rows = values.chunks_exact(pixels).skip(channel).step_by(shape.channels);
+            rows.flatten().copied()
+        };
+        let largest = of().fold(0.0, |largest: f64, value| largest.max(value.abs()));
+        if largest == 0.0 {
+            return (0.0, 0.0);
+        }
+        let mean = of().map(|value| value / largest).sum::<f64>() / count;
+        let spread =
+            of().fold(0.0, |spread: f64, value| spread.max((value / largest - mean).abs()));
+        let is_constant = spread <= CONSTANT_CHANNEL * host::epsilon(dtype);
+        let log_deviation = match is_constant {
+            true => 0.0,
+            false => {
+                let square = |value: f64| ((value / largest - mean) / spread).powi(2);
+                let relative = (of().map(square).sum::<f64>() / count).sqrt() * spread;
+                let epsilon = (INIT_EPSILON / largest).min(INIT_EPSILON_SHARE * relative);
+                // Two logarithms, the product of whose arguments need not be a number.
+                (relative + epsilon).ln() + largest.ln()
+            }
+        };
+        (-mean * largest, log_deviation.clamp(-limit, limit) / -LOG_SCALE_FACTOR)
+    };
+    (0..shape.channels).map(of_channel).unzip()
 }
 
 fn apply<T: HostScalar, const D: usize>(map: ChannelAffine<'_, T>, x: Tensor<D>) -> Tensor<D> {

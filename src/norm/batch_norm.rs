@@ -6,7 +6,8 @@ use burn::tensor::{Device, Tensor};
 use super::running_moments::{Moments, RunningMoments};
 use crate::coupling::per_channel;
 use crate::error::Result;
-use crate::flow::Flow;
+use crate::flow::{Flow, Pass};
+use crate::param::check_log_scale;
 
 /// Added to the variance (RealNVP's code, `real_nvp_multiscale_dataset.py`).
 pub const BATCH_NORM_EPSILON: f64 = 1e-4;
@@ -27,22 +28,28 @@ pub const BATCH_NORM_MOMENTUM: f64 = 0.1;
 /// `forward` and `inverse` use the running moments in training as well, as constants: that keeps the
 /// layer a bijection of each sample alone, whatever its batch, so that every law of [`Flow`] holds in
 /// training too and reversible backpropagation inverts exactly what `forward` did. The moments are
-/// brought up to date by a pass over the batch *before* the step, [`observe`](Flow::observe), which
+/// brought up to date by a pass over the batch *before* the step, [`data_pass`](Flow::data_pass), which
 /// couplings, stacks and whole models hand on and [`Trainer`](crate::training::Trainer) calls: the
 /// first call takes the batch's moments, later ones the moving average
 /// `running = (1 - momentum) running + momentum batch`. The paper as well normalizes by a running
 /// average over recent minibatches (appendix E); there the newest batch's share also carries a
 /// gradient, here it does not.
 ///
+/// A batch with one value a channel (one vector, or one picture of one pixel) has no variance, and a pass
+/// over it panics; [`Trainer`](crate::training::Trainer) refuses it before that. An empty one changes
+/// nothing. Epsilon bounds the gain to `1 / sqrt(epsilon)`, 100 by default: channels with a deviation
+/// far below 0.01 come out as small as they are, times that; an [`ActNorm`](super::ActNorm) in front
+/// brings data of any scale to 1.
+///
 /// ```
 /// use burn::tensor::Tensor;
-/// use burn_flows::{Flow, norm::BatchNorm};
+/// use burn_flows::{Flow, Pass, norm::BatchNorm};
 ///
 /// let device = burn_flows::backend::device();
 /// let mut norm = BatchNorm::new(1, &device)?;
 /// for batch in [[[1.0], [3.0]], [[2.0], [4.0]]] {
 ///     let x = Tensor::<2>::from_data(batch, &device);
-///     norm = norm.observe(x).0; // before the step on this batch
+///     norm = norm.data_pass(x, Pass::Observe).0; // before the step on this batch
 /// }
 /// let mean = norm.moments.mean.val().into_scalar::<f32>();
 /// assert!((mean - (0.9 * 2.0 + 0.1 * 3.0)).abs() < 1e-6);
@@ -144,24 +151,21 @@ impl<const D: usize> Flow<D> for BatchNorm {
         self.denormalize_with(z, self.moments.current())
     }
 
-    /// Takes the moments of the first batch; later batches change nothing.
-    fn initialize(mut self, x: Tensor<D>) -> (Self, Tensor<D>) {
+    /// [`Pass::Initialize`] takes the moments of the first batch, [`Pass::Observe`] each batch into the
+    /// running moments; then the batch is mapped by them. See *Training* above.
+    fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
         self.moments.assert_channels(&x);
-        self.moments = self.moments.initialize(Moments::of(x.clone()));
+        self.moments = self.moments.take_in(&x, pass);
         let z = self.forward(x).0;
         (self, z)
     }
 
-    /// Takes the batch into the running moments, then maps it by them; see *Training* above.
-    fn observe(mut self, x: Tensor<D>) -> (Self, Tensor<D>) {
-        self.moments.assert_channels(&x);
-        self.moments = self.moments.update(Moments::of(x.clone()));
-        let z = self.forward(x).0;
-        (self, z)
-    }
-
-    fn has_running_statistics(&self) -> bool {
-        true
+    fn check(&self) -> Result<()> {
+        let mut log_scale = self.moments.log_scale(self.moments.variance.val());
+        if let Some(learned) = &self.log_scale {
+            log_scale = log_scale + learned.val();
+        }
+        check_log_scale("BatchNorm", log_scale)
     }
 }
 
@@ -170,7 +174,9 @@ mod tests {
     use burn::optim::GradientsParams;
 
     use super::*;
+    use crate::flow::At;
     use crate::host;
+    use crate::tape::Tape;
 
     /// A device with f64, if one is compiled in.
     fn device() -> Device {
@@ -200,8 +206,8 @@ mod tests {
 
     #[test]
     fn momentum_one_is_ordinary_batch_normalization() {
-        let norm = norm(1.0).observe(batch() * 5.0).0;
-        let (norm, z) = norm.observe(batch());
+        let norm = norm(1.0).data_pass(batch() * 5.0, Pass::Observe).0;
+        let (norm, z) = norm.data_pass(batch(), Pass::Observe);
         let again = norm.normalize_with(batch(), Moments::of(batch())).0;
         assert!(largest(z - again) < 1e-12);
     }
@@ -227,7 +233,7 @@ mod tests {
         let mut norm = norm(0.3);
         for step in 1..4 {
             let x = batch() * f64::from(step);
-            norm = norm.observe(x.clone()).0;
+            norm = norm.data_pass(x.clone(), Pass::Observe).0;
             let training = norm.clone().train();
             let loss = |z: Tensor<2>, log_det: Tensor<1>| z.powi_scalar(3).sum() - log_det.sum();
 
@@ -241,7 +247,8 @@ mod tests {
             let dz = z.clone().square() * 3.0;
             let dlog_det = Tensor::ones([6], (&z.device(), z.dtype())).neg();
             let mut grads = GradientsParams::new();
-            let (back, dx) = training.pull_back(z, dz, dlog_det, &mut grads);
+            let (back, dx) =
+                training.pull_back(At::Output(z), dz, dlog_det, &mut Tape::default(), &mut grads);
             assert!(largest(back - x) < tolerance());
             assert!(largest(dx - expected_dx) < tolerance());
             let id = training.log_scale.as_ref().unwrap().id;

@@ -2,8 +2,11 @@
 
 mod act_norm;
 mod batch_norm;
+mod marks;
 mod running_moments;
 
 pub use act_norm::{ActNorm, LOG_SCALE_FACTOR};
 pub use batch_norm::{BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, BatchNorm};
+pub(crate) use marks::{has_running_moments, waiting_for_data};
+pub(crate) use running_moments::assert_variance;
 pub use running_moments::{Moments, RunningMoments};

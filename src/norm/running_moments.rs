@@ -5,8 +5,10 @@ use burn::tensor::{Device, Tensor};
 
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
+use crate::flow::Pass;
 use crate::kernels::MOST_DEVIATION;
 use crate::param::{frozen, replace};
+use crate::record::Setting;
 
 /// Mean and variance of every channel over batch and space, `[channels]` each.
 #[derive(Debug, Clone)]
@@ -19,13 +21,36 @@ pub struct Moments {
 
 impl Moments {
     /// The moments of a batch `[batch, channels, ...]`.
+    ///
+    /// # Panics
+    /// If there are fewer than two values a channel, which have no variance.
     pub fn of<const D: usize>(x: Tensor<D>) -> Self {
-        let channels = x.dims()[1];
-        let rows = x.swap_dims(0, 1).reshape([channels as i32, -1]);
+        assert_variance(x.dims());
+        let rows = rows(x);
+        let channels = rows.dims()[0];
         let mean = rows.clone().mean_dim(1);
         let variance = (rows - mean.clone()).square().mean_dim(1);
         Self { mean: mean.reshape([channels]), variance: variance.reshape([channels]) }
     }
+}
+
+/// # Panics
+/// In the name of batch normalization, if a batch of this shape has fewer than two values a channel.
+pub(crate) fn assert_variance<const D: usize>(shape: [usize; D]) {
+    let values = shape[0] * shape[2..].iter().product::<usize>();
+    assert!(
+        values >= 2,
+        "BatchNorm: a batch of shape {shape:?} has {values} value{} a channel, and no variance; give it \
+         at least 2 samples",
+        if values == 1 { "" } else { "s" }
+    );
+}
+
+/// `[batch, channels, ...] -> [channels, values]`.
+fn rows<const D: usize>(x: Tensor<D>) -> Tensor<2> {
+    let shape = x.dims();
+    let values = shape[0] * shape[2..].iter().product::<usize>();
+    x.swap_dims(0, 1).reshape([shape[1], values])
 }
 
 /// Running moments: `running = (1 - momentum) running + momentum batch`; the first batch is taken as
@@ -40,10 +65,8 @@ pub struct RunningMoments {
     pub variance: Param<Tensor<1>>,
     /// 1 once a batch was seen, else 0; `[1]`, not trained.
     pub initialized: Param<Tensor<1>>,
-    #[module(skip)]
-    momentum: f64,
-    #[module(skip)]
-    epsilon: f64,
+    momentum: Setting<f64>,
+    epsilon: Setting<f64>,
 }
 
 impl RunningMoments {
@@ -78,19 +101,19 @@ impl RunningMoments {
             mean: frozen(Tensor::zeros([num_channels], device)),
             variance: frozen(Tensor::ones([num_channels], device)),
             initialized: frozen(Tensor::zeros([1], device)),
-            momentum,
-            epsilon,
+            momentum: momentum.into(),
+            epsilon: epsilon.into(),
         })
     }
 
     /// Weight of a new batch in the average.
     pub fn momentum(&self) -> f64 {
-        self.momentum
+        *self.momentum
     }
 
     /// Added to the variance.
     pub fn epsilon(&self) -> f64 {
-        self.epsilon
+        *self.epsilon
     }
 
     /// Whether a batch was seen (also before saving and loading).
@@ -107,8 +130,8 @@ impl RunningMoments {
     /// batch was seen, and in channels where `x` is farther away than [`MOST_DEVIATION`].
     pub(crate) fn with_gradients_of<const D: usize>(&self, x: &Tensor<D>) -> Moments {
         let running = self.current();
-        let channels = x.dims()[1];
-        let rows = x.clone().swap_dims(0, 1).reshape([channels as i32, -1]);
+        let rows = rows(x.clone());
+        let channels = rows.dims()[0];
         let mean = rows.clone().mean_dim(1).reshape([channels]);
         // About the running means, as they are what is subtracted.
         let deviations = rows - running.mean.clone().detach().reshape([channels, 1]);
@@ -125,7 +148,15 @@ impl RunningMoments {
 
     /// `1 / (variance + epsilon)`, `[channels]`.
     pub(crate) fn precision(&self) -> Tensor<1> {
-        (self.variance.val() + self.epsilon).recip()
+        (self.variance.val() + *self.epsilon).recip()
+    }
+
+    /// Takes in the moments of `x`, as [`data_pass`](Self::data_pass); an empty batch has none.
+    ///
+    /// # Panics
+    /// As [`Moments::of`].
+    pub(crate) fn take_in<const D: usize>(self, x: &Tensor<D>, pass: Pass) -> Self {
+        if x.dims()[0] == 0 { self } else { self.data_pass(Moments::of(x.clone()), pass) }
     }
 
     /// Takes the moments of the first batch as they are; later ones change nothing.
@@ -135,7 +166,7 @@ impl RunningMoments {
 
     /// Takes in the moments of a batch.
     pub fn update(mut self, batch: Moments) -> Self {
-        let momentum = if self.is_initialized() { self.momentum } else { 1.0 };
+        let momentum = if self.is_initialized() { *self.momentum } else { 1.0 };
         let blend = |running: Tensor<1>, batch: Tensor<1>| {
             running * (1.0 - momentum) + batch.detach() * momentum
         };
@@ -146,6 +177,15 @@ impl RunningMoments {
         self.variance = replace(self.variance, variance);
         self.initialized = replace(self.initialized, mark);
         self
+    }
+
+    /// The part of a [`Flow::data_pass`](crate::Flow::data_pass): [`initialize`](Self::initialize) or
+    /// [`update`](Self::update).
+    pub(crate) fn data_pass(self, batch: Moments, pass: Pass) -> Self {
+        match pass {
+            Pass::Initialize => self.initialize(batch),
+            Pass::Observe => self.update(batch),
+        }
     }
 
     /// `(x - mean) / sqrt(variance + epsilon)`, the moments being constants, and the logarithm of
@@ -168,7 +208,7 @@ impl RunningMoments {
 
     /// The logarithm of `1 / sqrt(variance + epsilon)`, `[channels]`.
     pub(crate) fn log_scale(&self, variance: Tensor<1>) -> Tensor<1> {
-        (variance + self.epsilon).log() * -0.5
+        (variance + *self.epsilon).log() * -0.5
     }
 
     pub(crate) fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {

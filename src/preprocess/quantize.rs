@@ -61,10 +61,13 @@ impl Quantization {
         pixel >> (8 - self.num_bits)
     }
 
-    /// `(level + noise) / 2^n`, for noise in `[0, 1)`.
+    /// `(level + noise) / 2^n`, for noise in `[0, 1)`; below 1 and below the next level for every
+    /// noise that an f32 can be, so that [`pixel`](Quantization::pixel) finds the level again.
     pub fn dequantize_with(self, pixel: u8, noise: f32) -> f32 {
-        let levels = self.num_levels() as f32;
-        (f32::from(self.level(pixel)) + noise) / levels
+        let level = f32::from(self.level(pixel));
+        // The sum can round to the next level: 255 + (1 - 2^-24) is 256 in f32.
+        let x = (level + noise).clamp(level, (level + 1.0).next_down());
+        x / self.num_levels() as f32
     }
 
     /// Pixels with uniform noise from the given random stream.
@@ -103,6 +106,44 @@ mod tests {
             assert_eq!(quantization.dequantize_with(0, 0.0), 0.0);
             assert!(quantization.dequantize_with(255, 0.999) < 1.0);
         }
+    }
+
+    /// All 2^24 values that `random::<f32>()` has, on the darkest and the brightest levels and on one
+    /// whose f32 has the fewest bits to spare.
+    #[test]
+    fn every_noise_gives_its_pixel_back() {
+        const DRAWS: u32 = 1 << 24;
+        for (bits, pixel) in [(8, 0), (8, 128), (8, 255), (5, 255), (1, 255)] {
+            let quantization = Quantization::new(bits).unwrap();
+            let level = quantization.level(pixel);
+            for draw in 0..DRAWS {
+                let x = quantization.dequantize_with(pixel, draw as f32 / DRAWS as f32);
+                assert!(x < 1.0, "{bits} bits, pixel {pixel}, draw {draw}");
+                let again = quantization.level(quantization.pixel(x));
+                assert_eq!(again, level, "{bits} bits, pixel {pixel}, draw {draw}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_noise_gives_every_pixel_back_in_both_dtypes() {
+        let last = 1.0 - f32::EPSILON / 2.0;
+        for bits in 1..=8 {
+            let quantization = Quantization::new(bits).unwrap();
+            for pixel in 0..=255 {
+                let x = quantization.dequantize_with(pixel, last);
+                assert!(x < 1.0);
+                let level = quantization.level(pixel);
+                assert_eq!(quantization.level(quantization.pixel(x)), level, "{bits}, {pixel}");
+                let wide = f64::from(x) * f64::from(quantization.num_levels());
+                assert_eq!(wide.floor(), f64::from(level), "{bits}, {pixel}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_noise_is_not_hidden() {
+        assert!(Quantization::new(8).unwrap().dequantize_with(3, f32::NAN).is_nan());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::{Prior, SplitPrior, StandardNormal, backward_by_autodiff, standard_no
 use crate::conditioner::Conditioner;
 use crate::conditioner::conv::ZeroConv;
 use crate::coupling::{AffineOrder, Fused, FusedMap, LOG_SCALE_LIMIT, Mask, ScaleMap};
+use crate::flow::Pass;
 use crate::reshape::{merge_channels, num_kept, split_channels};
 use crate::tape::Tape;
 
@@ -64,11 +65,12 @@ impl<C: Module> ConditionalNormal<C> {
         if !Fused::<D, C>::runs(mask, z) || kept.dims()[1] != num_kept(channels) {
             return None;
         }
-        let mut net = self.conditioner.fold()?;
+        let mut net = self.conditioner.folded()?.fold()?;
         let (weight, bias) = net.layers.pop()?;
         net.layers.push((weight.neg(), bias.neg()));
         let (order, scale_map) = (AffineOrder::ShiftThenScale, ScaleMap::Exp);
-        let map = FusedMap::Affine { scale_map, order, gain: None };
+        let limits = [-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT];
+        let map = FusedMap::Affine { scale_map, order, gain: None, limits };
         let joined = merge_channels(kept.clone(), z.clone());
         Some((Fused::new(&self.conditioner, net, map, mask, &joined)?, joined))
     }
@@ -112,6 +114,11 @@ where
         }
         let (mean, log_std) = self.parameters(kept);
         noise * log_std.exp() + mean
+    }
+
+    fn data_pass(mut self, kept: Tensor<D>, pass: Pass) -> Self {
+        self.conditioner = self.conditioner.data_pass(kept, pass).0;
+        self
     }
 
     fn backward(

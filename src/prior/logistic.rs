@@ -7,12 +7,21 @@ use rand::{Rng, RngExt};
 use super::Prior;
 use crate::coupling::sum_per_sample;
 use crate::host;
+use crate::record::Setting;
 
 /// Independent standard logistics: `ln p(z) = -sum_i (softplus(z_i) + softplus(-z_i))`.
 ///
 /// Source: Dinh et al., *NICE*, [arXiv:1410.8516](https://arxiv.org/abs/1410.8516), section 3.4.
-#[derive(Module, Debug, Default)]
-pub struct StandardLogistic {}
+#[derive(Module, Debug)]
+pub struct StandardLogistic {
+    kind: Setting<&'static str>,
+}
+
+impl Default for StandardLogistic {
+    fn default() -> Self {
+        Self { kind: Setting::new("standard logistic") }
+    }
+}
 
 impl StandardLogistic {
     /// The standard logistic.

@@ -10,12 +10,35 @@ use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
 use rand::{Rng, RngExt};
 
+/// Makes an enum of priors, one of several, a [`Prior`](trait@Prior) of every rank that all of them have;
+/// every variant holds one.
+///
+/// ```
+/// use burn::module::Module;
+/// use burn::tensor::Tensor;
+/// use burn_flows::prior::{Prior, StandardLogistic, StandardNormal};
+///
+/// #[derive(Module, Debug, Prior)]
+/// enum Base {
+///     Logistic(StandardLogistic),
+///     Normal(StandardNormal),
+/// }
+///
+/// let base = Base::Logistic(StandardLogistic::new());
+/// let device = burn_flows::backend::device();
+/// let log_prob = base.log_prob(Tensor::<2>::from_data([[0.0, 0.0]], &device));
+/// assert!((log_prob.into_scalar::<f32>() - 2.0 * 0.25f32.ln()).abs() < 1e-6);
+/// ```
+pub use burn_flows_derive::Prior;
+/// Makes an enum of split priors, one of several, a [`SplitPrior`](trait@SplitPrior) of every rank that
+/// all of them have; every variant holds one.
+pub use burn_flows_derive::SplitPrior;
 pub use conditional_normal::ConditionalNormal;
 pub use diagonal_normal::DiagonalNormal;
 pub use logistic::StandardLogistic;
 pub use normal::StandardNormal;
 
-use crate::flow::{pull_back_through, pull_back_with};
+use crate::flow::{Pass, pull_back_through, pull_back_with};
 use crate::host;
 
 /// A density over latents `z` of rank `D`.
@@ -48,7 +71,7 @@ pub trait Prior<const D: usize>: Module {
 
 /// A density over the latents that a split factors out, which may depend on the kept half.
 ///
-/// Every [`Prior`] is one that does not.
+/// Every [`Prior`](trait@Prior) is one that does not.
 pub trait SplitPrior<const D: usize>: Module {
     /// `ln p(z | kept)` in nats: `[batch, ...] -> [batch]`.
     fn log_prob(&self, z: Tensor<D>, kept: Tensor<D>) -> Tensor<1>;
@@ -74,6 +97,12 @@ pub trait SplitPrior<const D: usize>: Module {
         noise
     }
 
+    /// Sends the kept half of a batch through what depends on it, which may change by that: a net's ActNorm
+    /// is initialized, its running statistics take the batch in. Default: unchanged.
+    fn data_pass(self, _kept: Tensor<D>, _pass: Pass) -> Self {
+        self
+    }
+
     /// The gradients of `weight * sum ln p(z | kept)` with respect to `z` and to `kept`; those of the
     /// parameters are added to `grads`. `self` is a model in training, the tensors are plain.
     ///
@@ -87,6 +116,128 @@ pub trait SplitPrior<const D: usize>: Module {
     ) -> (Tensor<D>, Tensor<D>) {
         backward_by_autodiff(self, z, kept, weight, grads)
     }
+}
+
+/// All methods of [`Prior`] and of [`SplitPrior`] for one of several: what the derive macros write. Here
+/// beside the traits, so that none is forgotten.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __one_of_priors {
+    (Prior $D:ident $($variant:ident $field:tt)+) => {
+        fn log_prob(
+            &self,
+            z: $crate::__private::Tensor<$D>,
+        ) -> $crate::__private::Tensor<1> {
+            match self {
+                $(Self::$variant { $field: prior } => $crate::prior::Prior::log_prob(prior, z),)+
+            }
+        }
+
+        fn sample(
+            &self,
+            shape: [usize; $D],
+            temperature: f64,
+            rng: &mut impl $crate::__private::Rng,
+            device: &$crate::__private::Device,
+            dtype: $crate::__private::DType,
+        ) -> $crate::__private::Tensor<$D> {
+            match self {
+                $(Self::$variant { $field: prior } => {
+                    $crate::prior::Prior::sample(prior, shape, temperature, rng, device, dtype)
+                })+
+            }
+        }
+
+        fn backward(
+            &self,
+            z: $crate::__private::Tensor<$D>,
+            weight: f64,
+            grads: &mut $crate::__private::GradientsParams,
+        ) -> $crate::__private::Tensor<$D> {
+            match self {
+                $(Self::$variant { $field: prior } => {
+                    $crate::prior::Prior::backward(prior, z, weight, grads)
+                })+
+            }
+        }
+    };
+    (SplitPrior $D:ident $($variant:ident $field:tt)+) => {
+        fn log_prob(
+            &self,
+            z: $crate::__private::Tensor<$D>,
+            kept: $crate::__private::Tensor<$D>,
+        ) -> $crate::__private::Tensor<1> {
+            match self {
+                $(Self::$variant { $field: prior } => {
+                    $crate::prior::SplitPrior::log_prob(prior, z, kept)
+                })+
+            }
+        }
+
+        fn sample(
+            &self,
+            shape: [usize; $D],
+            kept: $crate::__private::Tensor<$D>,
+            temperature: f64,
+            rng: &mut impl $crate::__private::Rng,
+        ) -> $crate::__private::Tensor<$D> {
+            match self {
+                $(Self::$variant { $field: prior } => {
+                    $crate::prior::SplitPrior::sample(prior, shape, kept, temperature, rng)
+                })+
+            }
+        }
+
+        fn standardize(
+            &self,
+            z: $crate::__private::Tensor<$D>,
+            kept: $crate::__private::Tensor<$D>,
+        ) -> $crate::__private::Tensor<$D> {
+            match self {
+                $(Self::$variant { $field: prior } => {
+                    $crate::prior::SplitPrior::standardize(prior, z, kept)
+                })+
+            }
+        }
+
+        fn unstandardize(
+            &self,
+            noise: $crate::__private::Tensor<$D>,
+            kept: $crate::__private::Tensor<$D>,
+        ) -> $crate::__private::Tensor<$D> {
+            match self {
+                $(Self::$variant { $field: prior } => {
+                    $crate::prior::SplitPrior::unstandardize(prior, noise, kept)
+                })+
+            }
+        }
+
+        fn data_pass(
+            self,
+            kept: $crate::__private::Tensor<$D>,
+            pass: $crate::Pass,
+        ) -> Self {
+            match self {
+                $(Self::$variant { $field: prior } => Self::$variant {
+                    $field: $crate::prior::SplitPrior::data_pass(prior, kept, pass),
+                },)+
+            }
+        }
+
+        fn backward(
+            &self,
+            z: $crate::__private::Tensor<$D>,
+            kept: $crate::__private::Tensor<$D>,
+            weight: f64,
+            grads: &mut $crate::__private::GradientsParams,
+        ) -> ($crate::__private::Tensor<$D>, $crate::__private::Tensor<$D>) {
+            match self {
+                $(Self::$variant { $field: prior } => {
+                    $crate::prior::SplitPrior::backward(prior, z, kept, weight, grads)
+                })+
+            }
+        }
+    };
 }
 
 impl<const D: usize, P: Prior<D>> SplitPrior<D> for P {

@@ -7,10 +7,19 @@ use rand::Rng;
 
 use super::{HALF_LN_TAU, Prior, standard_normal};
 use crate::coupling::sum_per_sample;
+use crate::record::Setting;
 
 /// Independent standard normals: `ln p(z) = -sum_i (z_i^2 + ln 2 pi) / 2`.
-#[derive(Module, Debug, Default)]
-pub struct StandardNormal {}
+#[derive(Module, Debug)]
+pub struct StandardNormal {
+    kind: Setting<&'static str>,
+}
+
+impl Default for StandardNormal {
+    fn default() -> Self {
+        Self { kind: Setting::new("standard normal") }
+    }
+}
 
 impl StandardNormal {
     /// The standard normal.

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use crate::chain::zero_log_det;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
+use crate::record::Setting;
 
 /// Trades space for channels: `[n, c, h, w] -> [n, 4c, h/2, w/2]`.
 ///
@@ -30,8 +31,16 @@ use crate::flow::Flow;
 /// #     fn try_to_vec_f32(self) -> Vec<f32> { self.as_slice::<f32>().unwrap().to_vec() }
 /// # }
 /// ```
-#[derive(Module, Debug, Default)]
-pub struct Squeeze {}
+#[derive(Module, Debug)]
+pub struct Squeeze {
+    kind: Setting<&'static str>,
+}
+
+impl Default for Squeeze {
+    fn default() -> Self {
+        Self { kind: Setting::new("[4c + 2dy + dx, y, x]") }
+    }
+}
 
 impl Squeeze {
     /// A squeeze by two.

@@ -7,7 +7,9 @@ use burn::tensor::{Int, Tensor};
 
 use super::report::{Court, Law, LawViolation, Report, Tolerances};
 use super::{inputs, move_parameters, visit};
-use crate::flow::Flow;
+use crate::flow::{At, Flow, Pass};
+use crate::norm::waiting_for_data;
+use crate::tape::{Memory, Tape};
 use crate::{host, linalg, record};
 
 /// Standard deviation of the noise that moves the parameters: large enough for every term to count,
@@ -329,7 +331,7 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
         Ok(worst)
     }
 
-    /// Gradients by autodiff reach every parameter, and `pull_back` gives the same.
+    /// Gradients by autodiff reach every parameter, and `pull_back` gives the same, whatever it is given.
     fn gradients(&self, unreached: &[String]) -> Result<(usize, f64), LawViolation> {
         let flow = self.flow.clone().train();
         let pulled = self.pulled(&flow, self.x.clone());
@@ -347,21 +349,53 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
             reached += 1;
         }
 
-        let mut grads = GradientsParams::new();
-        let mut pull_back = || {
-            flow.pull_back(pulled.z.clone(), pulled.dz.clone(), pulled.dlog_det.clone(), &mut grads)
-        };
-        let (x, dx) = pull_back();
-        // Once more into the same gradients, which must add up.
-        pull_back();
+        let mut worst = 0.0f64;
+        // From either side, and with every input on the tape: the gradients are the same.
+        let sides = [
+            ("from z", At::Output(pulled.z.clone()), Memory::Reversible),
+            ("from x", At::Input(self.x.clone()), Memory::Reversible),
+            ("from z with x on the tape", At::Output(pulled.z.clone()), Memory::Stored),
+        ];
+        for (what, at, memory) in sides {
+            let mut grads = GradientsParams::new();
+            let mut pull_back = || {
+                let mut tape = Tape::new(memory);
+                if memory == Memory::Stored {
+                    self.flow.forward_on(self.x.clone(), &mut tape);
+                }
+                let (dz, dlog_det) = (pulled.dz.clone(), pulled.dlog_det.clone());
+                let (x, dx) = flow.pull_back(at.clone(), dz, dlog_det, &mut tape, &mut grads);
+                (x, dx, tape.num_layers())
+            };
+            let (x, dx, left) = pull_back();
+            self.court.require(Law::PullBack, left == 0, || {
+                format!("{left} layers that forward_on pushed are left on the tape; pop them in pull_back")
+            })?;
+            // Once more into the same gradients, which must add up.
+            pull_back();
+            worst = worst.max(self.pulled_back(what, &flow, &pulled, x, dx, &grads)?);
+        }
+        Ok((reached, worst))
+    }
+
+    /// Compares what `pull_back` gave, run twice into the same gradients, with autodiff.
+    fn pulled_back(
+        &self,
+        side: &str,
+        flow: &F,
+        pulled: &Pulled<D>,
+        x: Tensor<D>,
+        dx: Tensor<D>,
+        grads: &GradientsParams,
+    ) -> Result<f64, LawViolation> {
         let compare = |what: &str, got: &[f64], expected: &[f64], tolerance| {
-            self.court.compare(Law::PullBack, what, got, expected, tolerance)
+            let what = format!("{what}, pulled back {side},");
+            self.court.compare(Law::PullBack, &what, got, expected, tolerance)
         };
         compare("x", &host::to_f64(x), &host::to_f64(self.x.clone()), self.tolerances.round_trip)?;
         let tolerance = self.tolerances.gradients;
         let mut worst = compare("the gradient of x", &host::to_f64(dx), &pulled.dx, tolerance)?;
-        for ((path, expected), (_, got)) in pulled.grads.iter().zip(visit::gradients(&flow, &grads))
-        {
+        for ((path, expected), (_, got)) in pulled.grads.iter().zip(visit::gradients(flow, grads)) {
             let got = match (got, expected) {
                 (Some(got), _) => got,
                 (None, None) => continue,
@@ -373,7 +407,7 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
             let what = format!("the gradient of {path}");
             worst = worst.max(compare(&what, &half, expected, tolerance)?);
         }
-        Ok((reached, worst))
+        Ok(worst)
     }
 
     /// Plain autodiff from random gradients of the outputs.
@@ -422,12 +456,25 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
         let mixture = |weight: f64| self.x.clone() * weight + reverse.clone() * (1.0 - weight);
         let weights = (0..INITIALIZATION_COPIES).map(|i| i as f64 / INITIALIZATION_COPIES as f64);
         let batch = Tensor::cat(weights.map(mixture).collect(), 0);
-        let (flow, z) = self.flow.clone().initialize(batch.clone());
+        let (flow, z) = self.flow.clone().data_pass(batch.clone(), Pass::Initialize);
+        if let Some(layer) = waiting_for_data(&flow) {
+            let detail = format!(
+                "{layer} still waits for its first batch after initialize; write #[derive(Flow)] on a \
+                 struct or enum of flows, or hand the batch on to it in data_pass"
+            );
+            return Err(self.court.violation(Law::Initialize, detail));
+        }
         let tolerance = self.tolerances.agreement * INITIALIZATION_GAIN;
         let compare = |what, got: Tensor<D>, expected: Tensor<D>| {
             let (got, expected) = (host::to_f64(got), host::to_f64(expected));
             self.court.compare(Law::Initialize, what, &got, &expected, tolerance)
         };
+        let (_, by_name) = self.flow.clone().initialize(batch.clone());
+        compare(
+            "what initialize, not to be overridden, does instead of data_pass",
+            by_name,
+            z.clone(),
+        )?;
         compare("the batch that initialize returns", z, flow.forward(batch).0)?;
         // Another batch, other moments: an initialized flow must not look at them.
         let (again, _) = flow.clone().initialize(self.x.clone().narrow(0, 0, 1));
@@ -436,8 +483,12 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
             again.forward(self.x.clone()).0,
             flow.forward(self.x.clone()).0,
         )?;
-        let (observed, z) = flow.observe(self.x.clone());
-        compare("the batch that observe returns", z, observed.forward(self.x.clone()).0)?;
+        let (observed, z) = flow.data_pass(self.x.clone(), Pass::Observe);
+        compare(
+            "the batch that an observing data_pass returns",
+            z,
+            observed.forward(self.x.clone()).0,
+        )?;
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The laws of [`Flow`](crate::Flow) as a test: one call proves a flow of your own.
+//! The laws of [`Flow`](trait@crate::Flow) as a test: one call proves a flow of your own.
 //!
 //! [`check_laws`] moves a flow's parameters off their start by seeded noise and checks every law on a
 //! batch that you give; what breaks is a [`LawViolation`] that names the law, the flow and the

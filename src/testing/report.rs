@@ -4,7 +4,7 @@ use std::fmt;
 
 use burn::tensor::DType;
 
-/// A law of [`Flow`](crate::Flow).
+/// A law of [`Flow`](trait@crate::Flow).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Law {
@@ -18,7 +18,8 @@ pub enum Law {
     LogDet,
     /// A sample's result does not depend on its batch.
     Batch,
-    /// `initialize` gives back what the initialized flow does, and a second one changes nothing.
+    /// `initialize` leaves nothing inside waiting for a first batch, gives back what the initialized flow
+    /// does, and a second one changes nothing.
     Initialize,
     /// Gradients reach every trainable parameter.
     Gradients,
@@ -40,7 +41,9 @@ impl fmt::Display for Law {
             Self::Jacobian => "log_det is that of the Jacobian",
             Self::LogDet => "log_det(x) = forward(x).1",
             Self::Batch => "a sample's result does not depend on its batch",
-            Self::Initialize => "initialization happens once and returns what forward gives",
+            Self::Initialize => {
+                "initialization reaches all, happens once and returns what forward gives"
+            }
             Self::Gradients => "gradients reach every trainable parameter",
             Self::PullBack => "pull_back gives the gradients of autodiff",
             Self::Finite => "outputs and gradients are finite at extreme inputs",

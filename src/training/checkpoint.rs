@@ -1,15 +1,19 @@
 //! Checkpoints: a training as files, from which it goes on exactly.
 //!
-//! A folder holds one checkpoint: the model's record and the optimizer's state, both named by their
-//! step, and `checkpoint.txt`, which names them. That file is written beside and renamed after the
-//! other two are on the disk, so at every moment the folder holds one whole checkpoint, the newest or
-//! the one before.
+//! A folder holds one checkpoint: `checkpoint.txt` and the two files that it names, the model's record
+//! and the optimizer's state. These have one of two names each and are written under those that are
+//! not in use; then `checkpoint.txt` is replaced, so at every moment it names one whole checkpoint, the
+//! newest or the one before, and what an interruption leaves is overwritten by the next call but one.
+//! Nothing else in the folder is touched. `checkpoint.lock` makes those wait who come at the same time.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
+use burn::store::burn_pack;
 use burn::tensor::Bytes;
 
 use super::Trainer;
@@ -18,33 +22,57 @@ use crate::record;
 use crate::tape::Memory;
 
 const POINTER: &str = "checkpoint.txt";
-const FORMAT: &str = "burn-flows checkpoint 2";
+const LOCK: &str = "checkpoint.lock";
+const FORMAT: &str = "burn-flows checkpoint 3";
+
+/// Without a line for the optimizer, which was always [`Adam`](super::Adam), and with files that are named
+/// by their step.
+const FORMAT_2: &str = "burn-flows checkpoint 2";
+
+/// In place of the name of an optimizer whose type is not known.
+const UNNAMED: &str = "-";
 
 impl<M: Module> Trainer<M> {
     /// Writes model, optimizer, step and [`memory`](Trainer::memory) into `folder`, with a `note` of the caller's own (how far it
     /// has come in its files, for one).
     ///
     /// However the call is interrupted, the checkpoint that was there before stays whole until the
-    /// new one is.
+    /// new one is; of several calls at the same time, in one process or in many, one follows the other.
+    /// Files that are not of a checkpoint stay as they are.
     ///
     /// # Errors
-    /// [`FlowError::Io`] if a file cannot be written.
+    /// [`FlowError::Io`] if a file cannot be written; [`FlowError::Record`] if `checkpoint.txt` is not
+    /// of this crate, or a parameter is not finite.
     pub fn save(&self, folder: impl AsRef<Path>, note: &str) -> Result<()> {
         let folder = folder.as_ref();
         fs::create_dir_all(folder)
             .map_err(|source| FlowError::io("create the folder", folder, source, ADVICE))?;
-        let step = self.num_steps;
-        record::save(&self.model(), model_path(folder, step))?;
-        let optimizer = self.optimizer.into_bytes().map_err(|error| FlowError::Record {
-            path: optimizer_path(folder, step),
+        let _lock = lock(folder)?;
+        let before = Pointer::read(folder)?;
+        let slot = match &before {
+            Some(Pointer { files: Files::InSlot('a'), .. }) => 'b',
+            _ => 'a',
+        };
+        let files = Files::InSlot(slot);
+        let [model, optimizer] = files.paths(folder);
+        record::save(&self.model(), model)?;
+        let state = self.optimizer.into_bytes().map_err(|error| FlowError::Record {
+            path: optimizer.clone(),
             reason: format!("the optimizer's state cannot be written ({error})"),
             advice: "report this as a bug".into(),
         })?;
-        record::write_atomically(&optimizer_path(folder, step), &optimizer)?;
-        let pointer = format!("{FORMAT}\nstep {step}\nmemory {}\n{note}", self.memory);
-        record::write_atomically(&folder.join(POINTER), pointer.as_bytes())?;
-        let keep = [model_path(folder, step), optimizer_path(folder, step), folder.join(POINTER)];
-        remove_all_but(folder, &keep);
+        record::write_atomically(&optimizer, &state)?;
+        let pointer = Pointer {
+            files,
+            step: self.num_steps,
+            memory: self.memory,
+            optimizer: self.optimizer_name.clone(),
+            note: note.into(),
+        };
+        record::write_atomically(folder.join(POINTER), pointer.to_string().as_bytes())?;
+        if let Some(before) = before {
+            before.files.remove(folder);
+        }
         Ok(())
     }
 
@@ -52,96 +80,224 @@ impl<M: Module> Trainer<M> {
     /// [`save`](Trainer::save) was given; `None` where there is no checkpoint, with the trainer as it
     /// was.
     ///
-    /// `self` is a new trainer of a model of the same configuration, with the same schedule; its
-    /// memory becomes that of the checkpoint.
+    /// `self` is a new trainer of a model of the same configuration, with the same schedule and
+    /// optimizer; its memory becomes that of the checkpoint.
     ///
     /// # Errors
-    /// [`FlowError::Record`] if the checkpoint is of another configuration or not whole.
+    /// [`FlowError::Record`] if the checkpoint is of another configuration or optimizer, or not whole.
+    /// Optimizers are told apart by the state that they have and by their types, where both trainings
+    /// were given one and not Burn's wrapper around any of them: `AdamWConfig::new().build()` is known
+    /// for AdamW, by `init()` it passes for Adam, whose state is of the same form.
     pub fn resume(mut self, folder: impl AsRef<Path>) -> Result<(Self, Option<String>)> {
         let folder = folder.as_ref();
-        let pointer = folder.join(POINTER);
-        let text = match fs::read_to_string(&pointer) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((self, None)),
-            Err(source) => return Err(FlowError::io("read", &pointer, source, ADVICE)),
+        // Where the folder cannot be written there is nobody to wait for.
+        let lock = File::open(folder.join(LOCK)).ok();
+        let _ = lock.as_ref().map(File::lock_shared);
+        let Some(pointer) = Pointer::read(folder)? else {
+            return Ok((self, None));
         };
-        let Pointer { step, memory, note } =
-            Pointer::parse(&text).ok_or_else(|| FlowError::Record {
-                path: pointer,
-                reason: "this is not a checkpoint of this version".into(),
-                advice: "remove the folder to start from the beginning".into(),
-            })?;
-        let model = record::load(self.model(), model_path(folder, step))?;
-        let path = optimizer_path(folder, step);
+        let Pointer { files, step, memory, optimizer, note } = pointer;
+        let [model, path] = files.paths(folder);
+        let model = record::load(self.model(), model)?;
         let bytes =
             fs::read(&path).map_err(|source| FlowError::io("read", &path, source, ADVICE))?;
-        self.optimizer =
-            self.optimizer.from_bytes(Bytes::from_bytes_vec(bytes)).map_err(|error| {
-                FlowError::Record {
-                    path,
-                    reason: format!("this is not an optimizer's state ({error})"),
-                    advice: "remove the folder to start from the beginning".into(),
+        let wrong = |reason: String, advice: &str| FlowError::Record {
+            path: path.clone(),
+            reason,
+            advice: advice.into(),
+        };
+        if let (Some(found), Some(own)) = (&optimizer, &self.optimizer_name)
+            && found != own
+        {
+            return Err(wrong(
+                format!("this is the state of {found}, the trainer has {own}"),
+                OPTIMIZER,
+            ));
+        }
+        let unreadable = |error: &dyn Display| {
+            let reason = format!("this is not an optimizer's state ({error})");
+            wrong(reason, ANOTHER)
+        };
+        let found = described(&bytes).map_err(|error| unreadable(&error))?;
+        self.optimizer = self
+            .optimizer
+            .from_bytes(Bytes::from_bytes_vec(bytes))
+            .map_err(|error| unreadable(&error))?;
+        // What an optimizer does not know in a state it leaves out, without a word.
+        let taken = self.optimizer.into_bytes().map_err(|error| unreadable(&error))?;
+        let taken = described(&taken).map_err(|error| unreadable(&error))?;
+        for (name, dtype) in &found {
+            match taken.get(name) {
+                None => {
+                    let reason =
+                        format!("this is the state of another optimizer, which has no {name}");
+                    return Err(wrong(reason, OPTIMIZER));
                 }
-            })?;
+                Some(read) if read != dtype => {
+                    let reason = format!("{name} is {dtype}, but Burn reads it as {read}");
+                    return Err(wrong(
+                        reason,
+                        "train in f32, or with the optimizer training::Adam",
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
         self.model = Some(model.train());
         (self.num_steps, self.memory) = (step, memory);
-        Ok((self, Some(note.into())))
+        self.good = None;
+        Ok((self, Some(note)))
     }
 }
 
-/// Removes the checkpoint in `folder`, if there is one; however the call is interrupted, what is left
-/// is the whole checkpoint or none.
+/// Removes the checkpoint in `folder`, if there is one, and nothing else; however the call is
+/// interrupted, what is left is the whole checkpoint or none.
 ///
 /// # Errors
-/// [`FlowError::Io`] if it cannot be removed.
+/// [`FlowError::Io`] if it cannot be removed; [`FlowError::Record`] if `checkpoint.txt` is not of this
+/// crate.
 pub fn remove_checkpoint(folder: impl AsRef<Path>) -> Result<()> {
     let folder = folder.as_ref();
-    let pointer = folder.join(POINTER);
-    match fs::remove_file(&pointer).map_err(|error| (error.kind(), error)) {
-        // No checkpoint, or no folder that could hold one.
-        Ok(()) | Err((ErrorKind::NotFound | ErrorKind::NotADirectory, _)) => {}
-        Err((_, source)) => return Err(FlowError::io("remove", &pointer, source, ADVICE)),
+    if Pointer::read(folder)?.is_none() {
+        return Ok(());
     }
-    remove_all_but(folder, &[]);
+    let _lock = lock(folder)?;
+    // Another one may have come first.
+    if let Some(checkpoint) = Pointer::read(folder)? {
+        let pointer = folder.join(POINTER);
+        fs::remove_file(&pointer)
+            .map_err(|source| FlowError::io("remove", &pointer, source, ADVICE))?;
+        checkpoint.files.remove(folder);
+    }
     Ok(())
+}
+
+const OPTIMIZER: &str = "resume with the optimizer that wrote it (Trainer::with_optimizer)";
+
+/// Names and types of everything in an optimizer's state.
+fn described(bytes: &[u8]) -> Result<BTreeMap<String, String>, burn_pack::Error> {
+    let reader = burn_pack::Reader::from_bytes(Bytes::from_bytes_vec(bytes.to_vec()))?;
+    let numbers = reader.scalars().keys().map(|name| (name.clone(), "a number".into()));
+    let mut described: BTreeMap<String, String> = numbers.collect();
+    for tensor in reader.into_tensors()? {
+        described.insert(tensor.name.clone(), format!("{:?}", tensor.dtype));
+    }
+    Ok(described)
 }
 
 const ADVICE: &str = "give a folder that can be read and written";
 
-fn model_path(folder: &Path, step: usize) -> PathBuf {
-    folder.join(format!("model-{step}.safetensors"))
+const ANOTHER: &str = "give another folder, or remove checkpoint.txt to start from the beginning";
+
+/// Waits until nobody else is at the checkpoint in `folder`, and keeps others waiting while the answer
+/// lives.
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(LOCK);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| FlowError::io("write", &path, source, ADVICE))?;
+    // Where the file system has no locks, the caller sees to it that there is one writer.
+    let _ = file.lock();
+    Ok(file)
 }
 
-fn optimizer_path(folder: &Path, step: usize) -> PathBuf {
-    folder.join(format!("optimizer-{step}.bpk"))
+/// The two files of a checkpoint, the model's record and the optimizer's state, by what names them.
+enum Files {
+    /// One of two places, `a` and `b`.
+    InSlot(char),
+    /// The step, in format 2.
+    OfStep(usize),
 }
 
-/// What `checkpoint.txt` says.
-struct Pointer<'a> {
-    step: usize,
-    memory: Memory,
-    note: &'a str,
-}
+impl Files {
+    fn paths(&self, folder: &Path) -> [PathBuf; 2] {
+        match self {
+            Self::InSlot(slot) => {
+                ["safetensors", "bpk"].map(|kind| folder.join(format!("checkpoint-{slot}.{kind}")))
+            }
+            Self::OfStep(step) => [
+                folder.join(format!("model-{step}.safetensors")),
+                folder.join(format!("optimizer-{step}.bpk")),
+            ],
+        }
+    }
 
-impl<'a> Pointer<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
-        let rest = text.strip_prefix(FORMAT)?.strip_prefix("\nstep ")?;
-        let (step, rest) = rest.split_once('\n')?;
-        let (memory, note) = rest.strip_prefix("memory ")?.split_once('\n')?;
-        Some(Self { step: step.parse().ok()?, memory: memory.parse().ok()?, note })
+    /// Whether that works does not matter to the checkpoint that is there now.
+    fn remove(&self, folder: &Path) {
+        for path in self.paths(folder) {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
-/// Removes the files of checkpoints other than those to keep, and what interrupted writes left;
-/// whether that works does not matter to the checkpoint that is there.
-fn remove_all_but(folder: &Path, keep: &[PathBuf]) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let ours = ["model-", "optimizer-", POINTER].iter().any(|start| name.starts_with(start));
-        if ours && !keep.contains(&path) {
-            let _ = fs::remove_file(path);
+/// What `checkpoint.txt` says.
+struct Pointer {
+    files: Files,
+    step: usize,
+    memory: Memory,
+    /// The name of its type, where it is known.
+    optimizer: Option<String>,
+    note: String,
+}
+
+impl std::fmt::Display for Pointer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { files, step, memory, optimizer, note } = self;
+        let optimizer = optimizer.as_deref().unwrap_or(UNNAMED);
+        writeln!(f, "{FORMAT}")?;
+        if let Files::InSlot(slot) = files {
+            writeln!(f, "files {slot}")?;
         }
+        write!(f, "step {step}\nmemory {memory}\noptimizer {optimizer}\n{note}")
+    }
+}
+
+impl Pointer {
+    /// That of the checkpoint in `folder`; `None` where there is none, or no folder that could hold
+    /// one.
+    fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(POINTER);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                return Ok(None);
+            }
+            Err(source) => return Err(FlowError::io("read", &path, source, ADVICE)),
+        };
+        match std::str::from_utf8(&bytes).ok().and_then(Self::parse) {
+            Some(pointer) => Ok(Some(pointer)),
+            None => Err(FlowError::Record {
+                path,
+                reason: "this is not a checkpoint of this version".into(),
+                advice: ANOTHER.into(),
+            }),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (format, rest) = text.split_once('\n')?;
+        let (slot, rest) = match format {
+            FORMAT => {
+                let (slot, rest) = rest.strip_prefix("files ")?.split_once('\n')?;
+                (Some(slot.parse().ok().filter(|slot| matches!(slot, 'a' | 'b'))?), rest)
+            }
+            FORMAT_2 => (None, rest),
+            _ => return None,
+        };
+        let (step, rest) = rest.strip_prefix("step ")?.split_once('\n')?;
+        let (memory, rest) = rest.strip_prefix("memory ")?.split_once('\n')?;
+        let (optimizer, note) = match slot {
+            Some(_) => rest.strip_prefix("optimizer ")?.split_once('\n')?,
+            None => ("Adam", rest),
+        };
+        let optimizer = Some(optimizer).filter(|&name| name != UNNAMED).map(str::to_string);
+        let step = step.parse().ok()?;
+        let files = slot.map_or(Files::OfStep(step), Files::InSlot);
+        Some(Self { files, step, memory: memory.parse().ok()?, optimizer, note: note.into() })
     }
 }

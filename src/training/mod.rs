@@ -3,13 +3,17 @@
 mod adam;
 mod checkpoint;
 mod gradients;
+mod initialization;
+mod rates;
 pub mod reversible;
 mod schedule;
 mod trainer;
 
+pub use adam::Adam;
 pub use checkpoint::remove_checkpoint;
 pub use gradients::{first_not_finite, gradient_norm, scale_gradients};
+pub use rates::LearningRates;
 pub use schedule::Schedule;
-pub use trainer::{DRIFT_BOUND, DRIFT_EVERY, Step, Trainer};
+pub use trainer::{DRIFT_BOUND, DRIFT_EVERY, GOOD_EVERY, Step, StepGradients, Trainer};
 
 pub use crate::tape::{CHECKPOINT_EVERY, Drift, LayerDrift, Memory, Tape};

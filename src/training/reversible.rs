@@ -37,16 +37,21 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use crate::flow::Flow;
+use crate::flow::{At, Flow};
 use crate::prior::{Prior, SplitPrior};
 use crate::stack::FlowStack;
 use crate::tape::Tape;
 
 /// Loss and gradients of maximum likelihood for one batch.
 ///
-/// The loss is the mean of `-ln p(x)` in nats, `[1]`. `stack` is a model in training
+/// The loss is the mean of `-ln p(x)` in nats, `[1]`. Layers that start from data are taken as they are:
+/// in a loop of your own, call [`Flow::initialize`] before the first step and [`Flow::observe`] before
+/// each, as [`Trainer`](super::Trainer) does. `stack` is a model in training
 /// (`Module::train`), `x` a plain tensor. The gradients are those of ordinary autodiff up to
 /// rounding, for any composition of flows, without keeping an activation of the forward pass.
+///
+/// # Panics
+/// If `x` has no samples, or a flow has no inverse (see [`Flow::check`]).
 pub fn gradients<const D: usize, F, P, S>(
     stack: &FlowStack<D, F, P, S>,
     x: Tensor<D>,
@@ -61,6 +66,9 @@ where
 }
 
 /// [`gradients`] with what an empty [`Tape`] keeps and measures.
+///
+/// # Panics
+/// As [`gradients`].
 pub fn gradients_on<const D: usize, F, P, S>(
     stack: &FlowStack<D, F, P, S>,
     x: Tensor<D>,
@@ -72,9 +80,13 @@ where
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
 {
-    let weight = -1.0 / x.dims()[0] as f64;
+    let batch = x.dims()[0];
+    assert!(batch > 0, "reversible::gradients: got no samples, but the loss is the mean over them");
+    let weight = -1.0 / batch as f64;
     let mut grads = GradientsParams::new();
-    let (loss, _, _) = stack.pull_back_log_prob(x, weight, tape, &mut grads);
+    let pass = stack.forward_log_prob(x, weight, tape);
+    let loss = pass.weighted_log_prob.clone();
+    stack.backward_log_prob(pass, tape, &mut grads);
     (loss, grads)
 }
 
@@ -99,6 +111,7 @@ pub fn gradients_of<const D: usize, F: Flow<D>>(
         .grad_remove(&mut graph)
         .unwrap_or_else(|| tracked_log_det.inner().zeros_like());
     let mut grads = GradientsParams::new();
-    let (_, dx) = flow.pull_back_on(z, dz, dlog_det, tape, &mut grads);
+    let (_, dx) = flow.pull_back(At::Output(z), dz, dlog_det, tape, &mut grads);
+    tape.assert_done();
     (loss.inner(), dx, grads)
 }

@@ -1,22 +1,47 @@
 //! Maximum likelihood, step by step.
 
+use std::any::type_name;
+
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bool, Int, Tensor};
 
-use super::Schedule;
-use super::adam::adam;
 use super::gradients::{first_not_finite, gradient_norm, scale_gradients};
+use super::initialization::first_uninitialized;
+use super::{Adam, LearningRates};
 use crate::error::{FlowError, Result};
-use crate::flow::Flow;
+use crate::flow::{Flow, Pass};
+use crate::norm::has_running_moments;
+use crate::host;
 use crate::prior::{Prior, SplitPrior};
 use crate::stack::FlowStack;
+use crate::support;
 use crate::tape::{Drift, Memory, Tape};
 
-/// Trains a [`FlowStack`] by maximum likelihood: Adam, a [`Schedule`], clipping by the global norm.
+/// Trains a [`FlowStack`] by maximum likelihood: [`Adam`] or any other optimizer, a
+/// [`Schedule`](super::Schedule) or any other learning rates, clipping by the global norm.
 ///
-/// A step whose loss or gradients are not finite changes nothing and is an error that names step and
-/// layer, so the model that [`model`](Trainer::model) gives is always the last good one.
+/// # Initialization
+///
+/// Layers that start from data ([`ActNorm`](crate::norm::ActNorm)) are initialized from the whole
+/// first batch, or from the one given to
+/// [`with_initialization`](Trainer::with_initialization), unless they are already: a model that was
+/// loaded or resumed goes on as it is, and one in which some are missing gets these alone. A layer of
+/// your own takes part if it keeps a mark as ActNorm does: a frozen parameter named `initialized`,
+/// `[1]`, 0 until [`Flow::initialize`] sets it to 1.
+///
+/// # The last good model
+///
+/// A step whose loss or gradients are not finite is an error that names step and layer. If the batch
+/// is to blame, because a value of it is not finite, nothing has changed. Otherwise the updates before
+/// it are: the trainer goes back to the last good model that it has kept, at most [`GOOD_EVERY`] steps
+/// ago ([`with_good_every`](Trainer::with_good_every)). Good is a model for which the batch after it had a finite loss and finite gradients.
+/// Parameters, running statistics, the optimizer's state, the schedule and
+/// [`num_steps`](Trainer::num_steps) go back together, so that [`model`](Trainer::model),
+/// [`save`](Trainer::save) and further steps go on from there.
+///
+/// What is kept takes as much memory as parameters and optimizer's state, and the time of a copy of
+/// them each time.
 ///
 /// # Memory
 ///
@@ -50,14 +75,31 @@ pub struct Trainer<M> {
     /// `None` only inside a step.
     pub(super) model: Option<M>,
     pub(super) optimizer: ModuleOptimizer,
-    schedule: Schedule,
+    /// The optimizer's type, where it is known.
+    pub(super) optimizer_name: Option<String>,
+    rates: LearningRates,
     max_gradient_norm: f64,
     pub(super) memory: Memory,
     drift_every: usize,
     drift_bound: f64,
     drift: Option<Drift>,
     micro_batch: usize,
+    initializes: bool,
+    good_every: usize,
     pub(super) num_steps: usize,
+    /// The model as it was before the batch of the step in progress went into it.
+    before: Option<M>,
+    pub(super) good: Option<Good<M>>,
+    /// Updates since `good` was kept, those that were taken back included: where every fifth batch
+    /// makes the trainer go back, it still gets on.
+    updates_since_good: usize,
+}
+
+/// A model for which the batch after it had finite gradients, and what belongs to it.
+pub(super) struct Good<M> {
+    model: M,
+    optimizer: ModuleOptimizer,
+    num_steps: usize,
 }
 
 /// What a training step did.
@@ -69,10 +111,21 @@ pub struct Step {
     pub loss: f64,
     /// Euclidean norm of all gradients before clipping.
     pub gradient_norm: f64,
-    /// Learning rate.
+    /// Learning rate; with Burn's groups of parameters, that of the parameters in none.
     pub learning_rate: f64,
     /// Largest drift, where this step measured it; 0 where no layer is inverted. All that was
     /// measured is in [`Trainer::drift`].
+    pub drift: Option<f64>,
+}
+
+/// What [`Trainer::gradients`] computes and [`Trainer::apply`] takes.
+#[derive(Debug)]
+pub struct StepGradients {
+    /// Mean of `-ln p(x)` over the batch, in nats.
+    pub loss: f64,
+    /// Gradients of the loss, by the ids that the parameters have in [`Trainer::model`].
+    pub grads: GradientsParams,
+    /// Largest drift, where it was measured.
     pub drift: Option<f64>,
 }
 
@@ -84,24 +137,59 @@ pub const DRIFT_EVERY: usize = 100;
 /// their root mean square move gradients by about as much, far below the noise of a batch.
 pub const DRIFT_BOUND: f64 = 1e-3;
 
+/// Updates from one good model that is kept to the next. The copy of parameters and optimizer's state
+/// that each one costs is then a hundredth of the time even of a net whose layers are large and whose
+/// batches are small, and less than a training has to lose that diverges.
+pub const GOOD_EVERY: usize = 10;
+
 impl<M: Module> Trainer<M> {
     /// A trainer at step 0 of a model on a plain device.
     ///
+    /// `rates` is a [`Schedule`](super::Schedule), a function of the step, counted from 0
+    /// (`|step: usize| 1e-3 / (1.0 + step as f64).sqrt()`), or one of Burn's schedulers, as their
+    /// configurations' `init` gives them.
+    ///
     /// The parameters are numbered anew, in order, so that the optimizer's state fits the model
     /// again after both were saved and loaded.
-    pub fn new(model: M, schedule: Schedule) -> Self {
+    pub fn new(model: M, rates: impl Into<LearningRates>) -> Self {
         Self {
             model: Some(number_parameters(model).train()),
-            optimizer: adam(),
-            schedule,
+            optimizer: Adam::new().into(),
+            optimizer_name: name_of::<Adam>(),
+            rates: rates.into(),
             max_gradient_norm: f64::INFINITY,
             memory: Memory::Reversible,
             drift_every: DRIFT_EVERY,
             drift_bound: DRIFT_BOUND,
             drift: None,
             micro_batch: usize::MAX,
+            initializes: true,
+            good_every: GOOD_EVERY,
             num_steps: 0,
+            before: None,
+            good: None,
+            updates_since_good: 0,
         }
+    }
+
+    /// Updates by another optimizer than [`Adam`] with its defaults: an [`Adam`] with other numbers,
+    /// any of Burn's (`AdamWConfig::new().init()`, ...), or your own `impl Optimizer`.
+    ///
+    /// Of a [`ModuleOptimizer`] with groups of parameters, those by path are the ones to take: the ids
+    /// of parameters are not those they had before [`Trainer::new`]. Burn's gradient clipping, an
+    /// option of its optimizers, clips every parameter by itself, after
+    /// [`with_max_gradient_norm`](Trainer::with_max_gradient_norm) has scaled them all together.
+    pub fn with_optimizer<O: Into<ModuleOptimizer>>(mut self, optimizer: O) -> Self {
+        self.optimizer = optimizer.into();
+        self.optimizer_name = name_of::<O>();
+        self
+    }
+
+    /// Leaves the model as it is where layers are not initialized from data; the other way is
+    /// [`with_initialization`](Trainer::with_initialization).
+    pub fn without_initialization(mut self) -> Self {
+        self.initializes = false;
+        self
     }
 
     /// Gradients whose norm is larger are scaled down to it; default: no clipping.
@@ -133,7 +221,7 @@ impl<M: Module> Trainer<M> {
     /// the step is that of the whole batch within rounding, with the activations of a part.
     ///
     /// The same holds with [`BatchNorm`](crate::norm::BatchNorm): its moments take in the whole batch
-    /// before the step (by a forward pass alone, see [`Flow::observe`]) and are constants in the step
+    /// before the step (by a forward pass alone, see [`Flow::data_pass`]) and are constants in the step
     /// itself. It does not hold with batch normalization inside of nets: the values are still those of
     /// the whole batch, but gradients through the moments are those of each part, see
     /// [`NetBatchNorm`](crate::conditioner::NetBatchNorm).
@@ -143,6 +231,18 @@ impl<M: Module> Trainer<M> {
     pub fn with_micro_batch(mut self, micro_batch: usize) -> Self {
         assert!(micro_batch > 0, "Trainer: micro_batch is 0, but it must be at least 1");
         self.micro_batch = micro_batch;
+        self
+    }
+
+    /// Keeps a good model every `every` updates, to go back to; default: [`GOOD_EVERY`]. With 1 a single
+    /// update is lost where the trainer goes back, at the price of a copy of parameters and optimizer's
+    /// state in every step.
+    ///
+    /// # Panics
+    /// If `every` is 0.
+    pub fn with_good_every(mut self, every: usize) -> Self {
+        assert!(every > 0, "Trainer: a model is kept every 0 updates, but it must be at least 1");
+        self.good_every = every;
         self
     }
 
@@ -157,12 +257,12 @@ impl<M: Module> Trainer<M> {
         self.drift.as_ref()
     }
 
-    /// Steps taken.
+    /// Steps taken; fewer than before where an error made the trainer go back.
     pub fn num_steps(&self) -> usize {
         self.num_steps
     }
 
-    /// The model as it is now, ready for inference.
+    /// The model as it is now, ready for inference; after an error the last good one.
     pub fn model(&self) -> M {
         self.training_model().valid()
     }
@@ -171,29 +271,73 @@ impl<M: Module> Trainer<M> {
         self.model.as_ref().expect("the model is put back after every step")
     }
 
-    fn update(
-        &mut self,
-        loss: f64,
-        mut grads: GradientsParams,
-        drift: Option<f64>,
-    ) -> Result<Step> {
+    /// The second half of a step: clips the gradients and updates the model.
+    ///
+    /// # Errors
+    /// [`FlowError::NotFinite`] where loss or gradients are not finite, with the parameter concerned;
+    /// [`FlowError::Invalid`] where the learning rate is not a finite number above 0. See
+    /// [`step`](Trainer::step).
+    pub fn apply(&mut self, gradients: StepGradients) -> Result<Step> {
+        let StepGradients { loss, mut grads, drift } = gradients;
         let number = self.num_steps + 1;
         let model = self.training_model();
         let gradient_norm = gradient_norm(model, &grads);
         if !loss.is_finite() || !gradient_norm.is_finite() {
             let layer = first_not_finite(model, &grads).unwrap_or_else(|| "the prior".into());
             let what = if loss.is_finite() { "the gradient" } else { "the loss" };
+            self.go_back();
             return Err(FlowError::NotFinite { step: number, layer, what: what.into() });
         }
         if gradient_norm > self.max_gradient_norm {
             scale_gradients(model, &mut grads, self.max_gradient_norm / gradient_norm);
         }
-        let learning_rate = self.schedule.learning_rate(self.num_steps);
+        let rates = self.rates.of_step(self.num_steps).inspect_err(|_| self.restore())?;
+        let learning_rate = rates.base();
+        // Another owner of the parameters would make the update copy them.
+        self.before = None;
+        self.keep_if_due();
         let model = self.model.take().expect("the model is put back after every step");
-        self.model = Some(self.optimizer.step(learning_rate, model, grads));
+        self.model = Some(self.optimizer.step(rates, model, grads));
         self.num_steps = number;
         Ok(Step { number, loss, gradient_norm, learning_rate, drift })
     }
+
+    /// Keeps the model, which the batch has just found good.
+    fn keep_if_due(&mut self) {
+        if self.good.is_none() || self.updates_since_good >= self.good_every {
+            self.good = Some(Good {
+                model: self.training_model().clone(),
+                optimizer: self.optimizer.clone(),
+                num_steps: self.num_steps,
+            });
+            self.updates_since_good = 0;
+        }
+        self.updates_since_good += 1;
+    }
+
+    /// To the last good model; where there is none yet, to the one before the batch.
+    fn go_back(&mut self) {
+        self.restore();
+        if let Some(good) = &self.good {
+            self.model = Some(good.model.clone());
+            self.optimizer = good.optimizer.clone();
+            self.num_steps = good.num_steps;
+        }
+    }
+
+    /// Takes back what the batch of the step in progress has changed.
+    fn restore(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.model = Some(before);
+        }
+    }
+}
+
+/// The name of an optimizer's type, without its path; `None` for Burn's wrapper around any of them.
+fn name_of<O>() -> Option<String> {
+    let path = type_name::<O>().split('<').next()?;
+    let name = path.rsplit("::").next()?;
+    (path != type_name::<ModuleOptimizer>()).then(|| name.into())
 }
 
 impl<const D: usize, F, P, S> Trainer<FlowStack<D, F, P, S>>
@@ -203,35 +347,116 @@ where
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
 {
-    /// One step on the batch `x`, a plain tensor.
+    /// Initializes the layers that start from data by the batch `x` in place of the first batch of
+    /// training; those that are initialized already stay as they are.
     ///
     /// # Errors
-    /// [`FlowError::NotFinite`], with step and layer, where loss or gradients are not finite; the
-    /// model is then unchanged.
-    pub fn step(&mut self, x: Tensor<D>) -> Result<Step> {
-        let memory = self.memory;
-        let before = self.observe(x.clone());
-        let (loss, grads, drift) = self.gradients(&x);
-        match self.update(loss, grads, drift) {
-            Err(FlowError::NotFinite { step, layer, what }) => {
-                // Where the activations stop being finite says more than where the gradients do.
-                let layer = match self.model().first_not_finite(x) {
-                    Some(place) if place.starts_with("level") => format!("{place} ({layer})"),
-                    Some(place) => place,
-                    None => layer,
-                };
-                if before.is_some() {
-                    self.model = before;
-                }
-                self.memory = memory;
-                Err(FlowError::NotFinite { step, layer, what })
-            }
-            other => other,
+    /// As [`step`](Trainer::step), which initializes where this was not called.
+    pub fn with_initialization(mut self, x: Tensor<D>) -> Result<Self> {
+        self.check_batch(&x)?;
+        if !host::is_finite(x.clone()) {
+            return Err(FlowError::Invalid {
+                what: "Trainer: the batch for the initialization".into(),
+                got: "values that are not finite".into(),
+                needed: "finite values".into(),
+                advice: "look at how the data are prepared".into(),
+            });
         }
+        self.initialize(x)?;
+        self.before = None;
+        Ok(self)
     }
 
-    /// Loss, gradients and, where it is this step's turn, the largest drift.
-    fn gradients(&mut self, x: &Tensor<D>) -> (f64, GradientsParams, Option<f64>) {
+    /// Whether a step can be taken on a batch of as many samples.
+    fn check_batch(&self, x: &Tensor<D>) -> Result<()> {
+        let (model, batch) = (self.training_model(), x.dims()[0]);
+        let needs_variance = has_running_moments(model) && model.fewest_pixels() == 1;
+        let (fewest, needed) = match needs_variance {
+            true => (2, "at least 2: BatchNorm has no variance of one value a channel"),
+            false => (1, "at least 1"),
+        };
+        if batch >= fewest {
+            return Ok(());
+        }
+        Err(FlowError::Invalid {
+            what: "Trainer: the samples of a batch".into(),
+            got: batch.to_string(),
+            needed: needed.into(),
+            advice: "pass over the batch, or join it to another one".into(),
+        })
+    }
+
+    /// One step on the batch `x`, a plain tensor: [`gradients`](Trainer::gradients), then
+    /// [`apply`](Trainer::apply).
+    ///
+    /// # Errors
+    /// - [`FlowError::NotFinite`], with step and layer, where loss or gradients are not finite, and
+    ///   [`FlowError::Singular`] and [`FlowError::Scale`] where a flow has no inverse
+    ///   ([`Flow::check`]); see [the last good model](Trainer#the-last-good-model).
+    /// - [`FlowError::Invalid`] for an empty batch, and for a single sample where batch normalization
+    ///   would see one value a channel, which has no variance; [`FlowError::OutsideSupport`] where the
+    ///   batch has values to which a layer gives no density. Nothing has changed then.
+    /// - [`FlowError::Invalid`] where the learning rate of the step is not a finite number above 0,
+    ///   where a parameter of the model was not finite from the start, or where a layer is not
+    ///   initialized after [`Flow::initialize`]. Nothing has changed then.
+    pub fn step(&mut self, x: Tensor<D>) -> Result<Step> {
+        let gradients = self.gradients(x)?;
+        self.apply(gradients)
+    }
+
+    /// The first half of a step on the batch `x`, a plain tensor: initialization where it is due,
+    /// running statistics, loss and gradients. What is done to the gradients before
+    /// [`apply`](Trainer::apply), a clipping of one's own or a sum over machines, has its place between
+    /// the two.
+    ///
+    /// ```
+    /// # use burn::tensor::Tensor;
+    /// # use burn_flows::training::{Schedule, Trainer};
+    /// # use burn_flows::{FlowStack, linear::DiagonalScaling, prior::StandardNormal};
+    /// use burn_flows::training::scale_gradients;
+    ///
+    /// # let device = burn_flows::backend::device();
+    /// # let flow = DiagonalScaling::new(2, &device)?;
+    /// # let stack: FlowStack<2, _> = FlowStack::single(flow, StandardNormal::new(), &[2])?;
+    /// let mut trainer = Trainer::new(stack, Schedule::constant(0.05));
+    /// let mut gradients = trainer.gradients(Tensor::from_data([[3.0, -2.0]], &device))?;
+    /// scale_gradients(&trainer.model(), &mut gradients.grads, 0.5);
+    /// // With respect to the log-scales they are 9 - 1 and 4 - 1.
+    /// assert!((trainer.apply(gradients)?.gradient_norm - 73f64.sqrt() / 2.0).abs() < 1e-5);
+    /// # Ok::<(), burn_flows::FlowError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`step`](Trainer::step), for a loss that is not finite.
+    pub fn gradients(&mut self, x: Tensor<D>) -> Result<StepGradients> {
+        self.check_batch(&x)?;
+        let memory = self.memory;
+        self.before = None;
+        let is_start = self.initializes && self.num_steps == 0;
+        if is_start && first_uninitialized(&self.training_model().levels).is_some() {
+            self.initialize(x.clone())?;
+        }
+        if let Err(error) = self.training_model().check() {
+            self.go_back();
+            return Err(error);
+        }
+        self.observe(x.clone());
+        if let Some(gradients) = self.finite_gradients(&x) {
+            return Ok(gradients);
+        }
+        self.memory = memory;
+        let error = self.why_not_finite(x.clone());
+        if matches!(error, FlowError::NotFinite { .. }) && host::is_finite(x) {
+            self.go_back();
+        } else {
+            self.restore();
+        }
+        Err(error)
+    }
+
+    /// Loss, gradients and, where it is this step's turn, the largest drift; `None` where the loss is
+    /// not finite.
+    fn finite_gradients(&mut self, x: &Tensor<D>) -> Option<StepGradients> {
         let turn = self.num_steps / self.drift_every;
         let measures = self.num_steps.is_multiple_of(self.drift_every);
         let batch = x.dims()[0];
@@ -247,32 +472,98 @@ where
                 if measures && start == 0 {
                     tape = tape.measuring(turn);
                 }
-                let weight = -1.0 / batch as f64;
-                let (part, _, _) = model.pull_back_log_prob(part, weight, &mut tape, &mut grads);
-                loss += part.into_scalar::<f64>();
+                let pass = model.forward_log_prob(part, -1.0 / batch as f64, &mut tape);
+                // Before the way back: a matrix that is not finite has no inverse.
+                let part = pass.weighted_log_prob.clone().into_scalar::<f64>();
+                if !part.is_finite() {
+                    return None;
+                }
+                loss += part;
+                model.backward_log_prob(pass, &mut tape, &mut grads);
                 drift = drift.or(tape.into_drift());
             }
-            let Some(drift) = drift else { return (loss, grads, None) };
+            let Some(drift) = drift else {
+                return Some(StepGradients { loss, grads, drift: None });
+            };
             let largest = drift.largest();
-            // A loss that is not finite ends the training, whatever the drift.
-            let every = drift.checkpoint_every(self.drift_bound).filter(|_| loss.is_finite());
+            let every = drift.checkpoint_every(self.drift_bound);
             self.drift = Some(drift);
             match every {
-                None => return (loss, grads, Some(largest)),
+                None => return Some(StepGradients { loss, grads, drift: Some(largest) }),
                 Some(every) => self.memory = Memory::Checkpoint { every },
             }
         }
     }
 
-    /// Takes the batch into the model's running statistics, if it has any; returns the model as it
-    /// was.
-    fn observe(&mut self, x: Tensor<D>) -> Option<FlowStack<D, F, P, S>> {
-        let before = self.training_model();
-        if !before.has_running_statistics() {
-            return None;
+    /// Initializes what is not; the model as it was is then in `before`.
+    fn initialize(&mut self, x: Tensor<D>) -> Result<()> {
+        let model = self.training_model();
+        let initialized = model.valid().initialize(x).0.train();
+        if let Some(layer) = first_uninitialized(&initialized.levels) {
+            return Err(FlowError::Invalid {
+                what: format!("Trainer: the initialization of levels.{layer}"),
+                got: "a layer that Flow::initialize of the model does not reach".into(),
+                needed: "every layer marked as initialized".into(),
+                advice:
+                    "hand the call on in the flow that holds the layer, initialize it before, or \
+                         train without_initialization"
+                        .into(),
+            });
         }
-        let (model, _) = before.valid().observe(x);
-        self.model.replace(model.train())
+        self.before = self.model.replace(initialized);
+        Ok(())
+    }
+
+    /// Takes the batch into the model's running statistics, if it has any; the model as it was is then
+    /// in `before`.
+    fn observe(&mut self, x: Tensor<D>) {
+        let model = self.training_model();
+        if has_running_moments(model) {
+            let (model, _) = model.valid().data_pass(x, Pass::Observe);
+            let before = self.model.replace(model.train());
+            self.before = self.before.take().or(before);
+        }
+    }
+
+    /// The error for a batch whose loss is not finite.
+    fn why_not_finite(&self, x: Tensor<D>) -> FlowError {
+        let model = self.training_model();
+        let number = self.num_steps + 1;
+        let nothing = GradientsParams::new();
+        if self.good.is_none()
+            && let Some(parameter) =
+                first_not_finite(self.before.as_ref().unwrap_or(model), &nothing)
+        {
+            return FlowError::Invalid {
+                what: format!("Trainer: the parameter {parameter} before step {number}"),
+                got: "values that are not finite".into(),
+                needed: "finite values".into(),
+                advice: "the model was like this when it was given; start from another one".into(),
+            };
+        }
+        // The place in which the activations stop being finite, and the parameter there whose
+        // gradient does.
+        let (valid, mut place) = (model.valid(), None);
+        if let Some(reason) = support::watch(|| place = valid.first_not_finite(x.clone())) {
+            return reason;
+        }
+        let layer = place.unwrap_or_else(|| "the prior".into());
+        let layer = if layer.starts_with("level") {
+            let log_prob = host::to_f64(valid.log_prob(x.clone()));
+            let sample = log_prob.iter().position(|value| !value.is_finite()).unwrap_or(0);
+            // Stored, because nothing can be inverted there.
+            let mut tape = Tape::new(Memory::Stored);
+            let mut grads = GradientsParams::new();
+            let pass = model.forward_log_prob(x.narrow(0, sample, 1), -1.0, &mut tape);
+            model.backward_log_prob(pass, &mut tape, &mut grads);
+            match first_not_finite(model, &grads) {
+                Some(parameter) => format!("{layer} ({parameter})"),
+                None => layer,
+            }
+        } else {
+            layer
+        };
+        FlowError::NotFinite { step: number, layer, what: "the loss".into() }
     }
 }
 

@@ -12,7 +12,7 @@ use burn::tensor::Tensor;
 
 use super::torch::{LinearParts, conv, mlp_of};
 use super::{Array, Weights};
-use crate::choice_of_flows;
+use crate::Flow;
 use crate::conditioner::{GlowNet, GlowNetConfig, Mlp, NetNorm};
 use crate::coupling::{
     AdditiveCoupling, Affine, AffineCoupling, AffineOrder, Coupling, Mask, Parity, ScaleMap,
@@ -177,7 +177,7 @@ pub fn conv1x1(weights: &Weights) -> Result<InvertibleConv1x1> {
 }
 
 /// A step of a normflows model of vectors.
-#[derive(Module, Debug)]
+#[derive(Module, Debug, Flow)]
 #[allow(clippy::large_enum_variant)] // a handful of them exist in a model
 pub enum VectorStep {
     /// A coupling without scale.
@@ -187,8 +187,6 @@ pub enum VectorStep {
     /// `Permute(mode="swap")`.
     Swap(Permutation),
 }
-
-choice_of_flows!(VectorStep, 2, { Additive, Affine, Swap });
 
 /// `NormalizingFlow(DiagGaussian, [...])` of vectors.
 pub type VectorModel = FlowStack<2, Vec<VectorStep>, DiagonalNormal<2>>;

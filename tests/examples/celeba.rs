@@ -168,6 +168,17 @@ fn what_has_no_test_part_is_divided_and_says_so() {
 }
 
 #[test]
+fn kaggles_celeba_is_celeba() {
+    let data = tempfile::tempdir().unwrap();
+    write_faces(&data.path().join("img_align_celeba/img_align_celeba"), NUM_PICTURES);
+    let rows = (0..NUM_PICTURES).map(|index| format!("{},{}\n", name(index), official(index)));
+    let list = format!("image_id,partition\n{}", rows.collect::<String>());
+    fs::write(data.path().join("list_eval_partition.csv"), list).unwrap();
+    let official = "CelebA in its official partition: 40 to train on, 10 to test on; 1 steps of 8";
+    assert_eq!(said(data.path(), &[]).0, official);
+}
+
+#[test]
 fn folders_train_and_test_are_the_parts() {
     let data = tempfile::tempdir().unwrap();
     for (index, class) in ["airplane", "ship"].into_iter().enumerate() {

@@ -277,6 +277,105 @@ fn an_attribute_is_added_and_taken_away() {
     );
 }
 
+/// Faces of CelebA's proportions: blue where its crop looks, red around it.
+fn write_framed(folder: &Path, count: u8) {
+    fs::create_dir_all(folder).unwrap();
+    for index in 0..count {
+        let face = RgbImage::from_fn(89, 109, |x, y| {
+            let inside = (8..81).contains(&x) && (18..91).contains(&y);
+            if inside { Rgb([0, 0, 150 + index]) } else { Rgb([255, 0, 0]) }
+        });
+        face.save(folder.join(format!("{:06}.png", index + 1))).unwrap();
+    }
+}
+
+/// Whether there is red in the upper row of a grid of pictures with 32 pixels a side.
+fn shows_border(grid: &RgbImage) -> bool {
+    grid.enumerate_pixels().any(|(_, y, pixel)| y < 66 && pixel[0] > 150 && pixel[2] < 100)
+}
+
+#[test]
+fn a_picture_is_cut_as_in_training() {
+    let data = tempfile::tempdir().unwrap();
+    let plain = data.path().join("plain");
+    write_framed(&plain, 20);
+    let layout = data.path().join("layout");
+    write_framed(&layout.join("img_align_celeba"), 20);
+    let list: String =
+        (1..=20).map(|i| format!("{i:06}.png {}\n", 2 * usize::from(i > 15))).collect();
+    fs::write(layout.join("list_eval_partition.txt"), list).unwrap();
+
+    for (folder, has_border, words) in
+        [(&plain, true, "the centre square"), (&layout, false, "the centre by the crop of CelebA")]
+    {
+        let out = data.path().join("out").join(folder.file_name().unwrap());
+        let mut training = example("celeba");
+        training.arg("--data").arg(folder).arg("--out").arg(&out).args(SMALLEST);
+        training.args(["--steps", "1"]).arg("--cache").arg(data.path().join("cache"));
+        let answer = answer(&mut training);
+        assert!(answer.succeeded, "{}", answer.stderr);
+        assert_eq!(shows_border(&picture(out.join("reconstructions.png"))), has_border);
+
+        let file = plain.join("000003.png");
+        let shown = |model: &Path, command: &[&str], name: &str| {
+            let line = said(model, command);
+            (shows_border(&picture(out.join("explore").join(name))), line)
+        };
+        // The run, and its record alone.
+        for model in [out.clone(), out.join("model.safetensors")] {
+            let (border, line) =
+                shown(&model, &["reconstruct", text(&file)], "reconstructions.png");
+            assert_eq!(border, has_border, "{line}");
+            assert!(line.contains(&format!("89x109 pixels: {words}, resized to 32x32")), "{line}");
+            let (border, line) =
+                shown(&model, &["score", text(&plain), "--limit", "2"], "scores.png");
+            assert_eq!(border, has_border, "{line}");
+            let walk = ["interpolate", text(&file), text(&file), "--steps", "2"];
+            assert_eq!(shown(&model, &walk, "interpolation.png").0, has_border);
+            let mask = ["inpaint", text(&file), "middle", "--steps", "1", "--draws", "1"];
+            assert_eq!(shown(&model, &mask, "inpainting.png").0, has_border);
+        }
+        // A picture that has the shape of the model's images already is one like any other.
+        let small = data.path().join("small.png");
+        RgbImage::from_fn(32, 32, |x, y| {
+            let inside = (4..28).contains(&x) && (4..28).contains(&y);
+            if inside { Rgb([0, 0, 150]) } else { Rgb([255, 0, 0]) }
+        })
+        .save(&small)
+        .unwrap();
+        let (border, line) = shown(&out, &["reconstruct", text(&small)], "reconstructions.png");
+        assert_eq!(border, has_border, "{line}");
+        // What is said is done.
+        let options = ["reconstruct", text(&file), "--crop"];
+        for (crop, has_border) in
+            [("celeba", false), ("square", true), ("whole", true), ("auto", false)]
+        {
+            let command = [options.as_slice(), &[crop]].concat();
+            assert_eq!(shown(&out, &command, "reconstructions.png").0, has_border, "{crop}");
+        }
+    }
+}
+
+#[test]
+fn a_configuration_that_is_too_large_is_refused_in_a_line() {
+    let model = saved_glow(GREY);
+    let path = model.path().join("config.json");
+    let good = fs::read_to_string(&path).unwrap();
+    for (field, size) in [("hidden_width", "100000"), ("num_steps", "99999999999")] {
+        let mut config: Value = serde_json::from_str(&good).unwrap();
+        config["model"]["glow"][field] = serde_json::from_str(size).unwrap();
+        fs::write(&path, config.to_string()).unwrap();
+        let text = complaint(&mut explore(model.path(), &["sample"]));
+        assert!(text.contains(&format!("{field} {size} asks for a Glow of ")), "{text}");
+    }
+    // A shape of images that is not the model's.
+    let mut config: Value = serde_json::from_str(&good).unwrap();
+    config["image_shape"] = json!([3, 8, 8]);
+    fs::write(&path, config.to_string()).unwrap();
+    let text = complaint(&mut explore(model.path(), &["sample"]));
+    assert!(text.starts_with("the shape of the images: got [3, 8, 8], needs 64 values"), "{text}");
+}
+
 #[test]
 fn the_other_models_are_explored_too() {
     let real_nvp = RealNvpConfig::new(GREY, 2, 2, 1);

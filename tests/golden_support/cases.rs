@@ -11,7 +11,7 @@ use burn_flows::weights::normflows::{
     self, CouplingScale, GlowBlockOptions, InitDirection, MaskedScale, SplitMode,
 };
 use burn_flows::weights::{Weights, real_nvp, torch};
-use burn_flows::{Flow, FlowError, FlowStack};
+use burn_flows::{Flow, FlowError, FlowStack, Pass};
 
 use super::{Computed, Golden, INVERSE, cast, values};
 
@@ -285,7 +285,7 @@ fn batch_norm_in_training<const D: usize>(
 
     // With momentum 1 the pass before the step makes `forward` the same.
     let eager = torch::batch_norm(&golden.params(), 1.0, epsilon).map_err(text)?;
-    let (eager, z) = eager.observe(x.clone());
+    let (eager, z) = eager.data_pass(x.clone(), Pass::Observe);
     let expected = golden.array("z")?.values().to_vec();
     computed.compare("z with momentum 1", values(z.clone()), expected);
     let back = values(eager.inverse(z));
@@ -294,7 +294,7 @@ fn batch_norm_in_training<const D: usize>(
     let dims = x.dims();
     let count = (dims.iter().product::<usize>() / dims[1]) as f64;
     let before = norm.moments.current();
-    let (after, _) = norm.observe(x);
+    let (after, _) = norm.data_pass(x, Pass::Observe);
     let after = after.moments.current();
     computed.set("batch_mean", moments.mean);
     computed.set("running_mean_after", after.mean);
