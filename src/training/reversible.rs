@@ -45,8 +45,8 @@ use crate::tape::Tape;
 /// Loss and gradients of maximum likelihood for one batch.
 ///
 /// The loss is the mean of `-ln p(x)` in nats, `[1]`. Layers that start from data are taken as they are:
-/// in a loop of your own, call [`Flow::initialize`] before the first step and [`Flow::observe`] before
-/// each, as [`Trainer`](super::Trainer) does. `stack` is a model in training
+/// in a loop of your own, call [`Flow::initialize`] before the first step and
+/// [`Flow::data_pass`] before each, as [`Trainer`](super::Trainer) does. `stack` is a model in training
 /// (`Module::train`), `x` a plain tensor. The gradients are those of ordinary autodiff up to
 /// rounding, for any composition of flows, without keeping an activation of the forward pass.
 ///

@@ -11,8 +11,8 @@ use super::initialization::first_uninitialized;
 use super::{Adam, LearningRates};
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, Pass};
-use crate::norm::has_running_moments;
 use crate::host;
+use crate::norm::has_running_moments;
 use crate::prior::{Prior, SplitPrior};
 use crate::stack::FlowStack;
 use crate::support;
@@ -28,7 +28,7 @@ use crate::tape::{Drift, Memory, Tape};
 /// [`with_initialization`](Trainer::with_initialization), unless they are already: a model that was
 /// loaded or resumed goes on as it is, and one in which some are missing gets these alone. A layer of
 /// your own takes part if it keeps a mark as ActNorm does: a frozen parameter named `initialized`,
-/// `[1]`, 0 until [`Flow::initialize`] sets it to 1.
+/// `[1]`, 0 until [`Flow::data_pass`] sets it to 1.
 ///
 /// # The last good model
 ///
@@ -398,7 +398,7 @@ where
     ///   batch has values to which a layer gives no density. Nothing has changed then.
     /// - [`FlowError::Invalid`] where the learning rate of the step is not a finite number above 0,
     ///   where a parameter of the model was not finite from the start, or where a layer is not
-    ///   initialized after [`Flow::initialize`]. Nothing has changed then.
+    ///   reached by the [`Flow::data_pass`] that initializes. Nothing has changed then.
     pub fn step(&mut self, x: Tensor<D>) -> Result<Step> {
         let gradients = self.gradients(x)?;
         self.apply(gradients)
@@ -502,12 +502,11 @@ where
         if let Some(layer) = first_uninitialized(&initialized.levels) {
             return Err(FlowError::Invalid {
                 what: format!("Trainer: the initialization of levels.{layer}"),
-                got: "a layer that Flow::initialize of the model does not reach".into(),
+                got: "a layer that Flow::data_pass of the model does not reach".into(),
                 needed: "every layer marked as initialized".into(),
-                advice:
-                    "hand the call on in the flow that holds the layer, initialize it before, or \
-                         train without_initialization"
-                        .into(),
+                advice: "hand the pass on in the flow that holds the layer, or train \
+                         without_initialization"
+                    .into(),
             });
         }
         self.before = self.model.replace(initialized);
