@@ -5,6 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
 use crate::backend::{HostScalar, HostValues};
+use crate::chain::same_log_det;
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow, Pass, add_grad, backward_by_autodiff};
@@ -172,6 +173,9 @@ impl<const D: usize> Flow<D> for ActNorm {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         self.assert_channels(&x);
         let log_det = self.log_det(x.clone());
+        if host::has_no_samples(&x) {
+            return (x, log_det);
+        }
         if host::suits_kernels(&x) {
             return (by_dtype!(x, T => self.forward_on_host::<T, D>(x)), log_det);
         }
@@ -181,6 +185,9 @@ impl<const D: usize> Flow<D> for ActNorm {
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         self.assert_channels(&z);
+        if host::has_no_samples(&z) {
+            return z;
+        }
         if host::suits_kernels(&z) {
             return by_dtype!(z, T => self.inverse_on_host::<T, D>(z));
         }
@@ -190,7 +197,7 @@ impl<const D: usize> Flow<D> for ActNorm {
 
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
         let pixels: usize = x.dims()[2..].iter().product();
-        (self.effective_log_scale().sum() * pixels as f64).expand([x.dims()[0]])
+        same_log_det(self.effective_log_scale().sum() * pixels as f64, &x)
     }
 
     fn check(&self) -> Result<()> {
