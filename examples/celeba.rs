@@ -3,7 +3,7 @@
 //! `cargo run --release --example celeba -- --data DIR`
 //!
 //! DIR is CelebA in its official layout (`img_align_celeba/`, `list_eval_partition.txt`,
-//! `list_attr_celeba.txt`; the lists may be missing), or any folder of JPEG and PNG pictures, nested as
+//! `list_attr_celeba.txt`; the lists may be missing) or in Kaggle's, or any folder of JPEG and PNG pictures, nested as
 //! they are: below `train` and `test` if both are there, else every tenth is held out to test on; or the
 //! binary files of CIFAR-10. The pictures are reduced to `--size` pixels a side and 5 bits, and mirrored at
 //! random. They are decoded once, on all cores, and kept in memory, a byte a value: 0.6 GB for all of

@@ -4,9 +4,9 @@
 //! `cargo run --release --example explore -- --model DIR COMMAND`
 //!
 //! `DIR` is the folder of a run of `mnist` or `celeba` (its `--out`), of any of the three models and
-//! any shape of images. A picture is a PNG or JPEG file, cut and resized to that shape, or `test:7`,
-//! the eighth test image of MNIST (or of the IDX files in `--idx`). What a command makes goes into
-//! `--out`, by default `DIR/explore`.
+//! any shape of images, or the model's record alone. A picture is a PNG or JPEG file, cut and resized as
+//! those that the model was trained on, or `test:7`, the eighth test image of MNIST (or of the IDX files
+//! in `--idx`). What a command makes goes into `--out`, by default `DIR/explore`.
 //!
 //! | command | what it shows | from code |
 //! |---|---|---|

@@ -383,7 +383,7 @@ fn with_about(bytes: &[u8], change: impl FnOnce(&mut Value)) -> Vec<u8> {
 const BYTES_A_BYTE: usize = 30;
 
 /// Bytes that may be allocated whatever the file: messages, a device.
-const BYTES_ANYWAY: usize = 100_000;
+const BYTES_ANYWAY: usize = 1_000_000;
 
 #[track_caller]
 fn assert_frugal<T>(len: usize, action: impl FnOnce() -> T) -> T {

@@ -436,14 +436,30 @@ fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
         .filter(|(_, line)| !line.trim().is_empty())
 }
 
-/// The fields of a line, with blanks between them or commas.
-fn fields(line: &str) -> impl Iterator<Item = &str> {
-    line.split(|c: char| c == ',' || c.is_whitespace()).filter(|field| !field.is_empty())
+/// What stands between the fields of a list.
+#[derive(Clone, Copy, PartialEq)]
+enum Separator {
+    /// In the authors' lists.
+    Blanks,
+    /// In Kaggle's.
+    Comma,
 }
 
-/// Whether a line has the heads of Kaggle's columns.
-fn is_head(line: &str) -> bool {
-    fields(line).next() == Some(CSV_HEAD)
+impl Separator {
+    /// That of the list with this first line: Kaggle's have heads of columns.
+    fn of(first: &str) -> Self {
+        match Self::Comma.fields(first).first() {
+            Some(&CSV_HEAD) => Self::Comma,
+            _ => Self::Blanks,
+        }
+    }
+
+    fn fields(self, line: &str) -> Vec<&str> {
+        match self {
+            Self::Blanks => line.split_whitespace().collect(),
+            Self::Comma => line.split(',').map(str::trim).collect(),
+        }
+    }
 }
 
 /// The number of rows, the names of the attributes, then a picture and its values in each row. In
@@ -451,14 +467,17 @@ fn is_head(line: &str) -> bool {
 fn parse_attributes(text: &str) -> Parsed<Vec<bool>> {
     let mut lines = lines(text);
     let first = lines.next().map_or("", |(_, line)| line.trim());
-    let names = |line: &str| fields(line).map(str::to_string).collect::<Vec<String>>();
-    let (num_rows, columns) = if is_head(first) {
-        (None, names(first).split_off(1))
-    } else {
-        let num_rows: usize = first.parse().map_err(|_| {
-            (format!("the first line {:?}", cut(first)), "the number of rows".to_string())
-        })?;
-        (Some(num_rows), lines.next().map(|(_, line)| names(line)).unwrap_or_default())
+    let separator = Separator::of(first);
+    let names = |fields: &[&str]| fields.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+    let (num_rows, columns) = match separator {
+        Separator::Comma => (None, names(&separator.fields(first)[1..])),
+        Separator::Blanks => {
+            let num_rows: usize = first.parse().map_err(|_| {
+                (format!("the first line {:?}", cut(first)), "the number of rows".to_string())
+            })?;
+            let second = lines.next().map_or("", |(_, line)| line);
+            (Some(num_rows), names(&separator.fields(second)))
+        }
     };
     if columns.is_empty() {
         let missing = if num_rows.is_some() { "no second line" } else { "one column" };
@@ -467,7 +486,7 @@ fn parse_attributes(text: &str) -> Parsed<Vec<bool>> {
 
     let mut rows = Vec::new();
     for (at, line) in lines {
-        let mut fields = fields(line);
+        let mut fields = separator.fields(line).into_iter();
         let name = fields.next().unwrap_or_default().to_string();
         let values = fields
             .map(|field| match field {
@@ -499,10 +518,11 @@ fn parse_attributes(text: &str) -> Parsed<Vec<bool>> {
 
 /// A picture and 0, 1 or 2 in each row; in Kaggle's list below the heads of these columns.
 fn parse_partitions(text: &str) -> Parsed<CelebAPartition> {
+    let separator = Separator::of(lines(text).next().map_or("", |(_, line)| line));
     let rows = lines(text)
-        .skip_while(|(_, line)| is_head(line))
+        .skip(usize::from(separator == Separator::Comma))
         .map(|(at, line)| {
-            let fields: Vec<&str> = fields(line).collect();
+            let fields = separator.fields(line);
             let partition = match fields.as_slice() {
                 [_, "0"] => CelebAPartition::Train,
                 [_, "1"] => CelebAPartition::Validation,

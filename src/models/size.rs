@@ -158,7 +158,7 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "Glow: got num_steps 99999999999 asks for a Glow of 1.100e13 values, needs at most \
+            "Glow: got num_steps 99999999999 asks for a Glow of 1.550e13 values, needs at most \
              2.74877906944e11 values; use smaller sizes"
         );
         for error in [
