@@ -37,6 +37,8 @@ const CONTAINER: &str = "Setting";
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
+/// In a struct that derives [`Flow`](macro@crate::Flow) the field is marked `#[flow(skip)]`.
+///
 /// A visitor of modules is told of a setting by
 /// [`enter_module`](ModuleVisitor::enter_module) with the JSON as the name and `"Setting"` as the
 /// type of the container.
