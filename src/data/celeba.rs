@@ -841,8 +841,8 @@ mod tests {
         };
         assert_eq!(message(""), "the first line \"\", expected the number of rows");
         assert_eq!(
-            message("image_id,5_o_Clock_Shadow,Arched_Eyebrows,Attractive,Bags_Under_Eyes\n"),
-            "the first line \"image_id,5_o_Clock_Shadow,Arched_Eyebrow\", \
+            message("photo,5_o_Clock_Shadow,Arched_Eyebrows,Attractive,Bags_Under_Eyes\n"),
+            "the first line \"photo,5_o_Clock_Shadow,Arched_Eyebrows,A\", \
              expected the number of rows"
         );
         assert_eq!(message("4\n"), "no second line, expected the names of the attributes");
