@@ -9,10 +9,12 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::ops::PadMode;
 use burn::tensor::{Device, Distribution, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::{Conditioner, Fold, FoldedNet};
 use crate::coupling::per_channel;
 use crate::norm::LOG_SCALE_FACTOR;
+use crate::record::Setting;
 
 /// A convolution with a 1x1 or 3x3 kernel, stride 1, zero padding that keeps the size.
 ///
@@ -62,6 +64,17 @@ impl Conv {
     }
 }
 
+/// What a convolution sees beyond the border.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Padding {
+    /// Zeros.
+    #[default]
+    Zeros,
+    /// Ones, as rosinality/glow-pytorch pads: its net sees where the border is, which Glow's code has
+    /// an indicator channel for.
+    Ones,
+}
+
 /// The last convolution of Glow's nets: 3x3, starting at zero, with a learned log-scale.
 ///
 /// `y = (conv(x) + bias) * exp(3 log_scale)`
@@ -73,6 +86,8 @@ pub struct ZeroConv {
     pub conv: Conv,
     /// A third of the log-scale, `[out]`.
     pub log_scale: Param<Tensor<1>>,
+    /// Where it is not zeros.
+    padding: Setting<Option<Padding>>,
 }
 
 impl ZeroConv {
@@ -81,7 +96,31 @@ impl ZeroConv {
         Self {
             conv: Conv::new(channels, 3, 0.0, true, device),
             log_scale: Param::from_tensor(Tensor::zeros([channels[1]], device)),
+            padding: None.into(),
         }
+    }
+
+    /// From its parts; `conv` is 3x3 and has a bias.
+    pub fn from_parts(conv: Conv, log_scale: Param<Tensor<1>>) -> Self {
+        Self { conv, log_scale, padding: None.into() }
+    }
+
+    /// Replaces what the convolution sees beyond the border.
+    pub fn with_padding(mut self, padding: Padding) -> Self {
+        self.padding = Some(padding).filter(|&padding| padding != Padding::Zeros).into();
+        self
+    }
+
+    /// What the convolution sees beyond the border.
+    pub fn padding(&self) -> Padding {
+        self.padding.unwrap_or_default()
+    }
+
+    /// The sum of a kernel's taps over all inputs, `[out]`: what a picture of ones gives.
+    fn of_ones(&self) -> Tensor<1> {
+        let weight = self.conv.weight.val();
+        let [out, channels_in, ..] = weight.dims();
+        weight.reshape([out, 9 * channels_in]).sum_dim(1).reshape([out])
     }
 
     pub(crate) fn scale(&self) -> Tensor<1> {
@@ -91,7 +130,12 @@ impl ZeroConv {
 
 impl Conditioner<4> for ZeroConv {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        self.conv.forward(x) * per_channel(self.scale())
+        let y = match self.padding() {
+            Padding::Zeros => self.conv.forward(x),
+            // Ones beyond the border are zeros of x - 1.
+            Padding::Ones => self.conv.forward(x - 1.0) + per_channel(self.of_ones()),
+        };
+        y * per_channel(self.scale())
     }
 
     fn folded(&self) -> Option<&dyn Fold> {
@@ -101,6 +145,9 @@ impl Conditioner<4> for ZeroConv {
 
 impl Fold for ZeroConv {
     fn fold(&self) -> Option<FoldedNet> {
+        if self.padding() != Padding::Zeros {
+            return None;
+        }
         let [out, channels_in, _, _] = self.conv.weight.dims();
         let scale = self.scale();
         let weight = self.conv.weight.val().reshape([out, 9 * channels_in]);

@@ -5,7 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
-use super::conv::{Conv, ZeroConv};
+use super::conv::{Conv, Padding, ZeroConv};
 use super::{Conditioner, Fold, FoldedNet, check_widths};
 use crate::error::Result;
 use crate::flow::{Flow, Pass, add_grad};
@@ -33,6 +33,7 @@ pub struct GlowNetConfig {
     channels_out: usize,
     norm: NetNorm,
     negative_slope: f64,
+    padding: Padding,
 }
 
 impl GlowNetConfig {
@@ -44,7 +45,14 @@ impl GlowNetConfig {
             channels_out,
             norm: NetNorm::ActNorm,
             negative_slope: 0.0,
+            padding: Padding::Zeros,
         }
+    }
+
+    /// What the last convolution sees beyond the border; zeros by default.
+    pub fn with_padding(mut self, padding: Padding) -> Self {
+        self.padding = padding;
+        self
     }
 
     /// What follows each hidden convolution.
@@ -76,7 +84,7 @@ impl GlowNetConfig {
             norm1: norm()?,
             conv2: Conv::new([hidden, hidden], 1, INIT_DEVIATION, bias, device),
             norm2: norm()?,
-            conv3: ZeroConv::new([hidden, self.channels_out], device),
+            conv3: ZeroConv::new([hidden, self.channels_out], device).with_padding(self.padding),
             negative_slope: self.negative_slope.into(),
         })
     }
@@ -102,7 +110,7 @@ pub struct GlowNet {
     pub norm2: Option<ActNorm>,
     /// 3x3, hidden -> channels out.
     pub conv3: ZeroConv,
-    negative_slope: Setting<f64>,
+    pub(crate) negative_slope: Setting<f64>,
 }
 
 impl GlowNet {
@@ -152,13 +160,17 @@ impl Fold for GlowNet {
         let bias = self.conv3.conv.bias.as_ref().expect("a ZeroConv has a bias").val();
         let last = self.conv3.conv.weight.val().reshape([channels_out, 9 * hidden]);
         let last = last * scale.clone().reshape([channels_out, 1]);
+        let mut layers = vec![
+            fold_norm(first, &self.conv1, &self.norm1),
+            fold_norm(second, &self.conv2, &self.norm2),
+            (last, bias * scale),
+        ];
+        if self.conv3.padding() == Padding::Ones {
+            layers = pad_with_ones(layers);
+        }
         Some(FoldedNet {
             transposed: false,
-            layers: vec![
-                fold_norm(first, &self.conv1, &self.norm1),
-                fold_norm(second, &self.conv2, &self.norm2),
-                (last, bias * scale),
-            ],
+            layers,
             first_3x3: true,
             last_3x3: true,
             negative_slope: *self.negative_slope,
@@ -175,6 +187,10 @@ impl Fold for GlowNet {
         gradients: Vec<(Tensor<2>, Tensor<1>)>,
         grads: &mut GradientsParams,
     ) {
+        if self.conv3.padding() == Padding::Ones {
+            self.fold().unwrap_or(net).pull_back(self, gradients, grads);
+            return;
+        }
         let mut layers = net.layers.into_iter().zip(gradients);
         let mut next = || layers.next().expect("three layers");
         for (conv, norm) in [(&self.conv1, &self.norm1), (&self.conv2, &self.norm2)] {
@@ -182,13 +198,37 @@ impl Fold for GlowNet {
             pull_back_norm(conv, norm, folded, gradient, grads);
         }
         let (folded, gradient) = next();
-        let ZeroConv { conv, log_scale } = &self.conv3;
-        let (dweight, dbias) = pull_back_scale(log_scale, folded, gradient, grads);
+        let ZeroConv { conv, log_scale, .. } = &self.conv3;
+        let (dweight, dbias) =
+            pull_back_scale(log_scale, LOG_SCALE_FACTOR, folded, gradient, grads);
         if let Some(bias) = &conv.bias {
             add_grad(grads, bias, dbias);
         }
         add_grad(grads, &conv.weight, dweight.reshape(conv.weight.dims()));
     }
+}
+
+/// The three layers with the last one's padding of ones made one of zeros: one more hidden channel, which
+/// is always 1, tells it where the border is.
+///
+/// A tap `w` outside of the picture sees 1 instead of 0: `sum of all taps - sum of the taps inside` is
+/// what is added, the taps inside being those that see the channel of ones.
+fn pad_with_ones(layers: Vec<(Tensor<2>, Tensor<1>)>) -> Vec<(Tensor<2>, Tensor<1>)> {
+    let [(first, bias1), (second, bias2), (last, bias3)]: [_; 3] =
+        layers.try_into().expect("three layers");
+    let ([hidden, inputs], [out, taps]) = (first.dims(), last.dims());
+    let place = (&first.device(), first.dtype());
+    let (one, row) = (Tensor::ones([1], place), |width| Tensor::zeros([1, width], place));
+    let of_ones = last.clone().reshape([out, taps / 9, 9]).sum_dim(1).reshape([out, 9]);
+    let second = Tensor::cat(vec![second, Tensor::zeros([hidden, 1], place)], 1);
+    vec![
+        (Tensor::cat(vec![first, row(inputs)], 0), Tensor::cat(vec![bias1, one.clone()], 0)),
+        (Tensor::cat(vec![second, row(hidden + 1)], 0), Tensor::cat(vec![bias2, one], 0)),
+        (
+            Tensor::cat(vec![last, of_ones.clone().neg()], 1),
+            bias3 + of_ones.sum_dim(1).reshape([out]),
+        ),
+    ]
 }
 
 /// ActNorm after an affine layer is an affine layer: `(W x + b) * s = (s W) x + s b`.
@@ -222,7 +262,8 @@ fn pull_back_norm(
     grads: &mut GradientsParams,
 ) {
     if let Some(norm) = norm {
-        gradient = pull_back_scale(&norm.log_scale, folded, gradient, grads);
+        let factor = norm.log_scale_factor();
+        gradient = pull_back_scale(&norm.log_scale, factor, folded, gradient, grads);
         add_grad(grads, &norm.bias, gradient.1.clone());
     }
     let (dweight, dbias) = gradient;
@@ -232,10 +273,11 @@ fn pull_back_norm(
     add_grad(grads, &conv.weight, dweight.reshape(conv.weight.dims()));
 }
 
-/// From the layer `weight scale` and `bias scale`, with `scale = exp(3 log_scale)`, and its gradients to
+/// From the layer `weight scale` and `bias scale`, with `scale = exp(factor log_scale)`, and its gradients to
 /// those by weight and bias; that by the log-scale is added to `grads`.
 fn pull_back_scale(
     log_scale: &Param<Tensor<1>>,
+    factor: f64,
     (weight, bias): (Tensor<2>, Tensor<1>),
     (dweight, dbias): (Tensor<2>, Tensor<1>),
     grads: &mut GradientsParams,
@@ -243,7 +285,7 @@ fn pull_back_scale(
     let [outputs, _] = dweight.dims();
     let of_weight = (weight * dweight.clone()).sum_dim(1).reshape([outputs]);
     let dlog_scale = of_weight + bias * dbias.clone();
-    add_grad(grads, log_scale, dlog_scale * LOG_SCALE_FACTOR);
-    let scale = (host::plain(log_scale.val()) * LOG_SCALE_FACTOR).exp();
+    add_grad(grads, log_scale, dlog_scale * factor);
+    let scale = (host::plain(log_scale.val()) * factor).exp();
     (dweight * scale.clone().reshape([outputs, 1]), dbias * scale)
 }

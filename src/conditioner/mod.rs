@@ -5,6 +5,7 @@ mod conv_net;
 mod folded;
 mod glow_net;
 mod mlp;
+mod mlp_pair;
 mod residual_host;
 mod residual_net;
 mod weight_norm;
@@ -17,6 +18,7 @@ pub use conv_net::ConvNet;
 pub(crate) use folded::{Fold, FoldedNet};
 pub use glow_net::{GlowNet, GlowNetConfig, NetNorm};
 pub use mlp::{Mlp, MlpConfig};
+pub use mlp_pair::MlpPair;
 pub use residual_net::{NetBatchNorm, ResidualBlock, ResidualNet, ResidualNetConfig};
 pub use weight_norm::WeightNormConv;
 

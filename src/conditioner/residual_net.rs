@@ -138,7 +138,7 @@ pub struct ResidualNet {
     pub norm_out: NetBatchNorm,
     /// 1x1, `hidden -> channels_out`.
     pub conv_out: WeightNormConv,
-    pub(super) input_gain: Setting<f64>,
+    pub(crate) input_gain: Setting<f64>,
 }
 
 impl ResidualNet {

@@ -22,7 +22,6 @@ use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow, Pass, accumulate};
-use crate::host;
 use crate::record::Setting;
 use crate::tape::{Memory, Tape};
 
@@ -253,9 +252,6 @@ where
     Self: Module,
 {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
-        if host::has_no_samples(&x) {
-            return (x.clone(), zero_log_det(&x));
-        }
         if let Some(fused) = Fused::of(self, &x) {
             return fused.forward(x);
         }
@@ -266,9 +262,6 @@ where
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-        if host::has_no_samples(&z) {
-            return z;
-        }
         if let Some(fused) = Fused::of(self, &z) {
             return fused.inverse(z);
         }
@@ -279,9 +272,6 @@ where
     }
 
     fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
-        if host::has_no_samples(&x) {
-            return (self, x);
-        }
         let (identity, transformed) = self.mask.split(x.clone());
         let (conditioner, params) = self.conditioner.data_pass(identity.clone(), pass);
         self.conditioner = conditioner;

@@ -102,6 +102,11 @@ impl Affine {
         Self { gain, scale_map: scale_map.into(), order: order.into() }
     }
 
+    /// With [`ScaleMap::Tanh`] of the given gain.
+    pub(crate) fn tanh(order: AffineOrder, gain: Param<Tensor<1>>) -> Self {
+        Self { gain: Some(gain), scale_map: ScaleMap::Tanh.into(), order: order.into() }
+    }
+
     /// The scale map.
     pub fn scale_map(&self) -> ScaleMap {
         *self.scale_map

@@ -16,7 +16,9 @@ use crate::linear::{InvertibleConv1x1, Permutation};
 use crate::models::{loads, size};
 use crate::norm::ActNorm;
 use crate::preprocess::{Logit, LogitForm};
-use crate::prior::{ConditionalNormal, DiagonalNormal, Prior, SplitPrior, StandardNormal};
+use crate::prior::{
+    BlankNormal, ConditionalNormal, DiagonalNormal, Prior, SplitPrior, StandardNormal,
+};
 use crate::record::{self, Configuration};
 use crate::reshape::Squeeze;
 use crate::stack::FlowStack;
@@ -380,6 +382,8 @@ pub enum GlowPrior {
     Standard(StandardNormal),
     /// Learned mean and deviation for each channel.
     Learned(DiagonalNormal<4>),
+    /// Means and deviations that a convolution makes of a blank picture, as in models of PyTorch.
+    Blank(BlankNormal),
 }
 
 /// The prior of what a split factors out.

@@ -5,13 +5,13 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
 use crate::backend::{HostScalar, HostValues};
-use crate::chain::same_log_det;
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow, Pass, add_grad, backward_by_autodiff};
 use crate::host::{self, by_dtype};
 use crate::kernels::{ChannelAffine, Scalar, channel_sums};
 use crate::param::{check_log_scale, frozen, replace};
+use crate::record::Setting;
 use crate::tape::Tape;
 
 /// Factor on the stored log-scales, which makes the optimizer move them faster (openai/glow,
@@ -65,10 +65,13 @@ const INIT_EPSILON_SHARE: f64 = 1e-3;
 pub struct ActNorm {
     /// Shift, `[channels]`.
     pub bias: Param<Tensor<1>>,
-    /// A third of the log-scale, `[channels]`.
+    /// A third of the log-scale, `[channels]`; see
+    /// [`with_log_scale_factor`](ActNorm::with_log_scale_factor).
     pub log_scale: Param<Tensor<1>>,
     /// 1 once initialized, else 0; `[1]`, not trained.
     pub initialized: Param<Tensor<1>>,
+    /// Where it is not [`LOG_SCALE_FACTOR`].
+    log_scale_factor: Setting<Option<f64>>,
 }
 
 impl ActNorm {
@@ -90,7 +93,32 @@ impl ActNorm {
             bias: Param::from_tensor(Tensor::zeros([num_channels], device)),
             log_scale: Param::from_tensor(Tensor::zeros([num_channels], device)),
             initialized: frozen(Tensor::zeros([1], device)),
+            log_scale_factor: None.into(),
         })
+    }
+
+    /// Initialized already, with the given parameters and factor on the log-scale.
+    pub(crate) fn from_parts(
+        bias: Param<Tensor<1>>,
+        log_scale: Param<Tensor<1>>,
+        factor: f64,
+    ) -> Self {
+        let initialized = Tensor::ones([1], (&bias.val().device(), bias.val().dtype()));
+        let log_scale_factor = None.into();
+        Self { bias, log_scale, initialized: frozen(initialized), log_scale_factor }
+            .with_log_scale_factor(factor)
+    }
+
+    /// Replaces the factor on the stored log-scale, 3 by default: `z = (x + bias) * exp(factor
+    /// log_scale)`. The PyTorch libraries have 1.
+    pub fn with_log_scale_factor(mut self, factor: f64) -> Self {
+        self.log_scale_factor = Some(factor).filter(|&factor| factor != LOG_SCALE_FACTOR).into();
+        self
+    }
+
+    /// The factor on the stored log-scale.
+    pub fn log_scale_factor(&self) -> f64 {
+        self.log_scale_factor.unwrap_or(LOG_SCALE_FACTOR)
     }
 
     /// Whether the data-dependent initialization has taken place (also before saving and loading).
@@ -100,14 +128,15 @@ impl ActNorm {
 
     /// The log-scale that is applied, `3 log_scale`, `[channels]`.
     pub fn effective_log_scale(&self) -> Tensor<1> {
-        self.log_scale.val() * LOG_SCALE_FACTOR
+        self.log_scale.val() * self.log_scale_factor()
     }
 
     /// Bias and effective log-scale.
     fn values(&self) -> (Vec<f64>, Vec<f64>) {
         let bias = host::to_f64(host::plain(self.bias.val()));
         let log_scale = host::to_f64(host::plain(self.log_scale.val()));
-        (bias, log_scale.into_iter().map(|log_scale| LOG_SCALE_FACTOR * log_scale).collect())
+        let factor = self.log_scale_factor();
+        (bias, log_scale.into_iter().map(|log_scale| factor * log_scale).collect())
     }
 
     fn forward_on_host<T: HostScalar, const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
@@ -147,7 +176,7 @@ impl ActNorm {
         let dbias = scale.iter().zip(&sums.first).map(|(scale, sum)| scale * sum);
         let dlog_scale = (0..shape.channels).map(|channel| {
             let sum = sums.product[channel] + bias[channel] * sums.first[channel];
-            LOG_SCALE_FACTOR * (scale[channel] * sum + log_det_part)
+            self.log_scale_factor() * (scale[channel] * sum + log_det_part)
         });
         for (param, gradient) in
             [(&self.bias, rounded::<T>(dbias)), (&self.log_scale, rounded::<T>(dlog_scale))]
@@ -173,9 +202,6 @@ impl<const D: usize> Flow<D> for ActNorm {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         self.assert_channels(&x);
         let log_det = self.log_det(x.clone());
-        if host::has_no_samples(&x) {
-            return (x, log_det);
-        }
         if host::suits_kernels(&x) {
             return (by_dtype!(x, T => self.forward_on_host::<T, D>(x)), log_det);
         }
@@ -185,9 +211,6 @@ impl<const D: usize> Flow<D> for ActNorm {
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         self.assert_channels(&z);
-        if host::has_no_samples(&z) {
-            return z;
-        }
         if host::suits_kernels(&z) {
             return by_dtype!(z, T => self.inverse_on_host::<T, D>(z));
         }
@@ -197,7 +220,7 @@ impl<const D: usize> Flow<D> for ActNorm {
 
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
         let pixels: usize = x.dims()[2..].iter().product();
-        same_log_det(self.effective_log_scale().sum() * pixels as f64, &x)
+        (self.effective_log_scale().sum() * pixels as f64).expand([x.dims()[0]])
     }
 
     fn check(&self) -> Result<()> {
@@ -207,7 +230,7 @@ impl<const D: usize> Flow<D> for ActNorm {
     fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
         self.assert_channels(&x);
         if pass == Pass::Initialize && !self.is_initialized() && !x.dims().contains(&0) {
-            let (bias, log_scale) = standardization(&x);
+            let (bias, log_scale) = standardization(&x, self.log_scale_factor());
             let (device, channels) = (x.device(), [bias.len()]);
             let tensor = |values| host::from_f64(values, channels, &device, x.dtype());
             self.bias = replace(self.bias, tensor(bias));
@@ -238,9 +261,9 @@ impl<const D: usize> Flow<D> for ActNorm {
     }
 }
 
-/// The bias and the stored log-scale by which every channel of `x`, which is not empty, has mean 0 and
+/// The bias and the log-scale divided by `factor` by which every channel of `x`, which is not empty, has mean 0 and
 /// deviation 1; in f64, and of values divided by the largest one, so that no square leaves the numbers.
-fn standardization<const D: usize>(x: &Tensor<D>) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn standardization<const D: usize>(x: &Tensor<D>, factor: f64) -> (Vec<f64>, Vec<f64>) {
     let (shape, dtype) = (host::kernel_shape(x.dims()), x.dtype());
     let pixels = shape.pixels();
     let values = host::to_f64(host::plain(x.clone()));
@@ -269,17 +292,20 @@ fn standardization<const D: usize>(x: &Tensor<D>) -> (Vec<f64>, Vec<f64>) {
                 (relative + epsilon).ln() + largest.ln()
             }
         };
-        (-mean * largest, log_deviation.clamp(-limit, limit) / -LOG_SCALE_FACTOR)
+        (-mean * largest, log_deviation.clamp(-limit, limit) / -factor)
     };
     (0..shape.channels).map(of_channel).unzip()
 }
 
-fn apply<T: HostScalar, const D: usize>(map: ChannelAffine<'_, T>, x: Tensor<D>) -> Tensor<D> {
+pub(super) fn apply<T: HostScalar, const D: usize>(
+    map: ChannelAffine<'_, T>,
+    x: Tensor<D>,
+) -> Tensor<D> {
     let (device, dims) = (x.device(), x.dims());
     let values = map.apply(HostValues::of(x).as_slice(), host::kernel_shape(dims));
     host::tensor(values, dims, &device)
 }
 
-fn rounded<T: Scalar>(values: impl IntoIterator<Item = f64>) -> Vec<T> {
+pub(super) fn rounded<T: Scalar>(values: impl IntoIterator<Item = f64>) -> Vec<T> {
     values.into_iter().map(T::from_f64).collect()
 }

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
 /// The layers that take something from data, each with a mark in the field of this name once it has.
-const LAYERS: [&str; 2] = ["ActNorm", RUNNING_MOMENTS];
+const LAYERS: [&str; 3] = ["ActNorm", "LinearActNorm", RUNNING_MOMENTS];
 const RUNNING_MOMENTS: &str = "RunningMoments";
 const MARK: &str = "initialized";
 

@@ -106,6 +106,18 @@ impl RunningMoments {
         })
     }
 
+    /// Given moments, which count as those of batches that were seen.
+    pub(crate) fn seen(
+        mean: Param<Tensor<1>>,
+        variance: Param<Tensor<1>>,
+        momentum: f64,
+        epsilon: f64,
+    ) -> Self {
+        let initialized = Tensor::ones([1], (&mean.val().device(), mean.val().dtype()));
+        let (momentum, epsilon) = (momentum.into(), epsilon.into());
+        Self { mean, variance, initialized: frozen(initialized), momentum, epsilon }
+    }
+
     /// Weight of a new batch in the average.
     pub fn momentum(&self) -> f64 {
         *self.momentum

@@ -6,13 +6,11 @@ use burn::tensor::{Device, Tensor};
 use rand::Rng;
 
 use super::diagonal_normal::normal_log_prob;
-use super::{Prior, SplitPrior, StandardNormal, backward_by_autodiff, scaled_normal};
-use crate::chain::zero_log_det;
+use super::{Prior, SplitPrior, StandardNormal, backward_by_autodiff, standard_normal};
 use crate::conditioner::Conditioner;
 use crate::conditioner::conv::ZeroConv;
 use crate::coupling::{AffineOrder, Fused, FusedMap, LOG_SCALE_LIMIT, Mask, ScaleMap};
 use crate::flow::Pass;
-use crate::host;
 use crate::reshape::{merge_channels, num_kept, split_channels};
 use crate::tape::Tape;
 
@@ -83,9 +81,6 @@ where
     Self: Module,
 {
     fn log_prob(&self, z: Tensor<D>, kept: Tensor<D>) -> Tensor<1> {
-        if host::has_no_samples(&z) {
-            return zero_log_det(&z);
-        }
         if let Some((fused, joined)) = self.fused(&kept, &z) {
             let (joined, log_det) = fused.forward(joined);
             return Prior::log_prob(&StandardNormal::new(), split_channels(joined).1) + log_det;
@@ -101,14 +96,11 @@ where
         temperature: f64,
         rng: &mut impl Rng,
     ) -> Tensor<D> {
-        let noise = scaled_normal(shape, temperature, rng, &kept.device(), kept.dtype());
+        let noise = standard_normal(shape, rng, &kept.device(), kept.dtype()) * temperature;
         self.unstandardize(noise, kept)
     }
 
     fn standardize(&self, z: Tensor<D>, kept: Tensor<D>) -> Tensor<D> {
-        if host::has_no_samples(&z) {
-            return z;
-        }
         if let Some((fused, joined)) = self.fused(&kept, &z) {
             return split_channels(fused.forward(joined).0).1;
         }
@@ -117,9 +109,6 @@ where
     }
 
     fn unstandardize(&self, noise: Tensor<D>, kept: Tensor<D>) -> Tensor<D> {
-        if host::has_no_samples(&noise) {
-            return noise;
-        }
         if let Some((fused, joined)) = self.fused(&kept, &noise) {
             return split_channels(fused.inverse(joined)).1;
         }
@@ -159,6 +148,7 @@ mod tests {
     use super::*;
     use crate::backend::{devices, is_host};
     use crate::conditioner::MlpConfig;
+    use crate::host;
     use crate::testing::visit::gradients;
     use crate::testing::{inputs, move_parameters, to_f64};
 

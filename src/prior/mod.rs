@@ -1,5 +1,6 @@
 //! The densities that latents are scored under and drawn from.
 
+mod blank_normal;
 mod conditional_normal;
 mod diagonal_normal;
 mod logistic;
@@ -10,6 +11,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
 use rand::{Rng, RngExt};
 
+pub use blank_normal::BlankNormal;
 /// Makes an enum of priors, one of several, a [`Prior`](trait@Prior) of every rank that all of them have;
 /// every variant holds one.
 ///
@@ -300,18 +302,6 @@ pub(crate) fn standard_normal_values(count: usize, rng: &mut impl Rng) -> Vec<f6
     }
     values.truncate(count);
     values
-}
-
-/// [`standard_normal`] times a temperature; empty where the shape is.
-fn scaled_normal<const D: usize>(
-    shape: [usize; D],
-    temperature: f64,
-    rng: &mut impl Rng,
-    device: &Device,
-    dtype: DType,
-) -> Tensor<D> {
-    let noise = standard_normal(shape, rng, device, dtype);
-    if host::has_no_samples(&noise) { noise } else { noise * temperature }
 }
 
 /// A tensor of independent standard normals from the given random stream.
