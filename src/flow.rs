@@ -131,12 +131,10 @@ pub trait Flow<const D: usize>: Module {
         Ok(shape)
     }
 
-    /// Whether the present parameters admit an inverse: a matrix that is not singular, scales that are
-    /// numbers and whose inverses are. Every training step asks it first, so it is cheap.
+    /// Whether the present parameters admit an inverse: finite and, for a matrix, not singular.
     ///
     /// # Errors
-    /// [`FlowError::Singular`](crate::FlowError::Singular) or
-    /// [`FlowError::Scale`](crate::FlowError::Scale) where one does not.
+    /// [`FlowError::Singular`](crate::FlowError::Singular) where one does not.
     fn check(&self) -> Result<()> {
         Ok(())
     }

@@ -25,20 +25,6 @@ pub(crate) fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     if tensor.device().is_autodiff() { tensor.inner() } else { tensor }
 }
 
-/// Whether a batch has no samples. Not every device computes on empty tensors (wgpu's does not in a debug
-/// build), so layers, stacks and priors give back what they know of the result.
-pub(crate) fn has_no_samples<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dims()[0] == 0
-}
-
-/// An empty tensor on the device and of the dtype of another one.
-pub(crate) fn empty_like<const N: usize, const D: usize>(
-    x: &Tensor<N>,
-    shape: [usize; D],
-) -> Tensor<D> {
-    from_f64(Vec::new(), shape, &x.device(), x.dtype())
-}
-
 /// The distance from 1 to the next number of a dtype.
 pub(crate) fn epsilon(dtype: DType) -> f64 {
     match dtype {

@@ -11,10 +11,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Serialize, Serializer};
 
-use crate::chain::{from_output, zero_log_det};
+use crate::chain::from_output;
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow, Pass};
-use crate::host::{self, is_finite};
+use crate::host::is_finite;
 use crate::latent::{Latents, Noise};
 use crate::metrics;
 use crate::prior::{Prior, SplitPrior, StandardNormal};
@@ -143,10 +143,6 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
             "FlowStack: unflatten got rows of {width} entries, but a sample has {}",
             self.num_dims()
         );
-        if batch == 0 {
-            let empty = |&shape: &[usize; D]| host::empty_like(&rows, with_batch(shape, 0));
-            return Latents::of(self.shapes.parts.iter().map(empty).collect());
-        }
         let mut start = 0;
         let parts = self.shapes.parts.iter().map(|&shape| {
             let size = shape.iter().product::<usize>();
@@ -334,13 +330,6 @@ where
 
     fn encode_levels(&self, x: Tensor<D>, tape: &mut Tape) -> Encoded<D> {
         self.assert_sample_shape(&x);
-        if host::has_no_samples(&x) {
-            let empty = |&shape: &[usize; D]| host::empty_like(&x, with_batch(shape, 0));
-            let parts = self.shapes.parts.iter().map(empty).collect();
-            let kept = self.shapes.inputs[1..].iter().map(empty).collect();
-            let log_dets = self.levels.iter().map(|_| zero_log_det(&x)).collect();
-            return Encoded { latents: Latents::of(parts), kept, log_dets };
-        }
         let last = self.levels.len() - 1;
         let (mut parts, mut kept, mut log_dets) = (Vec::new(), Vec::new(), Vec::new());
         let mut h = x;
@@ -426,9 +415,6 @@ where
         mut part: impl FnMut(usize, Option<Tensor<D>>) -> Tensor<D>,
     ) -> Tensor<D> {
         let mut h = part(self.levels.len() - 1, None);
-        if host::has_no_samples(&h) {
-            return host::empty_like(&h, with_batch(self.shapes.inputs[0], 0));
-        }
         for (index, level) in self.levels.iter().enumerate().rev() {
             h = level.inverse(h);
             if index > 0 {
@@ -587,9 +573,6 @@ where
     /// The first place where the given batch, sent through the stack, stops being finite: a level
     /// and, where a level is a sequence, what comes out of the stack is finite for `None`.
     pub fn first_not_finite(&self, x: Tensor<D>) -> Option<String> {
-        if host::has_no_samples(&x) {
-            return None;
-        }
         if !is_finite(x.clone()) {
             return Some("the input batch".into());
         }
@@ -620,27 +603,16 @@ where
     }
 
     fn forward_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
-        if host::has_no_samples(&x) {
-            self.assert_sample_shape(&x);
-            return (x.clone(), zero_log_det(&x));
-        }
         let (latents, log_det) = self.encode_on(x, tape);
         (self.assemble(latents), log_det)
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-        if host::has_no_samples(&z) {
-            self.assert_sample_shape(&z);
-            return z;
-        }
         self.decode(self.disassemble(z))
     }
 
     fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
         self.assert_sample_shape(&x);
-        if host::has_no_samples(&x) {
-            return (self, x);
-        }
         let last = self.levels.len() - 1;
         let mut priors = std::mem::take(&mut self.split_priors).into_iter();
         let (mut levels, mut parts) = (Vec::new(), Vec::new());

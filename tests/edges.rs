@@ -6,8 +6,8 @@ use burn::optim::GradientsParams;
 use burn_flows::norm::Moments;
 use burn_flows::preprocess::Quantization;
 use burn_flows::testing::to_f64;
-use burn_flows::training::{Schedule, Tape, Trainer, reversible};
-use burn_flows::{At, FlowError, Pass, record};
+use burn_flows::training::{Schedule, Trainer, reversible};
+use burn_flows::{FlowError, record};
 use fixtures::*;
 
 fn in_dtype<M: Module>(module: M, dtype: DType) -> M {
@@ -39,10 +39,15 @@ fn takes_no_samples<const D: usize, F: Flow<D>>(
         let training = flow.clone().train();
         check(&training, Tensor::from_inner(x()).require_grad(), "tracked");
 
+        let (z, log_det) = flow.forward(x());
+        let mut grads = GradientsParams::new();
+        let (back, dx) = training.pull_back(z.clone(), z, log_det, &mut grads);
+        assert_eq!([back.dims(), dx.dims()], [x().dims(); 2], "{name}: pull_back");
+
         let before = record::to_bytes(&flow).unwrap();
         let (flow, z) = flow.initialize(x());
         assert_eq!(z.dims(), latent, "{name}: initialize");
-        let (flow, z) = flow.data_pass(x(), Pass::Observe);
+        let (flow, z) = flow.observe(x());
         assert_eq!(z.dims(), latent, "{name}: observe");
         assert!(
             record::to_bytes(&flow).unwrap() == before,
@@ -238,7 +243,7 @@ mod one_sample {
             let norm = in_dtype(BatchNorm::new(3, &device).unwrap(), dtype);
             let x = || inputs::<2>([1, 3], 1, &device, dtype);
             let texts = [
-                panic_message(|| norm.clone().data_pass(x(), Pass::Observe)),
+                panic_message(|| norm.clone().observe(x())),
                 panic_message(|| norm.clone().initialize(x())),
                 panic_message(|| norm.normalize_with(x(), Moments::of(x()))),
             ];
@@ -247,9 +252,7 @@ mod one_sample {
             assert_eq!(norm.forward(x()).0.dims(), [1, 3]);
             let net = ResidualNetConfig::new(3, 4, 6, 1).init(&device).unwrap();
             let net = in_dtype(net, dtype);
-            let text = panic_message(|| {
-                net.data_pass(inputs([1, 3, 1, 1], 1, &device, dtype), Pass::Observe)
-            });
+            let text = panic_message(|| net.observe(inputs([1, 3, 1, 1], 1, &device, dtype)));
             assert_eq!(text, needs_two("[1, 3, 1, 1]"));
         }
     }
@@ -279,11 +282,22 @@ mod one_feature {
         let x = || inputs::<2>([2, 1], 1, &device, DType::F32);
         let net = || MlpConfig::new(1, vec![4], 1).init(&device).unwrap();
         for parity in [Parity::Even, Parity::Odd] {
-            // A checkerboard of one square is no split: one parity changes nothing, which the laws cover.
-            for mask in [Mask::ChannelHalves(parity), Mask::Alternating(parity)] {
+            for (mask, text) in [
+                (
+                    Mask::ChannelHalves(parity),
+                    "a split along axis 1 needs at least 2 there; squeeze the image first, or use a checkerboard mask",
+                ),
+                (
+                    Mask::Alternating(parity),
+                    "a split along axis 1 needs at least 2 there; squeeze the image first, or use a checkerboard mask",
+                ),
+                (
+                    Mask::Checkerboard(parity),
+                    "a vector needs at least 2 features, one to see and one to change",
+                ),
+            ] {
                 let coupling = Coupling::additive(net(), mask);
-                let expected = "Coupling: got shape [2, 1], but a split along axis 1 needs at least 2 \
-                                there; squeeze the image first, or use a checkerboard mask";
+                let expected = format!("Coupling: got shape [2, 1], but {text}");
                 assert_eq!(panic_message(|| coupling.forward(x())), expected);
                 assert_eq!(panic_message(|| coupling.inverse(x())), expected);
                 assert_eq!(panic_message(|| coupling.clone().initialize(x())), expected);
@@ -317,13 +331,7 @@ mod thousand_channels {
             close(flow.inverse(z.clone()), &x);
             let mut grads = GradientsParams::new();
             let training = flow.train();
-            let (back, dx) = training.pull_back(
-                At::Output(z.clone()),
-                z,
-                log_det,
-                &mut Tape::default(),
-                &mut grads,
-            );
+            let (back, dx) = training.pull_back(z.clone(), z, log_det, &mut grads);
             close(back, &x);
             assert!(values(dx).iter().all(|value| value.is_finite()), "{name}");
         }

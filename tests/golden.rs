@@ -26,13 +26,21 @@ const INVERSE_TOLERANCE_F64: f64 = 1e-9;
 /// PyTorch in f32 stays below 3e-6 on the same files.
 const TOLERANCE_F32: f64 = 1e-4;
 
+/// Files whose way back PyTorch itself misses by more than that in f32, and by how much: ours may not be
+/// worse.
+const INVERSE_OF_PYTORCH_F32: [(&str, f64); 1] = [("rosinality_affine_lu", 2.1e-4)];
+
 /// Largest errors in f64 over all compiled-in devices that have it, or what went wrong.
 fn check(path: &Path) -> Result<Errors, String> {
     let mut worst = Errors::new();
     for (name, device) in backend::devices() {
         let golden = Golden::read(path, &device())?;
         let in_f32 = errors(&golden.with_dtype(DType::F32))?;
-        assert_within(name, "f32", &in_f32, |_| TOLERANCE_F32)?;
+        let way_back = INVERSE_OF_PYTORCH_F32.iter().find(|(file, _)| *file == self::name(path));
+        assert_within(name, "f32", &in_f32, |name| match way_back {
+            Some((_, tolerance)) if name.starts_with(INVERSE) => *tolerance,
+            _ => TOLERANCE_F32,
+        })?;
         // A GPU has no f64.
         if !backend::is_host(&device()) {
             continue;

@@ -8,7 +8,6 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::Rng;
 
 use crate::backend::{HostScalar, HostValues};
-use crate::chain::same_log_det;
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow, accumulate, add_grad, backward_by_autodiff};
 use crate::host::{self, by_dtype};
@@ -337,9 +336,6 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
         let log_det = self.log_det(x.clone());
         let matrix = self.matrix();
         self.assert_channels(&x, matrix.dims()[0]);
-        if host::has_no_samples(&x) {
-            return (x, log_det);
-        }
         if suits_kernels(&x) {
             return (apply_on_host(&host::to_f64(host::plain(matrix)), x), log_det);
         }
@@ -347,10 +343,6 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-        if host::has_no_samples(&z) {
-            self.assert_channels(&z, self.derived().size);
-            return z;
-        }
         if suits_kernels(&z) {
             let derived = self.invertible().unwrap_or_else(|error| panic!("{error}"));
             self.assert_channels(&z, derived.size);
@@ -363,7 +355,7 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
 
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
         let pixels: usize = x.dims()[2..].iter().product();
-        same_log_det(self.log_abs_det() * pixels as f64, &x)
+        (self.log_abs_det() * pixels as f64).expand([x.dims()[0]])
     }
 
     fn check(&self) -> Result<()> {

@@ -546,10 +546,6 @@ where
         if let Some(reason) = support::watch(|| place = valid.first_not_finite(x.clone())) {
             return reason;
         }
-        // Moments that have just taken in what their numbers cannot hold.
-        if let Err(reason) = valid.check() {
-            return reason;
-        }
         let layer = place.unwrap_or_else(|| "the prior".into());
         let layer = if layer.starts_with("level") {
             let log_prob = host::to_f64(valid.log_prob(x.clone()));

@@ -41,6 +41,10 @@ impl Array {
         &self.values
     }
 
+    pub(crate) fn into_values(self) -> Vec<f64> {
+        self.values
+    }
+
     /// `f` of every value.
     pub fn map(mut self, f: impl Fn(f64) -> f64) -> Self {
         self.values.iter_mut().for_each(|value| *value = f(*value));

@@ -2,12 +2,31 @@
 //!
 //! Other libraries order, sign and interleave what this crate's layers hold in one way only. The
 //! functions here take parameters under the names their library saved them by and build the layer
-//! that computes the same map; the layers themselves know of no convention but their own. All
-//! arithmetic is done in f64 on the host and rounded once.
+//! that computes the same map; what a library computes otherwise, and not only keeps otherwise, is an
+//! option of a layer. All arithmetic is done in f64 on the host and rounded once.
 //!
-//! - [`normflows`]: couplings, ActNorm, 1x1 convolutions, Glow blocks and multi-scale models
+//! Whole models, read by `load` from the file that their library saved, and written back by `save` so
+//! that the library loads them:
+//!
+//! - [`rosinality`]: Glow of rosinality/glow-pytorch
+//! - [`y0ast`]: Glow of y0ast/Glow-PyTorch
+//! - [`normflows`]: multi-scale Glow and RealNVP of normflows; also its couplings, ActNorm, 1x1
+//!   convolutions and Glow blocks one by one
+//! - [`chrischute`]: RealNVP of chrischute/real-nvp
 //! - [`torch`]: plain PyTorch layers, and NICE and RealNVP written with them
-//! - [`real_nvp`]: the residual RealNVP of chrischute/real-nvp
+//!
+//! ```no_run
+//! use burn_flows::weights::rosinality;
+//!
+//! let model = rosinality::for_pixels(rosinality::load("checkpoint/model_200001.pt")?);
+//! let pictures = model.sample(8, 0.7);
+//! # Ok::<(), burn_flows::FlowError>(())
+//! ```
+//!
+//! Files are safetensors, or PyTorch's own (`.pt`, `.pth`), of a state dict or of a
+//! checkpoint with one in it. Sizes are found from the tensors; what a file does not hold, such as the
+//! side of the images of a net of convolutions, is asked for. Class-conditional models are refused:
+//! there is no such prior here.
 //!
 //! ```
 //! use burn::tensor::TensorData;
@@ -23,23 +42,44 @@
 //! # Ok::<(), burn_flows::FlowError>(())
 //! ```
 
+mod archive;
 mod array;
+pub mod chrischute;
+mod exchange;
+mod file;
+mod layers;
 pub mod normflows;
-pub mod real_nvp;
+mod pickle;
+pub mod rosinality;
 pub mod torch;
+mod torch_file;
+pub mod y0ast;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::module::Param;
-use burn::store::{ModuleStore, SafetensorsStore, bridge};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::error::{FlowError, Result};
+use crate::flow::Flow;
 use crate::param::frozen;
+use crate::stack::FlowStack;
 
 pub use array::Array;
+/// The former name of [`chrischute`].
+pub use chrischute as real_nvp;
+
+/// Dictionaries that a checkpoint may keep its state dict in.
+const STATE_DICTS: [&str; 6] =
+    ["net", "model", "state_dict", "model_state_dict", "net_state_dict", "ema"];
+
+/// What `nn.DataParallel` puts before the names of the model that it wraps.
+const PARALLEL: &str = "module.";
+
+/// More channels than any layer has; what is computed with their number cannot overflow.
+const MOST_CHANNELS: usize = 1 << 24;
 
 /// Named parameters of another library, and where the layers made of them shall live.
 ///
@@ -49,47 +89,64 @@ pub use array::Array;
 pub struct Weights {
     path: PathBuf,
     prefix: String,
-    arrays: Arc<BTreeMap<String, Array>>,
+    tensors: Arc<BTreeMap<String, TensorData>>,
+    /// Names of what a file holds beside tensors.
+    others: Arc<Vec<String>>,
     device: Device,
     dtype: DType,
 }
 
 impl Weights {
     /// From tensors in memory; layers are made in f32 on `device`.
-    ///
-    /// # Panics
-    /// If a tensor is neither of floats, integers nor booleans.
     pub fn new(tensors: impl IntoIterator<Item = (String, TensorData)>, device: &Device) -> Self {
-        let arrays =
-            tensors.into_iter().map(|(name, data)| (name, Array::from_data(data))).collect();
         Self {
             path: PathBuf::from("weights"),
             prefix: String::new(),
-            arrays: Arc::new(arrays),
+            tensors: Arc::new(tensors.into_iter().collect()),
+            others: Arc::default(),
             device: device.clone(),
             dtype: DType::F32,
         }
     }
 
+    /// From a safetensors file or one that `torch.save` wrote of a state dict, whichever it is; layers
+    /// are made in f32 on `device`.
+    ///
+    /// A file of PyTorch's own may keep numbers and texts beside its tensors, such as the epoch of a
+    /// checkpoint. One that names any function or class but those of tensors is refused; none is run.
+    ///
+    /// # Errors
+    /// [`FlowError::Io`] if the file cannot be read; [`FlowError::Format`] if it is of another kind, cut
+    /// off, announces more than it holds, or has anything but plain values and tensors in it.
+    pub fn read(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
+        let path = path.as_ref();
+        Ok(Self::of(file::read(path)?, path, device))
+    }
+
     /// From a safetensors file; layers are made in f32 on `device`.
     ///
     /// # Errors
-    /// [`FlowError::Record`] if the file cannot be read or is not a safetensors file.
+    /// As [`read`](Weights::read).
     pub fn read_safetensors(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let path = path.as_ref();
-        let error = |reason: String| FlowError::Record {
-            path: path.into(),
-            reason,
-            advice: "check that the file exists and is a whole safetensors file".into(),
-        };
-        let mut store = SafetensorsStore::from_file(path);
-        let tensors = store.get_all_tensors().map_err(|source| error(source.to_string()))?;
-        let mut read = Vec::with_capacity(tensors.len());
-        for (name, tensor) in tensors {
-            let data = bridge::to_data(tensor).map_err(|source| error(source.to_string()))?;
-            read.push((name.clone(), data));
-        }
-        Ok(Self { path: path.into(), ..Self::new(read, device) })
+        Ok(Self::of(file::read_safetensors(path)?, path, device))
+    }
+
+    fn of(content: file::Content, path: &Path, device: &Device) -> Self {
+        let others = Arc::new(content.others);
+        Self { path: path.into(), others, ..Self::new(content.tensors, device) }
+    }
+
+    /// Writes the tensors below the present prefix: a file as `torch.save` writes it where the name ends
+    /// in `.pt` or `.pth`, else a safetensors file. The file is either as it was or whole.
+    ///
+    /// # Errors
+    /// [`FlowError::Io`] if the file cannot be written.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let full = |name: &str| format!("{}{name}", self.prefix);
+        let tensors =
+            self.names().map(|name| (name.to_string(), self.tensors[&full(name)].clone()));
+        file::write(path.as_ref(), &tensors.collect())
     }
 
     /// The same weights, for layers of the given float type.
@@ -116,7 +173,7 @@ impl Weights {
     /// Whether a tensor or a submodule of that name exists.
     pub fn has(&self, name: &str) -> bool {
         let full = format!("{}{name}", self.prefix);
-        self.arrays.contains_key(&full) || !self.under(name).is_empty()
+        self.tensors.contains_key(&full) || !self.under(name).is_empty()
     }
 
     /// Whether there is nothing below the present prefix.
@@ -127,7 +184,7 @@ impl Weights {
     /// Names of all tensors below the present prefix, without it.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let prefix = self.prefix.as_str();
-        self.arrays
+        self.tensors
             .range(prefix.to_string()..)
             .map_while(move |(name, _)| name.strip_prefix(prefix))
     }
@@ -145,14 +202,58 @@ impl Weights {
     ///
     /// # Errors
     /// [`FlowError::Record`] if there is none.
+    ///
+    /// # Panics
+    /// If the tensor is neither of floats, integers nor booleans.
     pub fn array(&self, name: &str) -> Result<Array> {
         let full = format!("{}{name}", self.prefix);
-        self.arrays.get(&full).cloned().ok_or_else(|| {
+        self.tensors.get(&full).cloned().map(Array::from_data).ok_or_else(|| {
             self.error(
                 format!("there is no tensor {full}"),
                 "give weights of the layer that is asked for",
             )
         })
+    }
+
+    /// The shape of the tensor of that name, if there is one.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(&format!("{}{name}", self.prefix)).map(|data| &data.shape()[..])
+    }
+
+    /// Size of a tensor along an axis, or zero where there is none that a layer can have: a table that is
+    /// told so finds what is wrong.
+    pub(crate) fn size(&self, name: &str, axis: usize) -> usize {
+        let size = self.shape(name).and_then(|shape| shape.get(axis)).copied().unwrap_or(0);
+        if size <= MOST_CHANNELS { size } else { 0 }
+    }
+
+    /// Names of what a file holds below the present prefix beside tensors.
+    pub(crate) fn others(&self) -> impl Iterator<Item = &str> {
+        self.others.iter().filter_map(|name| name.strip_prefix(self.prefix.as_str()))
+    }
+
+    /// Enters the state dict of the model that has a tensor named `marker`: the root, or one of
+    /// the dictionaries of a checkpoint, with or without what `nn.DataParallel` adds.
+    pub(crate) fn state_dict(&self, model: &str, marker: &str) -> Result<Self> {
+        let mut places: Vec<&str> =
+            self.names().filter_map(|name| name.strip_suffix(marker)).collect();
+        places.retain(|place| {
+            let place = place.strip_suffix(PARALLEL).unwrap_or(place);
+            place.is_empty()
+                || STATE_DICTS.iter().any(|name| place.strip_suffix(".") == Some(*name))
+        });
+        match places[..] {
+            [place] => Ok(Self { prefix: format!("{}{place}", self.prefix), ..self.clone() }),
+            [] => {
+                let reason = format!("this is not the state dict of {model}: no {marker} in it");
+                Err(self.error(reason, "give the library and class that the file was saved from"))
+            }
+            _ => {
+                let reason = format!("there are {} state dicts of {model}", places.len());
+                let advice = "choose one: Weights::read(path)?.under(\"net\")";
+                Err(self.error(format!("{reason}, below {}", places.join(" and ")), advice))
+            }
+        }
     }
 
     pub(crate) fn error(&self, reason: impl Into<String>, advice: &str) -> FlowError {
@@ -177,6 +278,14 @@ impl Weights {
     pub(crate) fn frozen<const D: usize>(&self, array: Array) -> Result<Param<Tensor<D>>> {
         Ok(frozen(self.tensor(array)?))
     }
+}
+
+/// An error if a layer of a model has no inverse.
+fn check_invertible<const D: usize, F, P, S>(model: &FlowStack<D, F, P, S>) -> Result<()>
+where
+    F: Flow<D>,
+{
+    model.levels.iter().try_for_each(|level| level.check())
 }
 
 #[cfg(test)]

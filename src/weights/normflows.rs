@@ -4,23 +4,35 @@
 //! are stored in that direction: they are read from the last entry to the first. Couplings subtract
 //! the shift first, `z = (x - shift) * scale`, and their nets interleave shift and scale.
 //!
+//! Which scale map, split and activation a coupling has is not in a file, nor whether a logit comes first:
+//! they are asked for where they are not normflows' defaults. Class-conditional bases are refused: there
+//! is no such prior here.
+//!
 //! Source: VincentStimper/normflows, `flows/affine/coupling.py`, `flows/affine/glow.py`,
 //! `flows/normalization.py`, `flows/mixing.py`, `core.py`.
 
-use burn::module::Module;
-use burn::tensor::Tensor;
+use std::path::Path;
 
-use super::torch::{LinearParts, conv, mlp_of};
-use super::{Array, Weights};
+use burn::module::{Module, Param};
+use burn::nn::Linear;
+use burn::tensor::{DType, Tensor};
+
+use super::exchange::{Exchange, Rows};
+use super::layers::{PluNames, conv, is_plu, plain_conv1x1};
+use super::{MOST_CHANNELS, Weights, check_invertible};
 use crate::Flow;
-use crate::conditioner::{GlowNet, GlowNetConfig, Mlp, NetNorm};
+use crate::backend;
+use crate::conditioner::conv::{Conv, ZeroConv};
+use crate::conditioner::{GlowNet, Mlp, MlpPair};
 use crate::coupling::{
     AdditiveCoupling, Affine, AffineCoupling, AffineOrder, Coupling, Mask, Parity, ScaleMap,
 };
-use crate::error::Result;
-use crate::linear::{InvertibleConv1x1, Permutation, PluWeight};
+use crate::error::{FlowError, Result};
+use crate::host;
+use crate::linear::{InvertibleConv1x1, Permutation};
 use crate::models::{GlowCoupling, GlowMixing, GlowStep};
 use crate::norm::{ActNorm, LOG_SCALE_FACTOR};
+use crate::param::frozen;
 use crate::preprocess::Logit;
 use crate::prior::DiagonalNormal;
 use crate::reshape::Squeeze;
@@ -43,6 +55,15 @@ pub enum CouplingScale {
 }
 
 impl CouplingScale {
+    fn of(map: ScaleMap) -> Result<Self> {
+        match map {
+            ScaleMap::Exp => Ok(Self::Exp),
+            ScaleMap::Sigmoid => Ok(Self::Sigmoid),
+            ScaleMap::InverseSigmoid => Ok(Self::SigmoidInv),
+            _ => Err(invalid(&format!("the scale map {map:?}"), "Exp, Sigmoid or InverseSigmoid")),
+        }
+    }
+
     /// Our map, and the factor on `h` that makes it theirs.
     fn scale_map(self) -> (ScaleMap, f64) {
         match self {
@@ -52,23 +73,16 @@ impl CouplingScale {
         }
     }
 
-    /// For each of our output rows the number of theirs, and how many of ours are shifts.
-    fn output_order(self, outputs: usize) -> (Vec<usize>, usize) {
+    /// Our output rows made of theirs.
+    fn rows(self, outputs: usize) -> Rows {
         match self {
-            Self::None => ((0..outputs).collect(), outputs),
+            Self::None => Rows::all_negated(outputs),
             _ => {
-                let shifts = (0..outputs).step_by(2);
-                (shifts.chain((1..outputs).step_by(2)).collect(), outputs / 2)
+                let (_, factor) = self.scale_map();
+                let shifts = (0..outputs).step_by(2).map(|row| (row, -1.0));
+                Rows::signed(shifts.chain((1..outputs).step_by(2).map(|row| (row, factor))))
             }
         }
-    }
-
-    /// Their output rows in our order and with our signs.
-    fn convert(self, rows: &Array) -> Array {
-        let (order, shifts) = self.output_order(rows.shape()[0]);
-        let (_, factor) = self.scale_map();
-        let negated = rows.rows(order[..shifts].iter().copied()).map(|value| -value);
-        negated.stack(&rows.rows(order[shifts..].iter().copied()).map(|value| value * factor))
     }
 }
 
@@ -82,6 +96,14 @@ pub enum SplitMode {
 }
 
 impl SplitMode {
+    fn of(mask: Mask) -> Result<Self> {
+        match mask {
+            Mask::ChannelHalves(Parity::Even) => Ok(Self::Channel),
+            Mask::ChannelHalves(Parity::Odd) => Ok(Self::ChannelInv),
+            _ => Err(invalid("a coupling of another mask", "channel halves")),
+        }
+    }
+
     fn mask(self) -> Mask {
         match self {
             Self::Channel => Mask::first_half(),
@@ -102,28 +124,53 @@ pub enum MaskedScale {
 /// `flows.ActNorm` (`s`, `t`): `z = (x - t) * exp(-s)`.
 ///
 /// # Errors
-/// If the tensors are not there.
+/// If the tensors are not there, of another shape or not finite.
 pub fn act_norm(weights: &Weights) -> Result<ActNorm> {
-    let (s, t) = (weights.array("s")?.flat(), weights.array("t")?.flat());
-    from_bias_and_log_scale(weights, t.map(|t| -t), s.map(|s| -s))
+    let mut io = Exchange::reading(weights);
+    let shape = weights.shape("s").unwrap_or_default().to_vec();
+    let norm = act_norm_table(&mut io, &shape, None);
+    io.check_layer("flows.ActNorm")?;
+    Ok(norm)
+}
+
+/// `shape` is `[1, channels]` or `[1, channels, 1, 1]`.
+fn act_norm_table(io: &mut Exchange, shape: &[usize], ours: Option<&ActNorm>) -> ActNorm {
+    let channels = shape.get(1).copied().unwrap_or(0);
+    let rows = || Rows::all_negated(channels);
+    let log_scale = ours.map(|norm| Param::from_tensor(norm.effective_log_scale()));
+    let bias = io.param("t", shape, rows(), ours.map(|norm| &norm.bias));
+    let log_scale = io.param("s", shape, rows(), log_scale.as_ref());
+    let dtype = io.dtype();
+    io.given_if_there("data_dep_init_done", &[], dtype, || vec![1.0]);
+    ActNorm::from_parts(bias, log_scale, 1.0)
 }
 
 /// `ActNorm` inside a net, which runs in normflows' forward direction: `y = h * exp(s) + t`.
 ///
 /// # Errors
-/// If the tensors are not there.
+/// If the tensors are not there, of another shape or not finite.
 pub fn act_norm_in_net(weights: &Weights) -> Result<ActNorm> {
-    let (s, t) = (weights.array("s")?.flat(), weights.array("t")?.flat());
-    from_bias_and_log_scale(weights, t.zip(&s, |t, s| t * (-s).exp()), s)
+    let mut io = Exchange::reading(weights);
+    let norm = act_norm_in_net_table(&mut io, weights.size("s", 1), None);
+    io.check_layer("ActNorm")?;
+    Ok(norm)
 }
 
-/// `z = (x + bias) * exp(log_scale)`.
-fn from_bias_and_log_scale(weights: &Weights, bias: Array, log_scale: Array) -> Result<ActNorm> {
-    Ok(ActNorm {
-        bias: weights.param(bias)?,
-        log_scale: weights.param(log_scale.map(|value| value / LOG_SCALE_FACTOR))?,
-        initialized: weights.frozen(Array::new([1], vec![1.0]))?,
-    })
+/// Ours is `(h + bias) * exp(s)`, so that `t` comes back from a round trip up to rounding alone.
+fn act_norm_in_net_table(io: &mut Exchange, channels: usize, ours: Option<&ActNorm>) -> ActNorm {
+    let shape = [1, channels, 1, 1];
+    let dtype = io.dtype();
+    io.given_if_there("data_dep_init_done", &[], dtype, || vec![1.0]);
+    if let Some(norm) = ours {
+        let log_scale = norm.effective_log_scale();
+        let t = Param::from_tensor(norm.bias.val() * log_scale.clone().exp());
+        io.param("t", &shape, Rows::same(), Some(&t));
+        io.param("s", &shape, Rows::same(), Some(&Param::from_tensor(log_scale)));
+        return norm.clone();
+    }
+    let (t, s) = (io.values("t", &shape), io.values("s", &shape));
+    let bias = t.iter().zip(&s).map(|(t, s)| t * (-s).exp()).collect();
+    ActNorm::from_parts(io.vector(bias), io.vector(s), 1.0)
 }
 
 /// In which of normflows' directions its ActNorm saw its first batch.
@@ -159,21 +206,33 @@ pub fn act_norm_initialization(
     }
 }
 
+const PLU: PluNames =
+    PluNames { permutation: "P", lower: "L", upper: "U", log_s: "log_S", sign_s: "sign_S" };
+
 /// `flows.Invertible1x1Conv`: `W`, or `P`, `L`, `U`, `sign_S`, `log_S`; `z = W x`.
 ///
 /// # Errors
-/// If the tensors are not there.
+/// If the tensors are not there, of another shape or not finite.
 pub fn conv1x1(weights: &Weights) -> Result<InvertibleConv1x1> {
-    if weights.has("W") {
-        return Ok(InvertibleConv1x1::from_weight(weights.tensor(weights.array("W")?)?));
+    let mut io = Exchange::reading(weights);
+    let name = if weights.has("W") { "W" } else { "P" };
+    let conv = conv1x1_table(&mut io, weights.size(name, 0), None);
+    io.check_layer("flows.Invertible1x1Conv")?;
+    Ok(conv)
+}
+
+fn conv1x1_table(
+    io: &mut Exchange,
+    channels: usize,
+    ours: Option<&InvertibleConv1x1>,
+) -> InvertibleConv1x1 {
+    if !ours.map_or_else(|| io.has("P"), is_plu) {
+        return plain_conv1x1(io, "W", &[channels; 2], ours);
     }
-    Ok(InvertibleConv1x1::from_parts(PluWeight {
-        permutation: weights.frozen(weights.array("P")?)?,
-        lower: weights.param(weights.array("L")?)?,
-        upper: weights.param(weights.array("U")?)?,
-        log_s: weights.param(weights.array("log_S")?)?,
-        sign_s: weights.frozen(weights.array("sign_S")?)?,
-    }))
+    let identity = || (0..channels * channels).map(|at| u8::from(at % (channels + 1) == 0).into());
+    let dtype = io.dtype();
+    io.constant("eye", &[channels; 2], dtype, || identity().collect());
+    PLU.conv1x1(io, channels, ours)
 }
 
 /// A step of a normflows model of vectors.
@@ -184,112 +243,173 @@ pub enum VectorStep {
     Additive(AdditiveCoupling<Mlp>),
     /// A coupling with scale.
     Affine(AffineCoupling<Mlp>),
-    /// `Permute(mode="swap")`.
+    /// A coupling with scale, and a net of its own for it.
+    Masked(AffineCoupling<MlpPair>),
+    /// `Permute`.
     Swap(Permutation),
+    /// `ActNorm`.
+    Norm(ActNorm),
 }
 
 /// `NormalizingFlow(DiagGaussian, [...])` of vectors.
 pub type VectorModel = FlowStack<2, Vec<VectorStep>, DiagonalNormal<2>>;
 
-/// `MaskedAffineFlow` (`b`, `t`, `s`): `z = b x + (1 - b) (x - t(b x)) exp(-s(b x))`.
-///
-/// Its two nets become one, with blocks of zeros between them.
-///
-/// # Errors
-/// If tensors are missing, the mask does not alternate, or the nets differ in their number of layers.
-pub fn masked_affine(weights: &Weights, scale: MaskedScale) -> Result<VectorStep> {
-    let mask = alternating(weights)?;
-    let shift = LinearParts::sequence(&weights.under("t.net"))?;
-    let last = shift.len() - 1;
-    if !weights.has("s") {
-        let layers = shift.into_iter().enumerate();
-        let layers = layers.map(|(i, layer)| if i == last { layer.scaled(-1.0) } else { layer });
-        let net = mlp_of(weights, layers.collect())?;
-        return Ok(VectorStep::Additive(Coupling::additive(net, mask)));
-    }
-    let log_scale = LinearParts::sequence(&weights.under("s.net"))?;
-    if log_scale.len() != shift.len() {
-        return Err(weights.error(
-            "the nets s and t have different numbers of layers",
-            "give couplings whose two nets are built alike",
-        ));
-    }
-    let features = shift[last].bias.shape()[0];
-    // The sign of the exponent: in the last layer, or in the gain where a tanh follows that.
-    let factor = if scale == MaskedScale::Tanh { 1.0 } else { -1.0 };
-    let layers = shift.into_iter().zip(log_scale).enumerate().map(|(i, (t, s))| {
-        let (t, s) = if i == last { (t.scaled(-1.0), s.scaled(factor)) } else { (t, s) };
-        if i == 0 {
-            t.stack(&s)
-        } else {
-            LinearParts { weight: t.weight.block_diagonal(&s.weight), bias: t.bias.stack(&s.bias) }
-        }
+/// `nets.MLP` below `name`, the rows of its last layer being ours by `rows`.
+fn mlp_table(
+    io: &mut Exchange,
+    name: &str,
+    rows: impl FnOnce(usize) -> Rows,
+    ours: Option<&Mlp>,
+) -> Mlp {
+    let count = ours.map_or_else(|| io.count(name), |mlp| mlp.layers.len());
+    let mut rows = Some(rows);
+    let layers = (0..count).map(|index| {
+        let own = ours.map(|mlp| &mlp.layers[index]);
+        // An activation follows each layer but the last.
+        io.under(format!("{name}.{}", 2 * index), |io| {
+            let shape = match own {
+                Some(layer) => {
+                    let [inputs, outputs] = layer.weight.dims();
+                    [outputs, inputs]
+                }
+                None => [io.size("weight", 0), io.size("weight", 1)],
+            };
+            let rows = match rows.take_if(|_| index + 1 == count) {
+                Some(rows) => rows(shape[0]),
+                None => Rows::same(),
+            };
+            let bias = own.and_then(|layer| layer.bias.as_ref());
+            Linear {
+                weight: io.transposed("weight", shape, rows.clone(), own.map(|own| &own.weight)),
+                bias: Some(io.param("bias", &shape[..1], rows, bias)),
+            }
+        })
     });
-    let net = mlp_of(weights, layers.collect())?;
-    let order = AffineOrder::ShiftThenScale;
-    let map = if scale == MaskedScale::Tanh { ScaleMap::Tanh } else { ScaleMap::Exp };
-    let mut transform = Affine::new(map, order, features, weights.device());
-    if scale == MaskedScale::Tanh {
-        transform.gain = Some(weights.param(Array::new([features], vec![-1.0; features]))?);
-    }
-    Ok(VectorStep::Affine(Coupling::from_transform(net, transform, mask)))
+    Mlp { layers: layers.collect() }
 }
 
-fn alternating(weights: &Weights) -> Result<Mask> {
-    let b = weights.array("b")?;
-    let parity = if b.values().first() == Some(&1.0) { Parity::Even } else { Parity::Odd };
-    let expected = |i: usize| f64::from(u8::from(i.is_multiple_of(2) == (parity == Parity::Even)));
-    if b.values().iter().enumerate().any(|(i, &kept)| kept != expected(i)) {
-        return Err(weights.error(
-            format!("the mask b is {:?}", b.values()),
-            "only masks that alternate between 0 and 1 can be converted",
-        ));
+/// `MaskedAffineFlow` (`b`, `t`, `s`): `z = b x + (1 - b) (x - t(b x)) exp(-s(b x))`.
+///
+/// # Errors
+/// If tensors are missing, of another shape or not finite, or the mask does not alternate.
+pub fn masked_affine(weights: &Weights, scale: MaskedScale) -> Result<VectorStep> {
+    let mut io = Exchange::reading(weights);
+    let step = masked_table(&mut io, weights.size("b", 1), scale, None);
+    io.check_layer("MaskedAffineFlow")?;
+    Ok(step)
+}
+
+fn masked_table(
+    io: &mut Exchange,
+    features: usize,
+    scale: MaskedScale,
+    ours: Option<&VectorStep>,
+) -> VectorStep {
+    let (own_mask, own_shift, own_scale) = match ours {
+        Some(VectorStep::Additive(own)) => (Some(own.mask()), Some(&own.conditioner), None),
+        Some(VectorStep::Masked(own)) => {
+            let MlpPair { shift, scale } = &own.conditioner;
+            (Some(own.mask()), Some(shift), Some(scale))
+        }
+        _ => (None, None, None),
+    };
+    let mask = alternating(io, features, own_mask);
+    let has_scale = if ours.is_some() { own_scale.is_some() } else { io.has("s") };
+    let shift = io.under("t", |io| mlp_table(io, "net", Rows::all_negated, own_shift));
+    if !has_scale {
+        return VectorStep::Additive(Coupling::additive(shift, mask));
     }
-    Ok(Mask::Checkerboard(parity))
+    // The sign of the exponent: in the last layer, or in the gain where a tanh follows that.
+    let is_tanh = match ours {
+        Some(VectorStep::Masked(own)) => own.transform.scale_map() == ScaleMap::Tanh,
+        _ => scale == MaskedScale::Tanh,
+    };
+    let rows = move |outputs| if is_tanh { Rows::same() } else { Rows::all_negated(outputs) };
+    let net = MlpPair { shift, scale: io.under("s", |io| mlp_table(io, "net", rows, own_scale)) };
+    let order = AffineOrder::ShiftThenScale;
+    let transform = if is_tanh {
+        let gain = io.vector(vec![-1.0; features]);
+        Affine::tanh(order, frozen(gain.val()))
+    } else {
+        Affine::new(ScaleMap::Exp, order, 0, io.device())
+    };
+    VectorStep::Masked(Coupling::from_transform(net, transform, mask))
+}
+
+/// The mask `b`, which has to alternate.
+fn alternating(io: &mut Exchange, features: usize, ours: Option<Mask>) -> Mask {
+    let shape = [1, features];
+    let kept = |parity: Parity| {
+        let kept = move |i: usize| i.is_multiple_of(2) == (parity == Parity::Even);
+        (0..features).map(|i| f64::from(u8::from(kept(i)))).collect::<Vec<_>>()
+    };
+    if let Some(mask) = ours {
+        let parity = match mask {
+            Mask::ChannelHalves(parity) | Mask::Alternating(parity) => parity,
+            Mask::Checkerboard(parity) => parity,
+        };
+        let dtype = io.dtype();
+        io.given("b", &shape, dtype, || kept(parity));
+        return mask;
+    }
+    let b = io.values("b", &shape);
+    let parity = if b.first() == Some(&1.0) { Parity::Even } else { Parity::Odd };
+    if !b.is_empty() && b != kept(parity) {
+        io.refuse_value("b", "is a mask that does not alternate between 0 and 1");
+    }
+    Mask::Checkerboard(parity)
 }
 
 /// A model of `MaskedAffineFlow`s and its `DiagGaussian`.
 ///
 /// # Errors
-/// As [`masked_affine`].
+/// As [`real_nvp`].
 pub fn masked_affine_model(weights: &Weights, scale: MaskedScale) -> Result<VectorModel> {
-    let flows = weights.under("flows");
-    let steps = flows.indices().into_iter().rev();
-    let steps = steps.map(|k| masked_affine(&flows.under(k.to_string()), scale));
-    vector_model(weights, steps.collect::<Result<_>>()?)
+    real_nvp(weights, &RealNvpOptions { masked: scale, ..RealNvpOptions::default() })
 }
 
 /// `AffineCouplingBlock` of vectors, its net an `MLP`.
 ///
 /// # Errors
-/// If tensors are missing.
+/// If tensors are missing, of another shape or not finite.
 pub fn vector_coupling(
     weights: &Weights,
     scale: CouplingScale,
     split: SplitMode,
 ) -> Result<VectorStep> {
-    let mut layers = LinearParts::sequence(&weights.under("flows.1.param_map.net"))?;
-    let last = layers.pop().expect("a sequence has at least one layer");
-    let outputs = last.bias.shape()[0];
-    layers
-        .push(LinearParts { weight: scale.convert(&last.weight), bias: scale.convert(&last.bias) });
-    let net = mlp_of(weights, layers)?;
-    Ok(if scale == CouplingScale::None {
+    let mut io = Exchange::reading(weights);
+    let step = vector_coupling_table(&mut io, scale, split, None);
+    io.check_layer("AffineCouplingBlock")?;
+    Ok(step)
+}
+
+fn vector_coupling_table(
+    io: &mut Exchange,
+    scale: CouplingScale,
+    split: SplitMode,
+    ours: Option<&VectorStep>,
+) -> VectorStep {
+    let own = match ours {
+        Some(VectorStep::Additive(own)) => Some(&own.conditioner),
+        Some(VectorStep::Affine(own)) => Some(&own.conditioner),
+        _ => None,
+    };
+    let rows = |outputs| scale.rows(outputs);
+    let net = io.under("flows.1.param_map", |io| mlp_table(io, "net", rows, own));
+    if scale == CouplingScale::None {
         VectorStep::Additive(Coupling::additive(net, split.mask()))
     } else {
-        VectorStep::Affine(affine(weights, net, scale, split, outputs / 2))
-    })
+        VectorStep::Affine(affine(io, net, scale, split))
+    }
 }
 
 fn affine<C: Module>(
-    weights: &Weights,
+    io: &Exchange,
     net: C,
     scale: CouplingScale,
     split: SplitMode,
-    transformed: usize,
 ) -> AffineCoupling<C> {
-    let (map, _) = scale.scale_map();
-    let transform = Affine::new(map, AffineOrder::ShiftThenScale, transformed, weights.device());
+    let transform = Affine::new(scale.scale_map().0, AffineOrder::ShiftThenScale, 0, io.device());
     Coupling::from_transform(net, transform, split.mask())
 }
 
@@ -297,7 +417,7 @@ fn affine<C: Module>(
 /// each coupling is followed by `Permute(mode="swap")`, as such models are built.
 ///
 /// # Errors
-/// If tensors are missing or no split is given.
+/// As [`real_nvp`], or if no split is given or there are not as many layers.
 pub fn coupling_model(
     weights: &Weights,
     num_layers: usize,
@@ -307,54 +427,316 @@ pub fn coupling_model(
     if splits.is_empty() || num_layers == 0 {
         return Err(weights.error("no couplings or no splits", "give at least one of each"));
     }
-    let features = weights.array("q0.loc")?.flat().shape()[0];
-    let stride = if splits.len() == 1 { 2 } else { 1 };
-    let mut steps = Vec::new();
-    for layer in (0..num_layers).rev() {
-        if stride == 2 {
-            steps.push(VectorStep::Swap(Permutation::swap_halves(features, weights.device())?));
-        }
-        let block = weights.under(format!("flows.{}", stride * layer));
-        steps.push(vector_coupling(&block, scale, splits[layer % splits.len()])?);
+    let options = RealNvpOptions { scale, splits: splits.to_vec(), ..RealNvpOptions::default() };
+    let model = real_nvp(weights, &options)?;
+    let is_coupling =
+        |step: &&VectorStep| matches!(step, VectorStep::Additive(_) | VectorStep::Affine(_));
+    let found = model.levels[0].iter().filter(is_coupling).count();
+    if found != num_layers {
+        let reason = format!("{found} couplings, not {num_layers}");
+        return Err(weights.error(reason, "give the number of layers that the model has"));
     }
-    vector_model(weights, steps)
+    Ok(model)
 }
 
-fn vector_model(weights: &Weights, steps: Vec<VectorStep>) -> Result<VectorModel> {
-    let features = weights.array("q0.loc")?.flat().shape()[0];
-    FlowStack::single(steps, diag_gaussian(&weights.under("q0"))?, &[features])
+/// How a model of vectors was built, as far as its tensors do not tell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RealNvpOptions {
+    /// What the nets `s` of `MaskedAffineFlow`s end with.
+    pub masked: MaskedScale,
+    /// `scale` and `scale_map` of `AffineCouplingBlock`s.
+    pub scale: CouplingScale,
+    /// `split_mode` of `AffineCouplingBlock`s, in turn.
+    pub splits: Vec<SplitMode>,
+}
+
+impl Default for RealNvpOptions {
+    /// normflows' own defaults.
+    fn default() -> Self {
+        Self {
+            masked: MaskedScale::Linear,
+            scale: CouplingScale::Exp,
+            splits: vec![SplitMode::Channel],
+        }
+    }
+}
+
+/// Reads a RealNVP of vectors with normflows' default options, on the compiled-in device in f32; for
+/// others see [`real_nvp`].
+///
+/// # Errors
+/// As [`Weights::read`] and [`real_nvp`].
+pub fn load_real_nvp(path: impl AsRef<Path>) -> Result<VectorModel> {
+    real_nvp(&Weights::read(path, &backend::device())?, &RealNvpOptions::default())
+}
+
+/// `NormalizingFlow(DiagGaussian, flows)` of vectors, the flows being `MaskedAffineFlow`,
+/// `AffineCouplingBlock`, `Permute` and `ActNorm` in any order.
+///
+/// A `Permute(mode="swap")` leaves nothing in a file but a gap in the numbers of the flows; one behind
+/// the last coupling is assumed where one is behind every other.
+///
+/// # Errors
+/// [`FlowError::Record`] if tensors are missing, superfluous, of another shape or not finite, which lists
+/// all of them, or if a mask does not alternate.
+pub fn real_nvp(weights: &Weights, options: &RealNvpOptions) -> Result<VectorModel> {
+    let weights = weights.state_dict(VECTOR_NAME, VECTOR_MARKER)?;
+    if options.splits.is_empty() {
+        return Err(weights.error("no splits", "give at least one"));
+    }
+    let flows = weights.under("flows");
+    let numbers = flows.indices();
+    let is_block = |index: &usize| flows.has(&format!("{index}.flows.1.param_map"));
+    let blocks: Vec<usize> = numbers.iter().copied().filter(is_block).collect();
+    let mut kinds = Vec::new();
+    for (at, &index) in numbers.iter().enumerate() {
+        // What has no tensors swaps.
+        let gap = index - if at == 0 { 0 } else { numbers[at - 1] + 1 };
+        if gap > MOST_SWAPS {
+            let reason = format!("{gap} flows without tensors before flows.{index}");
+            return Err(weights.error(reason, "give a model of couplings, Permute and ActNorm"));
+        }
+        kinds.extend(std::iter::repeat_n(Kind::Swap, gap));
+        let has = |name: &str| flows.has(&format!("{index}.{name}"));
+        kinds.push(match () {
+            () if has("b") => Kind::Masked,
+            () if has("perm") => Kind::Permute,
+            () if has("s") && has("t") => Kind::Norm,
+            () => Kind::Block,
+        });
+    }
+    let last_is_block = blocks.last().is_some_and(|last| numbers.last() == Some(last));
+    if last_is_block
+        && (blocks.len() == 1 || blocks.windows(2).all(|pair| pair[1] == pair[0] + 2))
+        && options.splits.len() == 1
+    {
+        kinds.push(Kind::Swap);
+    }
+    let features = weights.size(VECTOR_MARKER, 1);
+    let mut io = Exchange::reading(&weights);
+    let (steps, prior) = vector_tables(&mut io, features, &kinds, options, None);
+    io.check(VECTOR_NAME)?;
+    FlowStack::single(steps.into_iter().collect::<Result<_>>()?, prior, &[features])
+}
+
+const VECTOR_NAME: &str = "NormalizingFlow of normflows";
+
+/// A tensor that every such model has.
+const VECTOR_MARKER: &str = "q0.loc";
+
+/// No model has as many `Permute`s in a row.
+const MOST_SWAPS: usize = 8;
+
+/// What a flow of a model of vectors is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Masked,
+    Block,
+    Norm,
+    /// `Permute(mode="swap")`.
+    Swap,
+    /// `Permute(mode="shuffle")`.
+    Permute,
+}
+
+/// The flows in the order data → latent, `kinds` being in theirs, and the prior.
+fn vector_tables(
+    io: &mut Exchange,
+    features: usize,
+    kinds: &[Kind],
+    options: &RealNvpOptions,
+    ours: Option<&VectorModel>,
+) -> (Vec<Result<VectorStep>>, DiagonalNormal<2>) {
+    let mut num_blocks = 0;
+    let mut steps: Vec<Result<VectorStep>> = Vec::new();
+    for (index, &kind) in kinds.iter().enumerate() {
+        let own = ours.map(|model| &model.levels[0][kinds.len() - 1 - index]);
+        let split = options.splits[num_blocks % options.splits.len()];
+        num_blocks += usize::from(kind == Kind::Block);
+        steps.push(io.under(format!("flows.{index}"), |io| match kind {
+            Kind::Masked => Ok(masked_table(io, features, options.masked, own)),
+            Kind::Block => Ok(vector_coupling_table(io, options.scale, split, own)),
+            Kind::Swap => Permutation::swap_halves(features, io.device()).map(VectorStep::Swap),
+            Kind::Permute => shuffle_table(io, features, own).map(VectorStep::Swap),
+            Kind::Norm => {
+                let own = own.and_then(|step| match step {
+                    VectorStep::Norm(norm) => Some(norm),
+                    _ => None,
+                });
+                Ok(VectorStep::Norm(act_norm_table(io, &[1, features], own)))
+            }
+        }));
+    }
+    steps.reverse();
+    let prior = ours.map(|model| &model.prior);
+    let prior = io.under("q0", |io| diag_gaussian_table(io, &[1, features], prior));
+    (steps, prior)
+}
+
+/// `Permute(mode="shuffle")`: `perm` and `inv_perm`. normflows' forward is our inverse.
+fn shuffle_table(
+    io: &mut Exchange,
+    features: usize,
+    ours: Option<&VectorStep>,
+) -> Result<Permutation> {
+    if let Some(VectorStep::Swap(own)) = ours {
+        let order = host::to_f64(own.order.val());
+        let mut back = vec![0.0; order.len()];
+        order.iter().enumerate().for_each(|(to, from)| back[*from as usize] = to as f64);
+        io.given("perm", &[features], DType::I64, || back);
+        io.given("inv_perm", &[features], DType::I64, || order);
+        return Ok(own.clone());
+    }
+    let order = io.values("inv_perm", &[features]);
+    let forward = io.values("perm", &[features]);
+    let order: Vec<usize> = order.into_iter().map(|index| index as usize).collect();
+    let is_inverse = forward
+        .iter()
+        .enumerate()
+        .all(|(to, &from)| order.get(from as usize).is_some_and(|&back| back == to));
+    if order.is_empty() || !is_inverse {
+        if !order.is_empty() {
+            io.refuse_value("perm", "is not the inverse of inv_perm");
+        }
+        return Permutation::reverse(1, io.device());
+    }
+    Permutation::new(&order, io.device())
+}
+
+/// The state dict of a model that [`real_nvp`] made, which `NormalizingFlow.load_state_dict` takes.
+///
+/// # Errors
+/// [`FlowError::Invalid`] if its couplings are not of one kind, or a permutation neither swaps the
+/// halves nor is there one.
+pub fn real_nvp_weights(model: &VectorModel) -> Result<Weights> {
+    let [features]: [usize; 1] = model.sample_shape().try_into().expect("a model of vectors");
+    let swap = Permutation::swap_halves(features, &backend::device())?;
+    let swap = host::to_f64(swap.order.val());
+    let (mut scale, mut splits) = (None, Vec::new());
+    let mut kinds = Vec::new();
+    for step in model.levels[0].iter().rev() {
+        let block = match step {
+            VectorStep::Norm(_) => Err(Kind::Norm),
+            VectorStep::Masked(_) => Err(Kind::Masked),
+            VectorStep::Swap(own) if host::to_f64(own.order.val()) == swap => Err(Kind::Swap),
+            VectorStep::Swap(_) => Err(Kind::Permute),
+            VectorStep::Additive(own) if matches!(own.mask(), Mask::Checkerboard(_)) => {
+                Err(Kind::Masked)
+            }
+            VectorStep::Additive(own) => Ok((own.mask(), CouplingScale::None)),
+            VectorStep::Affine(own) => {
+                Ok((own.mask(), CouplingScale::of(own.transform.scale_map())?))
+            }
+        };
+        kinds.push(match block {
+            Err(kind) => kind,
+            Ok((mask, own)) => {
+                splits.push(SplitMode::of(mask)?);
+                if *scale.get_or_insert(own) != own {
+                    return Err(invalid(
+                        "couplings of several scale maps",
+                        "couplings of one kind",
+                    ));
+                }
+                Kind::Block
+            }
+        });
+    }
+    if splits.is_empty() {
+        splits.push(SplitMode::Channel);
+    }
+    let scale = scale.unwrap_or(CouplingScale::Exp);
+    let options = RealNvpOptions { masked: MaskedScale::Linear, scale, splits };
+    let mut io = Exchange::writing(model);
+    for step in vector_tables(&mut io, features, &kinds, &options, Some(model)).0 {
+        step?;
+    }
+    Ok(io.into_weights())
+}
+
+/// Writes the state dict of a model of vectors: a file for `torch.load` where the name ends in `.pt` or
+/// `.pth`, else safetensors.
+///
+/// # Errors
+/// As [`real_nvp_weights`] and [`Weights::write`].
+pub fn save_real_nvp(model: &VectorModel, path: impl AsRef<Path>) -> Result<()> {
+    real_nvp_weights(model)?.write(path)
+}
+
+fn invalid(got: &str, needed: &str) -> FlowError {
+    FlowError::Invalid {
+        what: "weights for normflows".into(),
+        got: got.into(),
+        needed: needed.into(),
+        advice: "export a model that was read from there".into(),
+    }
 }
 
 /// `DiagGaussian` (`loc`, `log_scale`, `[1, ...]`).
 ///
 /// # Errors
-/// If the tensors are not there.
+/// If the tensors are not there, of another shape or not finite.
 pub fn diag_gaussian<const D: usize>(weights: &Weights) -> Result<DiagonalNormal<D>> {
-    Ok(DiagonalNormal {
-        mean: weights.param(weights.array("loc")?)?,
-        log_std: weights.param(weights.array("log_scale")?)?,
-    })
+    let mut io = Exchange::reading(weights);
+    let prior = diag_gaussian_table(&mut io, weights.shape("loc").unwrap_or_default(), None);
+    io.check_layer("DiagGaussian")?;
+    Ok(prior)
+}
+
+fn diag_gaussian_table<const D: usize>(
+    io: &mut Exchange,
+    shape: &[usize],
+    ours: Option<&DiagonalNormal<D>>,
+) -> DiagonalNormal<D> {
+    DiagonalNormal {
+        mean: io.param("loc", shape, Rows::same(), ours.map(|prior| &prior.mean)),
+        log_std: io.param("log_scale", shape, Rows::same(), ours.map(|prior| &prior.log_std)),
+    }
 }
 
 /// `GlowBase`: `mean = loc exp(3 loc_logs)`, `ln std = log_scale exp(3 log_scale_logs)`; or a
 /// `DiagGaussian`, whichever is there.
 ///
 /// # Errors
-/// If the tensors are not there.
+/// If the tensors are not there, of another shape or not finite.
 pub fn glow_base(weights: &Weights) -> Result<DiagonalNormal<4>> {
-    if !weights.has("loc_logs") {
-        return diag_gaussian(weights);
-    }
-    let scaled = |value: &str, logs: &str| -> Result<_> {
-        let logs = weights.array(logs)?;
-        let scaled =
-            weights.array(value)?.zip(&logs, |value, log| value * (LOG_SCALE_FACTOR * log).exp());
-        weights.param::<4>(scaled)
+    let mut io = Exchange::reading(weights);
+    let shape = weights.shape("loc").unwrap_or_default().to_vec();
+    let prior = glow_base_table(&mut io, &shape, None);
+    io.check_layer("GlowBase")?;
+    Ok(prior)
+}
+
+/// One normal a channel is a `GlowBase`, written with logs of zero; one a pixel a `DiagGaussian`.
+fn glow_base_table(
+    io: &mut Exchange,
+    shape: &[usize],
+    ours: Option<&DiagonalNormal<4>>,
+) -> DiagonalNormal<4> {
+    let is_glow = match ours {
+        Some(prior) => prior.mean.dims()[2..] == [1, 1],
+        None => io.has("loc_logs"),
     };
-    Ok(DiagonalNormal {
-        mean: scaled("loc", "loc_logs")?,
-        log_std: scaled("log_scale", "log_scale_logs")?,
-    })
+    if !is_glow {
+        return diag_gaussian_table(io, shape, ours);
+    }
+    let names = [("loc", "loc_logs"), ("log_scale", "log_scale_logs")];
+    if let Some(prior) = ours {
+        let dtype = io.dtype();
+        for ((name, logs), own) in names.into_iter().zip([&prior.mean, &prior.log_std]) {
+            io.param(name, shape, Rows::same(), Some(own));
+            io.given(logs, shape, dtype, || vec![0.0; shape.iter().product()]);
+        }
+        return prior.clone();
+    }
+    let [mean, log_std] = names.map(|(name, logs)| {
+        let (values, logs) = (io.values(name, shape), io.values(logs, shape));
+        let scaled = values.iter().zip(logs).map(|(v, log)| v * (LOG_SCALE_FACTOR * log).exp());
+        let scaled = io.vector(scaled.collect()).val();
+        let channels = scaled.dims()[0];
+        Param::from_tensor(scaled.reshape([1, channels, 1, 1]))
+    });
+    DiagonalNormal { mean, log_std }
 }
 
 /// How a `GlowBlock` was built, as far as its tensors do not tell.
@@ -368,59 +750,97 @@ pub struct GlowBlockOptions {
     pub negative_slope: f64,
 }
 
+impl Default for GlowBlockOptions {
+    /// normflows' own defaults.
+    fn default() -> Self {
+        Self {
+            scale: CouplingScale::Sigmoid,
+            split: SplitMode::Channel,
+            negative_slope: 0.0.into(),
+        }
+    }
+}
+
 /// `GlowBlock`: ActNorm (`flows.2`), 1x1 convolution (`flows.1`) and coupling (`flows.0`), in the
 /// order data → latent.
 ///
 /// # Errors
-/// If tensors are missing.
+/// If tensors are missing, of another shape or not finite.
 pub fn glow_block(weights: &Weights, options: GlowBlockOptions) -> Result<GlowStep> {
-    let net = glow_net(&weights.under("flows.0.flows.1.param_map.net"), options)?;
-    let outputs = net.conv3.log_scale.dims()[0];
-    let coupling = if options.scale == CouplingScale::None {
-        GlowCoupling::Additive(Coupling::additive(net, options.split.mask()))
-    } else {
-        GlowCoupling::Affine(affine(weights, net, options.scale, options.split, outputs / 2))
-    };
-    let mixing = GlowMixing::Conv1x1(conv1x1(&weights.under("flows.1"))?);
-    Ok((act_norm(&weights.under("flows.2"))?, mixing, coupling))
+    let mut io = Exchange::reading(weights);
+    let step = glow_block_table(&mut io, weights.size("flows.2.s", 1), options, None);
+    io.check_layer("GlowBlock")?;
+    Ok(step)
 }
 
-fn glow_net(weights: &Weights, options: GlowBlockOptions) -> Result<GlowNet> {
-    let convs: Vec<Weights> = weights
-        .indices()
-        .into_iter()
-        .map(|index| weights.under(index.to_string()))
-        .filter(|layer| layer.has("weight"))
-        .collect();
-    let norms: Vec<Weights> = weights
-        .indices()
-        .into_iter()
-        .map(|index| weights.under(format!("{index}.actNorm")))
-        .filter(|layer| layer.has("s"))
-        .collect();
-    let ([first, second, last], true) = (&convs[..], norms.is_empty() || norms.len() == 2) else {
-        return Err(weights.error(
-            format!("{} convolutions and {} norms in a net", convs.len(), norms.len()),
-            "give a net of three convolutions, with ActNorm after the first two or none",
-        ));
+fn glow_block_table(
+    io: &mut Exchange,
+    channels: usize,
+    options: GlowBlockOptions,
+    ours: Option<&GlowStep>,
+) -> GlowStep {
+    let mask = options.split.mask();
+    let (seen, changed) = (mask.num_identity(channels), mask.num_transformed(channels));
+    let outputs = if options.scale == CouplingScale::None { changed } else { 2 * changed };
+    let own = ours.map(|step| match &step.2 {
+        GlowCoupling::Additive(coupling) => &coupling.conditioner,
+        GlowCoupling::Affine(coupling) => &coupling.conditioner,
+    });
+    let net = io.under("flows.0.flows.1.param_map.net", |io| {
+        glow_net_table(io, [seen, outputs], options, own)
+    });
+    let coupling = if options.scale == CouplingScale::None {
+        GlowCoupling::Additive(Coupling::additive(net, mask))
+    } else {
+        GlowCoupling::Affine(affine(io, net, options.scale, options.split))
     };
-    let (conv1, conv2) = (conv(first)?, conv(second)?);
-    let (weight, bias) = (last.array("weight")?, last.array("bias")?);
-    let [hidden, channels_in, _, _] = conv1.weight.dims();
-    let norm = if norms.is_empty() { NetNorm::Bias } else { NetNorm::ActNorm };
-    let mut net = GlowNetConfig::new(channels_in, hidden, bias.shape()[0])
-        .with_norm(norm)
-        .with_negative_slope(options.negative_slope)
-        .init(weights.device())?;
-    (net.conv1, net.conv2) = (conv1, conv2);
-    if let [norm1, norm2] = &norms[..] {
-        net.norm1 = Some(act_norm_in_net(norm1)?);
-        net.norm2 = Some(act_norm_in_net(norm2)?);
-    }
-    net.conv3.log_scale = weights.param(Array::new(bias.shape(), vec![0.0; bias.shape()[0]]))?;
-    net.conv3.conv.weight = weights.param(options.scale.convert(&weight))?;
-    net.conv3.conv.bias = Some(weights.param(options.scale.convert(&bias))?);
-    Ok(net)
+    let own = ours.and_then(|step| match &step.1 {
+        GlowMixing::Conv1x1(conv) => Some(conv),
+        GlowMixing::Permutation(_) => None,
+    });
+    let mixing = GlowMixing::Conv1x1(io.under("flows.1", |io| conv1x1_table(io, channels, own)));
+    let own = ours.map(|step| &step.0);
+    let norm = io.under("flows.2", |io| act_norm_table(io, &[1, channels, 1, 1], own));
+    (norm, mixing, coupling)
+}
+
+/// `ConvNet2d` of three convolutions, with ActNorm after the first two or none.
+fn glow_net_table(
+    io: &mut Exchange,
+    [inputs, outputs]: [usize; 2],
+    options: GlowBlockOptions,
+    ours: Option<&GlowNet>,
+) -> GlowNet {
+    let has_norms = ours.map_or_else(|| io.has("1.actNorm"), |net| net.norm1.is_some());
+    // A norm is a layer of its own, and takes the place of the bias.
+    let stride = if has_norms { 3 } else { 2 };
+    let hidden = match ours {
+        Some(net) => net.conv1.weight.dims()[0],
+        None => io.size("0.weight", 0),
+    };
+    let mut layer = |at: usize, shape, own: Option<(&Conv, &Option<ActNorm>)>| {
+        let (own_conv, own_norm) = own.unzip();
+        let conv =
+            io.under(at.to_string(), |io| conv(io, shape, !has_norms, Rows::same(), own_conv));
+        let norm = has_norms.then(|| {
+            let own = own_norm.and_then(|norm| norm.as_ref());
+            io.under(format!("{}.actNorm", at + 1), |io| act_norm_in_net_table(io, hidden, own))
+        });
+        (conv, norm)
+    };
+    let own = ours.map(|net| (&net.conv1, &net.norm1));
+    let (conv1, norm1) = layer(0, [hidden, inputs, 3, 3], own);
+    let own = ours.map(|net| (&net.conv2, &net.norm2));
+    let (conv2, norm2) = layer(stride, [hidden, hidden, 1, 1], own);
+    let own = ours.map(|net| &net.conv3.conv);
+    let last = io.under((2 * stride).to_string(), |io| {
+        conv(io, [outputs, hidden, 3, 3], true, options.scale.rows(outputs), own)
+    });
+    // There is no scale behind the last convolution there, so this one is not trained.
+    let width = last.weight.dims()[0];
+    let log_scale = frozen(Tensor::zeros([width], (io.device(), io.dtype())));
+    let conv3 = ZeroConv::from_parts(last, log_scale);
+    GlowNet { conv1, norm1, conv2, norm2, conv3, negative_slope: options.negative_slope.into() }
 }
 
 /// One level of a `MultiscaleFlow`: the preprocessing (first level), squeeze, steps.
@@ -429,32 +849,167 @@ pub type MultiscaleLevel = (Option<Logit>, Squeeze, Vec<GlowStep>);
 /// `MultiscaleFlow` of `GlowBlock`s with `GlowBase` or `DiagGaussian` priors.
 pub type MultiscaleModel = FlowStack<4, MultiscaleLevel, DiagonalNormal<4>, DiagonalNormal<4>>;
 
+const GLOW_NAME: &str = "MultiscaleFlow of GlowBlocks of normflows";
+
+/// A tensor that every such model has.
+const GLOW_MARKER: &str = "flows.0.0.flows.2.s";
+
+/// The side of the images of a model whose file [`load`] reads, where the file does not hold it: that of
+/// CIFAR-10, normflows' own example.
+pub const IMAGE_SIDE: usize = 32;
+
+/// More levels than any image can be squeezed to.
+const MOST_LEVELS: usize = 24;
+
+/// Bits of the pixels.
+pub const BITS: u32 = 8;
+
+/// Reads a `MultiscaleFlow` of `GlowBlock`s with normflows' default options and no `transform`, on the
+/// compiled-in device in f32; for others see [`multiscale`].
+///
+/// # Errors
+/// As [`Weights::read`] and [`multiscale`].
+pub fn load(path: impl AsRef<Path>) -> Result<MultiscaleModel> {
+    glow(&Weights::read(path, &backend::device())?, None)
+}
+
+/// [`multiscale`] with normflows' default options and no `transform`. Where no height and width are given
+/// its images are as large as its `DiagGaussian`s say, or of 32x32 pixels.
+///
+/// # Errors
+/// As [`multiscale`].
+pub fn glow(weights: &Weights, image_size: Option<[usize; 2]>) -> Result<MultiscaleModel> {
+    let own = weights.state_dict(GLOW_NAME, GLOW_MARKER)?;
+    let num_levels = own.under("flows").indices().len().min(MOST_LEVELS);
+    let of_file = |axis: usize| match own.size("q0.0.loc", axis) {
+        0 | 1 => IMAGE_SIDE,
+        side => side << num_levels,
+    };
+    let [height, width] = image_size.unwrap_or_else(|| [of_file(2), of_file(3)]);
+    let channels = own.size(GLOW_MARKER, 1) >> (num_levels + 1);
+    multiscale(weights, GlowBlockOptions::default(), None, [channels, height, width])
+}
+
 /// `MultiscaleFlow` of levels `[GlowBlock, ..., Squeeze]`, with `transform` before the first.
 ///
 /// normflows counts levels and latents from the deepest; [`FlowStack`] counts from the data.
 ///
 /// # Errors
-/// If tensors are missing.
+/// [`FlowError::Record`] if tensors are missing, superfluous, of another shape or not finite, which lists
+/// all of them, or if the bases are class-conditional;
+/// [`FlowError::Config`] if the sides cannot be halved as often as the model squeezes;
+/// [`FlowError::Singular`] if a 1x1 convolution has no inverse.
 pub fn multiscale(
     weights: &Weights,
     options: GlowBlockOptions,
     transform: Option<Logit>,
     image_shape: [usize; 3],
 ) -> Result<MultiscaleModel> {
-    let flows = weights.under("flows");
-    let (mut levels, mut priors) = (Vec::new(), Vec::new());
-    for level in flows.indices().into_iter().rev() {
-        let blocks = flows.under(level.to_string());
-        let steps = blocks.indices().into_iter().rev();
-        let steps = steps.map(|block| glow_block(&blocks.under(block.to_string()), options));
-        let transform = transform.clone().filter(|_| levels.is_empty());
-        levels.push((transform, Squeeze::new(), steps.collect::<Result<Vec<_>>>()?));
-        priors.push(glow_base(&weights.under(format!("q0.{level}")))?);
+    let weights = weights.state_dict(GLOW_NAME, GLOW_MARKER)?;
+    let q0 = weights.under("q0");
+    if q0.names().any(|name| name.ends_with("loc_cc") || name.ends_with("log_scale_cc")) {
+        return Err(weights.error(
+            "class-conditional bases (loc_cc, log_scale_cc)",
+            "give a model without classes; there is no prior with classes here",
+        ));
     }
-    let Some(prior) = priors.pop() else {
-        return Err(weights.error("a model without levels", "give a MultiscaleFlow"));
+    let flows = weights.under("flows");
+    let steps: Vec<usize> = (0..flows.indices().len())
+        .map(|level| flows.under(level.to_string()).indices().len())
+        .collect();
+    let mut io = Exchange::reading(&weights);
+    let (mut levels, mut priors) = multiscale_tables(&mut io, image_shape, &steps, options, None);
+    io.check(GLOW_NAME)?;
+    levels[0].0 = transform;
+    let prior = priors.pop().expect("as many priors as levels");
+    let model = FlowStack::new(levels, priors, prior, &image_shape)?;
+    check_invertible(&model)?;
+    Ok(model)
+}
+
+/// Levels and priors from the data on; `steps` are those of normflows' levels, from the deepest on.
+fn multiscale_tables(
+    io: &mut Exchange,
+    [channels, height, width]: [usize; 3],
+    steps: &[usize],
+    options: GlowBlockOptions,
+    ours: Option<&MultiscaleModel>,
+) -> (Vec<MultiscaleLevel>, Vec<DiagonalNormal<4>>) {
+    let (mut levels, mut priors) = (Vec::new(), Vec::new());
+    let (mut channels, mut sides) = (channels.min(MOST_CHANNELS), [height, width]);
+    for (index, &num_steps) in steps.iter().rev().enumerate() {
+        channels = (4 * channels).min(MOST_CHANNELS);
+        sides = sides.map(|side| side / 2);
+        // They count levels from the deepest, and steps from the latent.
+        let theirs = steps.len() - 1 - index;
+        let is_last = theirs == 0;
+        let own = ours.map(|model| &model.levels[index].2);
+        let blocks = (0..num_steps).map(|at| {
+            let (name, own) =
+                (format!("flows.{theirs}.{}", num_steps - 1 - at), own.map(|steps| &steps[at]));
+            io.under(name, |io| glow_block_table(io, channels, options, own))
+        });
+        levels.push((None, Squeeze::new(), blocks.collect()));
+        let part = if is_last { channels } else { channels / 2 };
+        let own = ours.map(|model| if is_last { &model.prior } else { &model.split_priors[index] });
+        let prior = io.under(format!("q0.{theirs}"), |io| {
+            let is_glow = match own {
+                Some(prior) => prior.mean.dims()[2..] == [1, 1],
+                None => io.has("loc_logs"),
+            };
+            let [height, width] = if is_glow { [1, 1] } else { sides };
+            glow_base_table(io, &[1, part, height, width], own)
+        });
+        priors.push(prior);
+        channels /= 2;
+    }
+    (levels, priors)
+}
+
+/// The state dict of a model that [`multiscale`] or [`load`] made, which `MultiscaleFlow.load_state_dict`
+/// takes. A `transform` has no tensors there and is not written.
+///
+/// # Errors
+/// [`FlowError::Invalid`] if its couplings are not of one kind that is known there, or a step has no 1x1
+/// convolution.
+pub fn multiscale_weights(model: &MultiscaleModel) -> Result<Weights> {
+    let mut options: Option<GlowBlockOptions> = None;
+    for (_, mixing, coupling) in model.levels.iter().flat_map(|level| &level.2) {
+        if !matches!(mixing, GlowMixing::Conv1x1(_)) {
+            return Err(invalid("a step with a permutation", "1x1 convolutions"));
+        }
+        let (scale, mask, net) = match coupling {
+            GlowCoupling::Additive(own) => (CouplingScale::None, own.mask(), &own.conditioner),
+            GlowCoupling::Affine(own) => {
+                (CouplingScale::of(own.transform.scale_map())?, own.mask(), &own.conditioner)
+            }
+        };
+        let (split, negative_slope) = (SplitMode::of(mask)?, *net.negative_slope);
+        let own = GlowBlockOptions { scale, split, negative_slope };
+        if *options.get_or_insert(own) != own {
+            return Err(invalid("couplings of several kinds", "couplings of one kind"));
+        }
+        if host::to_f64(host::plain(net.conv3.log_scale.val())).iter().any(|&scale| scale != 0.0) {
+            return Err(invalid("a net that ends in a scale", "nets that end in a convolution"));
+        }
+    }
+    let Some(options) = options else {
+        return Err(invalid("a model without steps", "at least one"));
     };
-    FlowStack::new(levels, priors, prior, &image_shape)
+    let shape: [usize; 3] = model.sample_shape().try_into().expect("a model of images");
+    let steps: Vec<usize> = model.levels.iter().rev().map(|level| level.2.len()).collect();
+    let mut io = Exchange::writing(model);
+    multiscale_tables(&mut io, shape, &steps, options, Some(model));
+    Ok(io.into_weights())
+}
+
+/// Writes the state dict of a multi-scale model: a file for `torch.load` where the name ends in `.pt` or
+/// `.pth`, else safetensors.
+///
+/// # Errors
+/// As [`multiscale_weights`] and [`Weights::write`].
+pub fn save(model: &MultiscaleModel, path: impl AsRef<Path>) -> Result<()> {
+    multiscale_weights(model)?.write(path)
 }
 
 /// normflows' `z.i` counts from the deepest latent: the parts of a [`FlowStack`] in that order.

@@ -5,9 +5,7 @@ use burn::nn::Linear;
 use super::{Array, Weights};
 use crate::conditioner::conv::Conv;
 use crate::conditioner::{ConvNet, Mlp};
-use crate::coupling::{
-    AdditiveCoupling, Affine, AffineCoupling, AffineOrder, Mask, Parity, ScaleMap,
-};
+use crate::coupling::{AdditiveCoupling, Affine, AffineCoupling, AffineOrder, Mask, Parity};
 use crate::error::Result;
 use crate::linear::DiagonalScaling;
 use crate::models::{Nice, NicePrior};
@@ -38,18 +36,6 @@ impl LinearParts {
                 Ok(Self { weight: layer.array("weight")?, bias: layer.array("bias")? })
             })
             .collect()
-    }
-
-    /// The outputs times `factor`.
-    pub(super) fn scaled(self, factor: f64) -> Self {
-        Self {
-            weight: self.weight.map(|value| value * factor),
-            bias: self.bias.map(|value| value * factor),
-        }
-    }
-
-    pub(super) fn stack(self, below: &Self) -> Self {
-        Self { weight: self.weight.stack(&below.weight), bias: self.bias.stack(&below.bias) }
     }
 }
 
@@ -154,9 +140,7 @@ pub(super) fn tanh_coupling<C: burn::module::Module>(
     gain: Array,
     order: AffineOrder,
 ) -> Result<AffineCoupling<C>> {
-    let transformed = gain.shape()[0];
-    let mut transform = Affine::new(ScaleMap::Tanh, order, transformed, weights.device());
-    transform.gain = Some(weights.param(gain)?);
+    let transform = Affine::tanh(order, weights.param(gain)?);
     Ok(AffineCoupling::from_transform(conditioner, transform, mask))
 }
 

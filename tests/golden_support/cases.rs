@@ -1,16 +1,16 @@
 //! For each class of golden file the model that its metadata describe.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use burn_flows::coupling::{Mask, Parity};
 use burn_flows::norm::{ActNorm, BatchNorm, Moments};
 use burn_flows::preprocess::{Logit, LogitForm};
 use burn_flows::prior::{Prior, SplitPrior, StandardNormal};
 use burn_flows::reshape::Squeeze;
 use burn_flows::weights::normflows::{
-    self, CouplingScale, GlowBlockOptions, InitDirection, MaskedScale, SplitMode,
+    self, CouplingScale, GlowBlockOptions, InitDirection, MaskedScale, RealNvpOptions, SplitMode,
 };
-use burn_flows::weights::{Weights, real_nvp, torch};
+use burn_flows::weights::{Weights, chrischute, rosinality, torch, y0ast};
 use burn_flows::{Flow, FlowError, FlowStack, Pass};
 
 use super::{Computed, Golden, INVERSE, cast, values};
@@ -43,8 +43,21 @@ pub fn compute(golden: &Golden) -> Result<Computed, String> {
         "BatchNormFlow" => by_rank(golden, batch_norm::<2>, batch_norm::<4>),
         "Logit" => logit(golden),
         "RealNvpSmall" => real_nvp_small(golden),
-        "models.RealNVP, eval mode" => {
-            stack(golden, real_nvp::one_scale(&params, golden.sizes("shape")?), in_order)
+        "models.RealNVP, eval mode" => chrischute_model(golden),
+        "model.Glow" if golden.meta("source").starts_with("rosinality") => {
+            let [_, height, width] = golden.sizes("shape")?;
+            let model = rosinality::model(&params, [height, width]);
+            written_back(
+                golden,
+                &params,
+                model.as_ref().map(|model| Ok(rosinality::weights(model))),
+            )?;
+            stack(golden, model, in_order)
+        }
+        "model.Glow" if golden.meta("source").starts_with("y0ast") => {
+            let model = y0ast::model(&params, &mixing(golden)?);
+            written_back(golden, &params, model.as_ref().map(y0ast::weights))?;
+            stack(golden, model, in_order)
         }
         _ if class.starts_with("NormalizingFlow(DiagGaussian, [MaskedAffineFlow]") => {
             masked_affine(golden)
@@ -55,6 +68,75 @@ pub fn compute(golden: &Golden) -> Result<Computed, String> {
         _ if class.starts_with("MultiscaleFlow of GlowBlock") => multiscale(golden),
         _ => Err(format!("unknown class {class:?}")),
     }
+}
+
+/// The tensors that a model gives are those it was made of, to the last bit.
+fn written_back(
+    golden: &Golden,
+    params: &Weights,
+    written: Result<Result<Weights, FlowError>, &FlowError>,
+) -> Result<(), String> {
+    let written = match written {
+        Ok(written) => written.map_err(text)?,
+        // What is wrong is said when the model is used.
+        Err(_) => return Ok(()),
+    };
+    let names: Vec<&str> = params.names().collect();
+    if written.names().collect::<Vec<_>>() != names {
+        return Err("the tensors that are written have other names".into());
+    }
+    for name in
+        names.into_iter().filter(|name| !WITHOUT_MEANING.iter().any(|end| name.ends_with(end)))
+    {
+        let (before, after) =
+            (params.array(name).map_err(text)?, written.array(name).map_err(text)?);
+        let rounded = before.map(|value| match golden.weights.dtype() {
+            DType::F32 => f64::from(value as f32),
+            _ => value,
+        });
+        if rounded != after {
+            return Err(format!("{name} is not written as it was read"));
+        }
+    }
+    Ok(())
+}
+
+/// Tensors that are written with values of our own: counters, and parts of a product of which only the
+/// product counts.
+const WITHOUT_MEANING: [&str; 5] =
+    ["num_batches_tracked", "rescale.weight_v", "rescale.weight_g", "data_dep_init_done", "_logs"];
+
+/// What mixes the channels of a y0ast model.
+fn mixing(golden: &Golden) -> Result<y0ast::Mixing, String> {
+    match golden.text("flow_permutation")?.as_str() {
+        "invconv" => Ok(y0ast::Mixing::Conv1x1),
+        "reverse" => Ok(y0ast::Mixing::Reverse),
+        "shuffle" => {
+            let orders = serde_json::from_value(golden.hyper("indices")?);
+            Ok(y0ast::Mixing::Shuffle(orders.map_err(|error| error.to_string())?))
+        }
+        other => Err(format!("unknown flow_permutation {other:?}")),
+    }
+}
+
+/// chrischute's latent is one tensor in the shape of the image.
+fn chrischute_model(golden: &Golden) -> Result<Computed, String> {
+    let params = golden.params();
+    let [_, height, width] = golden.sizes("shape")?;
+    let model = chrischute::model(&params, [height, width]);
+    written_back(golden, &params, model.as_ref().map(chrischute::weights))?;
+    let model = model.map_err(text)?;
+    let (latents, _) = model.encode(golden.tensor("x")?);
+    let mut parts = latents.into_parts();
+    let mut z = parts.pop().ok_or("a model without a latent")?;
+    while let Some(part) = parts.pop() {
+        let order = model.levels[parts.len()].4.as_ref().ok_or("a split without an order")?;
+        let joined = order.inverse(Tensor::cat(vec![z, part], 1));
+        z = Squeeze::new().inverse(joined);
+    }
+    let mut computed = stack(golden, Ok(model), in_order)?;
+    computed.set("z", z);
+    Ok(computed)
 }
 
 type Case = fn(&Golden) -> Result<Computed, String>;
@@ -122,10 +204,15 @@ where
         computed.set(&if single { "z".into() } else { format!("z.{index}") }, part);
     }
     computed.set("log_det_jacobian_0", log_det.clone().narrow(0, 0, 1));
+    let log_prob = stack.log_prob(x.clone());
+    computed.set("log_p", log_prob.clone() - log_det.clone());
+    computed.set("log_det_library", log_det.clone());
     computed.set("log_det", log_det);
-    computed.set("log_prob", stack.log_prob(x.clone()));
+    computed.set("log_prob", log_prob);
     computed.set("bits_per_dim", stack.bits_per_dim(x.clone(), 1));
-    computed.set("bits_per_dim_8bit", stack.bits_per_dim(x, 256));
+    let with_256_levels = stack.bits_per_dim(x, 256);
+    computed.set("library_bpd", with_256_levels.clone());
+    computed.set("bits_per_dim_8bit", with_256_levels);
     computed.compare(INVERSE, values(back), golden.array("x")?.values().to_vec());
     Ok(computed)
 }
@@ -187,7 +274,11 @@ fn masked_affine(golden: &Golden) -> Result<Computed, String> {
         Some("tanh") => MaskedScale::Tanh,
         Some(other) => return Err(format!("unknown s_output_fn {other:?}")),
     };
-    stack(golden, normflows::masked_affine_model(&golden.params(), scale), in_order)
+    let (params, options) =
+        (golden.params(), RealNvpOptions { masked: scale, ..RealNvpOptions::default() });
+    let model = normflows::real_nvp(&params, &options);
+    written_back(golden, &params, model.as_ref().map(normflows::real_nvp_weights))?;
+    stack(golden, model, in_order)
 }
 
 fn coupling(golden: &Golden) -> Result<Computed, String> {
@@ -199,7 +290,10 @@ fn coupling(golden: &Golden) -> Result<Computed, String> {
         .collect::<Result<Vec<_>, _>>()?;
     let layers = golden.number("layers")? as usize;
     let scale = coupling_scale(golden)?;
-    stack(golden, normflows::coupling_model(&golden.params(), layers, scale, &splits), in_order)
+    let params = golden.params();
+    let model = normflows::coupling_model(&params, layers, scale, &splits);
+    written_back(golden, &params, model.as_ref().map(normflows::real_nvp_weights))?;
+    stack(golden, model, in_order)
 }
 
 fn glow_options(golden: &Golden) -> Result<GlowBlockOptions, String> {
@@ -220,7 +314,12 @@ fn multiscale(golden: &Golden) -> Result<Computed, String> {
         Some(other) => return Err(format!("unknown transform {other:?}")),
     };
     let (options, shape) = (glow_options(golden)?, golden.sizes("shape")?);
-    let model = normflows::multiscale(&golden.params(), options, transform, shape);
+    let params = golden.params();
+    let model = normflows::multiscale(&params, options, transform, shape);
+    // Of loc and loc_logs only the product is known.
+    if golden.text("base")? == "diag" {
+        written_back(golden, &params, model.as_ref().map(normflows::multiscale_weights))?;
+    }
     stack(golden, model, normflows::multiscale_order)
 }
 
