@@ -3,6 +3,9 @@
 //!
 //! `cargo run --release --example explore -- --model DIR COMMAND`
 //!
+//! `--model FILE --from rosinality` (or `y0ast`, `normflows`, `chrischute`) explores a model that another
+//! library trained, from its state dict.
+//!
 //! `DIR` is the folder of a run of `mnist` or `celeba` (its `--out`), of any of the three models and
 //! any shape of images, or the model's record alone. A picture is a PNG or JPEG file, cut and resized as
 //! those that the model was trained on, or `test:7`, the eighth test image of MNIST (or of the IDX files
@@ -28,7 +31,7 @@ use std::process::ExitCode;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn_flows::data::{CelebA, Channels, Images, random_for, streams};
+use burn_flows::data::{CelebA, Channels, Crop, Images, random_for, streams};
 use burn_flows::latent::{Inpainting, InpaintingCoordinates};
 use burn_flows::metrics::Score;
 use burn_flows::preprocess::Quantization;
@@ -39,6 +42,7 @@ use clap::{Args, Parser, Subcommand};
 use indicatif::ProgressBar;
 use rand::rngs::StdRng;
 use support::arguments::{DeviceArgument, at_least_one, invalid};
+use support::foreign::{ForeignArguments, Library};
 use support::pictures::write_grid;
 use support::run::is_run;
 use support::saved::{SavedModel, Visitor};
@@ -51,9 +55,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Explore a trained model of images.
 #[derive(Parser)]
 struct Arguments {
-    /// Folder of the run that trained the model (its --out), or the record of a model
+    /// Folder of the run that trained the model (its --out), or the record of a model; with --from a
+    /// file of that library
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    foreign: ForeignArguments,
     /// Folder of what is written [default: explore in the folder of the run]
     #[arg(long, global = true, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -216,13 +223,40 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Err(invalid("--out", &got, "a folder of its own", advice));
     }
     let device = arguments.device.get()?;
-    let saved = SavedModel::open(&arguments.model)?;
-    saved.visit(&device, Explore { arguments, saved: &saved })
+    let Arguments { model, foreign, .. } = arguments;
+    if let Some(library) = foreign.from {
+        let explore = Explore {
+            arguments,
+            image_shape: None,
+            crop: None,
+            quantization: foreign.quantization(library)?,
+            has_logit: library == Library::Chrischute,
+            out: model.with_extension("explore"),
+        };
+        return foreign.visit(library, model, &device, explore);
+    }
+    let saved = SavedModel::open(model)?;
+    let explore = Explore {
+        arguments,
+        image_shape: Some(saved.image_shape),
+        crop: saved.crop(),
+        quantization: saved.quantization()?,
+        has_logit: saved.has_logit(),
+        out: beside(model).join("explore"),
+    };
+    saved.visit(&device, explore)
 }
 
 struct Explore<'a> {
     arguments: &'a Arguments,
-    saved: &'a SavedModel,
+    /// That of the model's samples, where it is not given.
+    image_shape: Option<[usize; 3]>,
+    /// What was kept of each picture in training, if that is known.
+    crop: Option<Crop>,
+    quantization: Quantization,
+    has_logit: bool,
+    /// Where what is written goes by default.
+    out: PathBuf,
 }
 
 impl Visitor for Explore<'_> {
@@ -235,13 +269,17 @@ impl Visitor for Explore<'_> {
         S: SplitPrior<D>,
         FlowStack<D, F, P, S>: Module,
     {
-        let Arguments { model: folder, out, seed, .. } = self.arguments;
+        let Arguments { out, seed, .. } = self.arguments;
+        let of_samples = || model.sample_shape().try_into().expect("a model of images");
         let session = Session {
             model,
-            wanted: Wanted { image_shape: self.saved.image_shape, crop: self.saved.crop() },
-            quantization: self.saved.quantization()?,
-            has_logit: self.saved.has_logit(),
-            out: out.clone().unwrap_or_else(|| beside(folder).join("explore")),
+            wanted: Wanted {
+                image_shape: self.image_shape.unwrap_or_else(of_samples),
+                crop: self.crop,
+            },
+            quantization: self.quantization,
+            has_logit: self.has_logit,
+            out: out.clone().unwrap_or(self.out),
             seed: *seed,
         };
         match &self.arguments.command {

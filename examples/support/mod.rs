@@ -5,6 +5,7 @@
 pub mod arguments;
 pub mod available;
 pub mod data;
+pub mod foreign;
 pub mod images;
 pub mod interrupt;
 pub mod memory;

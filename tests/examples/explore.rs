@@ -483,3 +483,52 @@ fn what_explore_cannot_do_it_says_in_a_line() {
          give --model the folder of such a run, of this version"
     );
 }
+
+/// A model that PyTorch trained, from its state dict in one command.
+#[test]
+fn models_of_other_libraries_are_explored() {
+    use burn_flows::weights::Weights;
+
+    let golden = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/golden-libraries/rosinality_affine_lu.safetensors"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.pt");
+    Weights::read(golden, &device().1()).unwrap().under("param").write(&file).unwrap();
+    let from = ["--from", "rosinality", "--image-size", "16"];
+    let with = |command: &[&str]| said(&file, &[&from, command].concat());
+    with(&["sample", "--rows", "1", "--columns", "2"]);
+    assert!(folder.path().join("model.explore/samples.png").exists());
+    // A picture comes back from a round trip; 5 bits are what is left of it.
+    let pictures = folder.path().join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    let path = pictures.join("picture.png");
+    RgbImage::from_fn(16, 16, |x, y| Rgb([(x * 9) as u8, (y * 13) as u8, 128]))
+        .save(&path)
+        .unwrap();
+    let answer = with(&["reconstruct", text(&path)]);
+    let difference =
+        answer.split("largest difference ").nth(1).and_then(|rest| rest.split(' ').next());
+    let difference: f64 = difference.expect(&answer).parse().unwrap();
+    assert!(difference < 1e-2, "{answer}");
+    with(&["interpolate", text(&path), text(&path)]);
+    with(&["score", text(&pictures)]);
+    assert!(folder.path().join("model.explore/scores.csv").exists());
+
+    let wrong = answer_of(&mut explore(&file, &["--from", "y0ast", "sample"]));
+    assert!(
+        wrong.contains("this is not the state dict of model.Glow of y0ast/Glow-PyTorch"),
+        "{wrong}"
+    );
+    let wrong =
+        answer_of(&mut explore(&file, &["--from", "rosinality", "--image-size", "0", "sample"]));
+    assert!(wrong.contains("--image-size"), "{wrong}");
+}
+
+/// What a command says when it fails.
+fn answer_of(command: &mut Command) -> String {
+    let answer = answer(command);
+    assert!(!answer.succeeded);
+    answer.stderr
+}
