@@ -29,9 +29,16 @@ pub type NamedDevice = (&'static str, fn() -> Device);
 
 /// Every compiled-in device, the preferred one first.
 pub fn devices() -> Vec<NamedDevice> {
-    vec![
+    let gpus: &[NamedDevice] = &[
         #[cfg(feature = "wgpu")]
         ("wgpu", wgpu),
+    ];
+    [gpus, &hosts()].concat()
+}
+
+/// Those of [`devices`] that compute in main memory, as [`is_host`] says of them.
+pub fn hosts() -> Vec<NamedDevice> {
+    vec![
         #[cfg(feature = "flex")]
         ("flex", Device::flex),
         #[cfg(feature = "ndarray")]
@@ -168,5 +175,31 @@ fn ndarray() -> Device {
 
 #[cfg(feature = "wgpu")]
 fn wgpu() -> Device {
-    Device::wgpu(Default::default())
+    let device = Device::wgpu(Default::default());
+    LEFT.with(|left| {
+        left.get_or_init(|| Left(device.clone()));
+    });
+    device
+}
+
+/// Waits, where a thread ends, for what it left to the GPU: the process can end then, and a driver that
+/// is still compiling a shader would crash, as Mesa's for the CPU does.
+#[cfg(feature = "wgpu")]
+struct Left(Device);
+
+#[cfg(feature = "wgpu")]
+thread_local! {
+    static LEFT: std::cell::OnceCell<Left> = const { std::cell::OnceCell::new() };
+}
+
+#[cfg(feature = "wgpu")]
+impl Drop for Left {
+    fn drop(&mut self) {
+        let device = self.0.clone();
+        // On another thread: of this one, the thread-local values that waiting needs may be gone.
+        if let Ok(waiting) = std::thread::Builder::new().spawn(move || device.sync()) {
+            // Nobody reads a result any more: that one failed is of no interest.
+            let _ = waiting.join();
+        }
+    }
 }

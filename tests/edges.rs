@@ -6,8 +6,8 @@ use burn::optim::GradientsParams;
 use burn_flows::norm::Moments;
 use burn_flows::preprocess::Quantization;
 use burn_flows::testing::to_f64;
-use burn_flows::training::{Schedule, Trainer, reversible};
-use burn_flows::{FlowError, record};
+use burn_flows::training::{Schedule, Tape, Trainer, reversible};
+use burn_flows::{At, FlowError, Pass, record};
 use fixtures::*;
 
 fn in_dtype<M: Module>(module: M, dtype: DType) -> M {
@@ -41,13 +41,14 @@ fn takes_no_samples<const D: usize, F: Flow<D>>(
 
         let (z, log_det) = flow.forward(x());
         let mut grads = GradientsParams::new();
-        let (back, dx) = training.pull_back(z.clone(), z, log_det, &mut grads);
+        let (back, dx) =
+            training.pull_back(At::Output(z.clone()), z, log_det, &mut Tape::default(), &mut grads);
         assert_eq!([back.dims(), dx.dims()], [x().dims(); 2], "{name}: pull_back");
 
         let before = record::to_bytes(&flow).unwrap();
         let (flow, z) = flow.initialize(x());
         assert_eq!(z.dims(), latent, "{name}: initialize");
-        let (flow, z) = flow.observe(x());
+        let (flow, z) = flow.data_pass(x(), Pass::Observe);
         assert_eq!(z.dims(), latent, "{name}: observe");
         assert!(
             record::to_bytes(&flow).unwrap() == before,
@@ -243,7 +244,7 @@ mod one_sample {
             let norm = in_dtype(BatchNorm::new(3, &device).unwrap(), dtype);
             let x = || inputs::<2>([1, 3], 1, &device, dtype);
             let texts = [
-                panic_message(|| norm.clone().observe(x())),
+                panic_message(|| norm.clone().data_pass(x(), Pass::Observe)),
                 panic_message(|| norm.clone().initialize(x())),
                 panic_message(|| norm.normalize_with(x(), Moments::of(x()))),
             ];
@@ -252,7 +253,9 @@ mod one_sample {
             assert_eq!(norm.forward(x()).0.dims(), [1, 3]);
             let net = ResidualNetConfig::new(3, 4, 6, 1).init(&device).unwrap();
             let net = in_dtype(net, dtype);
-            let text = panic_message(|| net.observe(inputs([1, 3, 1, 1], 1, &device, dtype)));
+            let text = panic_message(|| {
+                net.data_pass(inputs([1, 3, 1, 1], 1, &device, dtype), Pass::Observe)
+            });
             assert_eq!(text, needs_two("[1, 3, 1, 1]"));
         }
     }
@@ -331,7 +334,13 @@ mod thousand_channels {
             close(flow.inverse(z.clone()), &x);
             let mut grads = GradientsParams::new();
             let training = flow.train();
-            let (back, dx) = training.pull_back(z.clone(), z, log_det, &mut grads);
+            let (back, dx) = training.pull_back(
+                At::Output(z.clone()),
+                z,
+                log_det,
+                &mut Tape::default(),
+                &mut grads,
+            );
             close(back, &x);
             assert!(values(dx).iter().all(|value| value.is_finite()), "{name}");
         }

@@ -6,8 +6,8 @@ mod fixtures;
 use burn_flows::linear::PluWeight;
 use burn_flows::preprocess::Quantization;
 use burn_flows::testing::to_f64;
-use burn_flows::training::{Memory, Schedule, Trainer};
-use burn_flows::{FlowError, record};
+use burn_flows::training::{Memory, Schedule, Tape, Trainer};
+use burn_flows::{At, FlowError, record};
 use fixtures::*;
 
 fn tensor<const D: usize>(
@@ -248,7 +248,13 @@ mod scale_maps {
                     (inputs([5, 2], 3, &device, dtype), inputs([5, 1], 4, &device, dtype));
                 let dlog_det = dlog_det.reshape([5]);
                 let mut grads = burn::optim::GradientsParams::new();
-                flow.pull_back(z, dz.clone(), dlog_det.clone(), &mut grads);
+                flow.pull_back(
+                    At::Output(z),
+                    dz.clone(),
+                    dlog_det.clone(),
+                    &mut Tape::default(),
+                    &mut grads,
+                );
                 let (z, log_det) = flow.forward(Tensor::from_inner(x));
                 let loss = (z * Tensor::from_inner(dz)).sum()
                     + (log_det * Tensor::from_inner(dlog_det)).sum();

@@ -24,12 +24,12 @@ use burn_flows::prior::{
     ConditionalNormal, DiagonalNormal, Prior, SplitPrior, StandardLogistic, StandardNormal,
 };
 use burn_flows::reshape::Squeeze;
-use burn_flows::testing::{inputs, move_parameters, to_f64};
+use burn_flows::testing::{inputs, move_parameters, seeded, to_f64};
 use burn_flows::training::{
     DRIFT_BOUND, Drift, LayerDrift, Memory, Schedule, Tape, Trainer, reversible,
 };
 use burn_flows::{At, Flow, FlowStack, Pass};
-use common::{flat, gradients, host};
+use common::{cases, flat, gradients, host};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -110,7 +110,8 @@ fn nice(num_steps: usize, num_levels: usize, device: &Device) -> Nice {
         let step = |index| {
             let mask = Mask::Alternating(Parity::of(index));
             let (seen, changed) = (mask.num_identity(features), mask.num_transformed(features));
-            let net = MlpConfig::new(seen, vec![6], changed).init(device).unwrap();
+            let net = MlpConfig::new(seen, vec![6], changed);
+            let net = seeded(index as u64, device, || net.init(device)).unwrap();
             Coupling::additive(net, mask)
         };
         let steps = (0..num_steps).map(step).collect();
@@ -128,7 +129,8 @@ fn real_nvp(num_steps: usize, num_levels: usize, device: &Device) -> RealNvp {
     let level = |channels: usize| {
         let step = |index| {
             let mask = Mask::Checkerboard(Parity::of(index));
-            let net = ResidualNetConfig::new(channels, 2, 2 * channels, 1).init(device).unwrap();
+            let net = ResidualNetConfig::new(channels, 2, 2 * channels, 1);
+            let net = seeded(index as u64, device, || net.init(device)).unwrap();
             let coupling = Coupling::affine(net, mask, ScaleMap::Tanh, channels, device).unwrap();
             (coupling, BatchNorm::new(channels, device).unwrap())
         };
@@ -141,7 +143,7 @@ fn real_nvp(num_steps: usize, num_levels: usize, device: &Device) -> RealNvp {
 
 fn glow(num_steps: usize, num_levels: usize, device: &Device) -> Glow {
     let config = GlowConfig::new([1, 16, 16], num_levels, num_steps, 4);
-    config.init(&mut StdRng::seed_from_u64(0), device).unwrap()
+    seeded(0, device, || config.init(&mut StdRng::seed_from_u64(0), device)).unwrap()
 }
 
 fn images(batch: usize, dtype: DType) -> Tensor<4> {
@@ -259,7 +261,10 @@ fn step(kind: usize, index: usize, side: usize, channels: usize, device: &Device
         _ => Mask::Alternating(Parity::Odd),
     };
     let (seen, changed) = (mask.num_identity(channels), mask.num_transformed(channels));
-    let net = |outputs| GlowNetConfig::new(seen, 3, outputs).init(device).unwrap();
+    let net = |outputs| {
+        let net = GlowNetConfig::new(seen, 3, outputs);
+        seeded(index as u64, device, || net.init(device)).unwrap()
+    };
     let norm = || ActNorm::new(channels, device).unwrap();
     let board = Mask::Checkerboard(Parity::of(index));
     match kind {
@@ -276,7 +281,8 @@ fn step(kind: usize, index: usize, side: usize, channels: usize, device: &Device
             Coupling::affine(net(2 * changed), mask, ScaleMap::Sigmoid, channels, device).unwrap(),
         ),
         5..=7 => {
-            let net = ResidualNetConfig::new(channels, 2, 2 * channels, 1).init(device).unwrap();
+            let net = ResidualNetConfig::new(channels, 2, 2 * channels, 1);
+            let net = seeded(index as u64, device, || net.init(device)).unwrap();
             let order = AffineOrder::ShiftThenScale;
             let scale_map = ScaleMap::BoundedExp { bound: 1.0 };
             let coupling = Coupling::affine_ordered(net, board, scale_map, order, channels, device);
@@ -323,7 +329,7 @@ fn composition(levels: &[(Option<usize>, Vec<usize>)], device: &Device) -> Compo
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn random_compositions_agree_with_autodiff(
@@ -585,7 +591,8 @@ fn couplings_at_their_bound_are_checkpointed() {
     let config = GlowConfig::new([1, 16, 16], 1, 16, 4)
         .with_coupling(GlowCouplingKind::Affine(ScaleMap::BoundedExp { bound: 2.0 }))
         .with_mixing(GlowMixingKind::Reverse);
-    let mut stack = config.init(&mut StdRng::seed_from_u64(0), &host()).unwrap();
+    let rng = &mut StdRng::seed_from_u64(0);
+    let mut stack = seeded(0, &host(), || config.init(rng, &host())).unwrap();
     for (_, _, coupling) in &mut stack.levels[0].2 {
         let GlowCoupling::Affine(coupling) = coupling else { unreachable!("affine was asked for") };
         // The raw scales are the last two of the net's four outputs; at -40 they are saturated.
@@ -690,7 +697,8 @@ impl Training {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
         let images = Mnist::load(&folder).unwrap().train;
         let config = GlowConfig::new([1, 28, 28], 2, 4, 16).with_logit(1e-6);
-        let stack = config.init(&mut StdRng::seed_from_u64(0), &host()).unwrap();
+        let rng = &mut StdRng::seed_from_u64(0);
+        let stack = seeded(0, &host(), || config.init(rng, &host())).unwrap();
         let batches = Batches::training(images.len(), 16, 0).unwrap();
         let training = Self { stack, batches, images };
         let first: Vec<usize> = (0..64).collect();

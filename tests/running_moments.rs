@@ -7,7 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor};
 use burn_flows::models::{RealNvpConfig, RealNvpVectorConfig};
 use burn_flows::preprocess::LogitForm;
-use burn_flows::testing::{inputs, move_parameters, to_f64};
+use burn_flows::testing::{inputs, move_parameters, seeded, to_f64};
 use burn_flows::training::{Schedule, Trainer, reversible};
 use burn_flows::{Flow, Pass, record};
 use common::host;
@@ -22,7 +22,7 @@ fn points(count: usize, seed: u64) -> Tensor<2> {
 #[test]
 fn a_vector_model_learns_and_its_inverse_stays_exact() {
     let config = RealNvpVectorConfig::new(2, 6, vec![32, 32]).with_batch_norm(true);
-    let model = config.init(&host()).unwrap();
+    let model = seeded(1, &host(), || config.init(&host())).unwrap();
     let mut trainer = Trainer::new(model, Schedule::constant(2e-3));
     let first = trainer.step(points(256, 0)).unwrap().loss;
     for step in 1..300 {
@@ -41,7 +41,7 @@ fn a_vector_model_learns_and_its_inverse_stays_exact() {
 #[test]
 fn an_image_model_learns() {
     let config = RealNvpConfig::new([1, 4, 4], 2, 8, 1).with_logit(None, LogitForm::Code);
-    let model = config.init(&host()).unwrap();
+    let model = seeded(1, &host(), || config.init(&host())).unwrap();
     let mut trainer = Trainer::new(model, Schedule::constant(2e-3));
     let images = |seed| {
         let noise = inputs([64, 1, 4, 4], seed, &host(), DType::F32);
@@ -59,7 +59,8 @@ fn an_image_model_learns() {
 fn reversible_gradients_of_a_whole_model_are_those_of_autodiff() {
     let device = host();
     let config = RealNvpConfig::new([1, 4, 4], 2, 4, 1).with_logit(None, LogitForm::Code);
-    let mut model = to_f64(move_parameters(config.init(&device).unwrap(), 1, 0.1));
+    let model = seeded(1, &device, || config.init(&device)).unwrap();
+    let mut model = to_f64(move_parameters(model, 1, 0.1));
     let batch = |seed| inputs([3, 1, 4, 4], seed, &device, DType::F64);
     for seed in 0..3 {
         model = model.data_pass(batch(seed) * 2.0, Pass::Observe).0;
@@ -101,7 +102,8 @@ fn reversible_gradients_of_a_whole_model_are_those_of_autodiff() {
 fn moments_are_saved_and_survive_a_refused_batch() {
     let device = host();
     let config = RealNvpVectorConfig::new(2, 4, vec![8]).with_batch_norm(true);
-    let mut trainer = Trainer::new(config.init(&device).unwrap(), Schedule::constant(1e-3));
+    let model = || seeded(1, &device, || config.init(&device)).unwrap();
+    let mut trainer = Trainer::new(model(), Schedule::constant(1e-3));
     trainer.step(points(64, 1)).unwrap();
     let before = trainer.model().log_prob(points(8, 2));
     assert!(trainer.step(points(64, 3) * f32::NAN).is_err());
@@ -111,7 +113,7 @@ fn moments_are_saved_and_survive_a_refused_batch() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     record::save(&trainer.model(), &path).unwrap();
-    let loaded = record::load(config.init(&device).unwrap(), &path).unwrap();
+    let loaded = record::load(model(), &path).unwrap();
     let after = loaded.log_prob(points(8, 2));
     assert_eq!((after - before).abs().max().into_scalar::<f32>(), 0.0);
 }

@@ -327,8 +327,8 @@ mod tests {
     /// A data pass by the kernels leaves the moments, and gives the output, of one in tensors.
     #[test]
     fn a_data_pass_on_the_host_is_that_of_tensors() {
-        let devices = crate::backend::devices().into_iter().map(|(_, device)| device());
-        for device in devices.filter(crate::backend::is_host) {
+        for (_, device) in crate::backend::hosts() {
+            let device = device();
             let values = |count: usize, step: usize| {
                 let value = |i| ((i * 7919 + 31 * step) % 101) as f64 / 50.0 - 1.0;
                 (0..count).map(value).collect::<Vec<f64>>()

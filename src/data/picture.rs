@@ -158,11 +158,26 @@ fn decode(bytes: &[u8]) -> Result<DynamicImage, String> {
     if pixels == 0 || pixels > MAX_PIXELS {
         return Err(format!("{width}x{height} pixels, not 1 to {MAX_PIXELS}"));
     }
+    if pixels > most_pixels(format, bytes.len()) {
+        return Err(format!("{width}x{height} pixels, more than {} bytes can hold", bytes.len()));
+    }
     // Pictures without EXIF data, or with data that are damaged, are upright.
     let orientation = decoder.orientation().map_err(text)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(text)?;
     picture.apply_orientation(orientation);
     Ok(picture)
+}
+
+/// The most pixels that a file of so many bytes can hold: no memory is made ready for a header that
+/// claims more.
+fn most_pixels(format: Option<ImageFormat>, len: usize) -> u64 {
+    let of_a_byte = match format {
+        // A bit for a block of 8x8 pixels, and a channel of half the size has the other blocks.
+        Some(ImageFormat::Jpeg) => 8 * 64 * 2,
+        // Deflate makes 1032 bytes of one at the most, and each can be eight pixels.
+        _ => 1032 * 8,
+    };
+    of_a_byte * len as u64
 }
 
 /// Whether a JPEG file goes on to its end marker, in marker segments and scans that are well formed.
@@ -265,8 +280,15 @@ where
     P: image::Pixel<Subpixel = u8> + 'static,
 {
     let [x, y, width, height] = crop.area(picture.width(), picture.height());
+    let [new_width, new_height] = [new_width as u32, new_height as u32];
     let part = imageops::crop_imm(picture, x, y, width, height);
-    imageops::resize(&*part, new_width as u32, new_height as u32, FilterType::Triangle)
+    // `resize` goes down the columns first. Where that makes them longer and there are many, a picture of
+    // one row would become larger than memory: along the rows before.
+    if new_height > height && new_width < width {
+        let narrow = imageops::resize(&*part, new_width, height, FilterType::Triangle);
+        return imageops::resize(&narrow, new_width, new_height, FilterType::Triangle);
+    }
+    imageops::resize(&*part, new_width, new_height, FilterType::Triangle)
 }
 
 #[cfg(test)]
@@ -569,6 +591,33 @@ pub(super) mod tests {
         let mut bytes = png_header(60_000, 60_000);
         bytes.extend(b"\0\0\0\0IDAT\x35\xaf\x06\x1e");
         assert_eq!(decode(&bytes).unwrap_err(), "60000x60000 pixels, not 1 to 100000000");
+        // What the bytes cannot hold is less.
+        let mut bytes = png_header(9_000, 9_000);
+        bytes.extend(b"\0\0\0\0IDAT\x35\xaf\x06\x1e");
+        let text = format!("9000x9000 pixels, more than {} bytes can hold", bytes.len());
+        assert_eq!(decode(&bytes).unwrap_err(), text);
+        let mut bytes = jpeg(&quarters(8, 8));
+        let frame = bytes.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        bytes[frame + 5..frame + 9].copy_from_slice(&[0x20, 0, 0x20, 0]);
+        let text = format!("8192x8192 pixels, more than {} bytes can hold", bytes.len());
+        assert_eq!(decode(&bytes).unwrap_err(), text);
+        // Of one colour, they are as many as a format can put into its bytes.
+        for side in [64, 1000] {
+            let white = RgbImage::from_pixel(side, side, Rgb([255; 3]));
+            assert!(decode(&png(&white)).is_ok() && decode(&jpeg(&white)).is_ok());
+        }
+    }
+
+    /// Its rows are shortened before its columns are made longer: 64 times its size would not fit.
+    #[test]
+    fn a_row_becomes_a_square() {
+        let row = RgbImage::from_fn(90_000, 1, |x, _| Rgb([(x / 30_000 * 100) as u8; 3]));
+        let pixels = prepared(&png(&row), Crop::Whole, 3, Channels::Grey);
+        // The triangle reaches into the neighbouring thirds.
+        assert_eq!(pixels, [14, 100, 186].repeat(3));
+        let column = RgbImage::from_fn(1, 90_000, |_, y| Rgb([(y / 30_000 * 100) as u8; 3]));
+        let pixels = prepared(&png(&column), Crop::Whole, 3, Channels::Grey);
+        assert_eq!(pixels, [14, 14, 14, 100, 100, 100, 186, 186, 186]);
     }
 
     #[test]

@@ -1,57 +1,104 @@
-//! Which layers inside of a model take something from data, wherever they are.
+//! Which layers inside of a model take something from data, wherever they are, and which still wait for it.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
-/// The layers that take something from data, each with a mark in the field of this name once it has.
-const LAYERS: [&str; 3] = ["ActNorm", "LinearActNorm", RUNNING_MOMENTS];
-const RUNNING_MOMENTS: &str = "RunningMoments";
+use crate::host;
+
+/// The parameter in which a layer keeps whether it has seen its first batch, 0 or 1.
 const MARK: &str = "initialized";
 
-/// Whether a model has running statistics: a [`RunningMoments`](super::RunningMoments) anywhere inside.
+/// The type that `#[derive(Module)]` tells with every field of a [`RunningMoments`](super::RunningMoments).
+const RUNNING_MOMENTS: &str = "RunningMoments";
+
+/// Whether a model has running statistics: running moments anywhere inside.
 pub(crate) fn has_running_moments<M: Module>(module: &M) -> bool {
-    let mut found = false;
-    visit_marks(module, |layer, _, _| found |= layer == RUNNING_MOMENTS);
-    found
+    marks(module).iter().any(Mark::is_of_moments)
 }
 
-/// The first layer inside that has not seen its first batch, with its path.
+/// The path of the first layer inside that starts from data, is trained and has not seen its first batch.
+/// Running moments, which are not trained, need no batch before the first one that they observe.
+pub(crate) fn first_uninitialized<M: Module>(module: &M) -> Option<String> {
+    let layer = marks(module).into_iter().find(|mark| mark.is_trained && mark.is_unset());
+    layer.map(|mark| mark.path)
+}
+
+/// Type and path of the first layer inside that has not seen its first batch, running moments as well.
 pub(crate) fn waiting_for_data<M: Module>(module: &M) -> Option<String> {
-    let mut first = None;
-    visit_marks(module, |layer, path, mark| {
-        if first.is_none() && mark.into_scalar::<f32>() < 0.5 {
-            first = Some(if path.is_empty() { layer.into() } else { format!("{layer} at {path}") });
-        }
-    });
-    first
+    let counts = |mark: &Mark| mark.is_trained || mark.is_of_moments();
+    let layer = marks(module).into_iter().find(|mark| counts(mark) && mark.is_unset());
+    layer.map(|Mark { layer, path, .. }| match path.is_empty() {
+        true => layer,
+        false => format!("{layer} at {path}"),
+    })
 }
 
-fn visit_marks<M: Module>(module: &M, found: impl FnMut(&str, &str, Tensor<1>)) {
-    struct Marks<F> {
-        path: Vec<String>,
-        /// The layer whose mark comes next.
-        layer: Option<&'static str>,
-        found: F,
+/// A layer that takes something from data.
+struct Mark {
+    /// Its type.
+    layer: String,
+    path: String,
+    /// Whether a parameter beside the mark is trained.
+    is_trained: bool,
+    value: Tensor<1>,
+}
+
+impl Mark {
+    fn is_of_moments(&self) -> bool {
+        self.layer == RUNNING_MOMENTS
     }
-    impl<F: FnMut(&str, &str, Tensor<1>)> ModuleVisitor for Marks<F> {
-        // `#[derive(Module)]` tells the name of the type with every field.
-        fn enter_module(&mut self, name: &str, container_type: &str) {
-            let of_type = container_type.strip_prefix("Struct:").filter(|_| name == MARK);
-            self.layer = LAYERS.into_iter().find(|&layer| of_type == Some(layer));
-            self.path.push(name.into());
-        }
 
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.layer = None;
-            self.path.pop();
-        }
+    fn is_unset(&self) -> bool {
+        host::to_f64(host::plain(self.value.clone())).iter().all(|&mark| mark == 0.0)
+    }
+}
 
-        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
-            if let Some(layer) = self.layer {
-                let path = self.path[..self.path.len() - 1].join(".");
-                (self.found)(layer, &path, param.val().reshape([1]));
+/// Every layer with a mark, in the order of the module; the values are not looked at.
+fn marks<M: Module>(module: &M) -> Vec<Mark> {
+    /// A module on the way down, the root first.
+    #[derive(Default)]
+    struct Entered {
+        name: String,
+        is_trained: bool,
+        mark: Option<(String, Tensor<1>)>,
+    }
+    struct Find {
+        path: Vec<Entered>,
+        /// The type whose field was entered last.
+        container: String,
+        found: Vec<Mark>,
+    }
+    impl Find {
+        fn leave(&mut self) {
+            let names: Vec<&str> = self.path.iter().skip(1).map(|entered| &*entered.name).collect();
+            let path = names.join(".");
+            if let Some(Entered { is_trained, mark: Some((layer, value)), .. }) = self.path.pop() {
+                self.found.push(Mark { layer, path, is_trained, value });
             }
         }
     }
-    module.visit(&mut Marks { path: Vec::new(), layer: None, found });
+    impl ModuleVisitor for Find {
+        fn enter_module(&mut self, name: &str, container_type: &str) {
+            let container = container_type.split_once(':').map_or(container_type, |(_, name)| name);
+            self.container = container.into();
+            self.path.push(Entered { name: name.into(), ..Entered::default() });
+        }
+
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.leave();
+        }
+
+        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            let [.., layer, parameter] = &mut *self.path else { return };
+            layer.is_trained |= param.is_require_grad();
+            if parameter.name == MARK {
+                layer.mark = Some((self.container.clone(), param.val().reshape([-1])));
+            }
+        }
+    }
+    let path = vec![Entered::default()];
+    let mut find = Find { path, container: String::new(), found: Vec::new() };
+    module.visit(&mut find);
+    find.leave();
+    find.found
 }

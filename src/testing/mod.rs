@@ -32,12 +32,36 @@ pub use density::check_density;
 pub use laws::{Laws, check_laws, check_record};
 pub use report::{Law, LawViolation, Report, Tolerances};
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::prior::standard_normal;
+
+/// What `build` makes where the device's generator, from which nets draw their weights, starts at `seed`.
+///
+/// All threads share that generator, and tests run on several: one call waits for the others, so that
+/// what draws in such calls alone is the same at every run. `build` does not call this again.
+///
+/// ```
+/// use burn_flows::conditioner::MlpConfig;
+/// use burn_flows::testing::seeded;
+///
+/// let device = burn_flows::backend::device();
+/// let net = || seeded(7, &device, || MlpConfig::new(2, vec![8], 3).init(&device));
+/// let weights = [net()?, net()?].map(|net| net.layers[0].weight.val().into_data());
+/// assert_eq!(weights[0], weights[1]);
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
+pub fn seeded<T>(seed: u64, device: &Device, build: impl FnOnce() -> T) -> T {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    device.seed(seed);
+    build()
+}
 
 /// Adds independent normal noise of standard deviation `spread` to every trainable parameter, the
 /// same for the same `seed` on every device.

@@ -3,7 +3,6 @@
 mod adam;
 mod checkpoint;
 mod gradients;
-mod initialization;
 mod rates;
 pub mod reversible;
 mod schedule;

@@ -7,12 +7,11 @@ use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bool, Int, Tensor};
 
 use super::gradients::{first_not_finite, gradient_norm, scale_gradients};
-use super::initialization::first_uninitialized;
 use super::{Adam, LearningRates};
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, Pass};
 use crate::host;
-use crate::norm::has_running_moments;
+use crate::norm::{first_uninitialized, has_running_moments};
 use crate::prior::{Prior, SplitPrior};
 use crate::stack::FlowStack;
 use crate::support;
@@ -433,7 +432,7 @@ where
         let memory = self.memory;
         self.before = None;
         let is_start = self.initializes && self.num_steps == 0;
-        if is_start && first_uninitialized(&self.training_model().levels).is_some() {
+        if is_start && first_uninitialized(self.training_model()).is_some() {
             self.initialize(x.clone())?;
         }
         if let Err(error) = self.training_model().check() {
@@ -499,14 +498,15 @@ where
     fn initialize(&mut self, x: Tensor<D>) -> Result<()> {
         let model = self.training_model();
         let initialized = model.valid().initialize(x).0.train();
-        if let Some(layer) = first_uninitialized(&initialized.levels) {
+        if let Some(layer) = first_uninitialized(&initialized) {
             return Err(FlowError::Invalid {
-                what: format!("Trainer: the initialization of levels.{layer}"),
+                what: format!("Trainer: the initialization of {layer}"),
                 got: "a layer that Flow::data_pass of the model does not reach".into(),
                 needed: "every layer marked as initialized".into(),
-                advice: "hand the pass on in the flow that holds the layer, or train \
-                         without_initialization"
-                    .into(),
+                advice:
+                    "write #[derive(Flow)] on the struct or enum that holds the layer, or hand the \
+                         pass on in its data_pass, or train without_initialization"
+                        .into(),
             });
         }
         self.before = self.model.replace(initialized);

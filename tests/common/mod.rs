@@ -6,16 +6,21 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use burn_flows::backend;
+use proptest::test_runner::{Config, RngSeed};
 
 /// Every compiled-in device that computes in main memory.
 pub fn hosts() -> Vec<Device> {
-    let devices = backend::devices().into_iter().map(|(_, device)| device());
-    devices.filter(backend::is_host).collect()
+    backend::hosts().into_iter().map(|(_, device)| device()).collect()
 }
 
 /// The first of [`hosts`]; the compiled-in device where there is none.
 pub fn host() -> Device {
     hosts().into_iter().next().unwrap_or_else(backend::device)
+}
+
+/// So many cases of a property, the same at every run.
+pub fn cases(cases: u32) -> Config {
+    Config { cases, rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..Config::default() }
 }
 
 /// The values of a tensor, row-major.
