@@ -13,11 +13,20 @@ use burn::tensor::Tensor;
 
 use crate::error::Result;
 use crate::flow::{At, Flow, Pass};
+use crate::host;
 use crate::tape::{Memory, Tape};
 
 /// A log-determinant of 0 for the batch of `x`.
 pub(crate) fn zero_log_det<const D: usize>(x: &Tensor<D>) -> Tensor<1> {
+    if host::has_no_samples(x) {
+        return host::empty_like(x, [0]);
+    }
     Tensor::zeros([x.dims()[0]], (&x.device(), x.dtype()))
+}
+
+/// A log-determinant, `[1]`, that is the same for every sample of the batch of `x`.
+pub(crate) fn same_log_det<const D: usize>(log_det: Tensor<1>, x: &Tensor<D>) -> Tensor<1> {
+    if host::has_no_samples(x) { zero_log_det(x) } else { log_det.expand([x.dims()[0]]) }
 }
 
 /// A flow made of flows, one after the other: all that `#[derive(Flow)]` writes.

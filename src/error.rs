@@ -91,6 +91,18 @@ pub enum FlowError {
         what: String,
     },
 
+    /// A module that is not one function: with chance in it, with a state that its calls change, or
+    /// another one in training than at inference.
+    #[error("{module} {what}, so that gradients would be those of no function; {advice}")]
+    NotRepeatable {
+        /// Path and type of the module.
+        module: String,
+        /// What it does.
+        what: String,
+        /// What to do.
+        advice: String,
+    },
+
     /// A file or folder that cannot be read or written.
     #[error("cannot {action} {}: {source}; {advice}", path.display())]
     Io {

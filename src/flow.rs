@@ -30,7 +30,8 @@ use crate::tape::Tape;
 /// 3. `log_det(x)` and `forward(x).1` agree, and a sample's result does not depend on its batch;
 /// 4. saving and loading gives bit-equal outputs, and gradients reach every trainable parameter;
 /// 5. outputs and gradients are finite for inputs of 1e-6 to 1e4 times the training scale;
-/// 6. [`pull_back`](Flow::pull_back) gives the gradients that autodiff gives, with any tape;
+/// 6. [`pull_back`](Flow::pull_back) gives the gradients that autodiff gives, with any tape, and autodiff
+///    gives the parameters the same whether the batch is plain or on the autodiff device;
 /// 7. after [`initialize`](Flow::initialize) nothing inside waits for its first batch.
 ///
 /// # Implementing it
@@ -108,7 +109,9 @@ pub trait Flow<const D: usize>: Module {
     ///
     /// Call it on a model that is not in training. `forward` itself changes nothing, in training as
     /// well. Running statistics belong into a [`RunningMoments`](crate::norm::RunningMoments): by that
-    /// [`Trainer`](crate::training::Trainer) knows that a model has any.
+    /// [`Trainer`](crate::training::Trainer) knows that a model has any. A layer that starts from data keeps
+    /// a frozen parameter named `initialized`, 0 until then, as ActNorm does: by that it is known which layers
+    /// still wait.
     fn data_pass(self, x: Tensor<D>, _pass: Pass) -> (Self, Tensor<D>) {
         let z = self.forward(x).0;
         (self, z)
@@ -131,10 +134,12 @@ pub trait Flow<const D: usize>: Module {
         Ok(shape)
     }
 
-    /// Whether the present parameters admit an inverse: finite and, for a matrix, not singular.
+    /// Whether the present parameters admit an inverse: a matrix that is not singular, scales that are
+    /// numbers and whose inverses are. Every training step asks it first, so it is cheap.
     ///
     /// # Errors
-    /// [`FlowError::Singular`](crate::FlowError::Singular) where one does not.
+    /// [`FlowError::Singular`](crate::FlowError::Singular) or
+    /// [`FlowError::Scale`](crate::FlowError::Scale) where one does not.
     fn check(&self) -> Result<()> {
         Ok(())
     }
@@ -234,11 +239,15 @@ pub(crate) fn pull_back_with<const D: usize, M: Module>(
     grads: &mut GradientsParams,
 ) -> Tensor<D> {
     let x = Tensor::from_inner(x).require_grad();
-    let mut graph = loss(x.clone()).backward();
+    let loss = loss(x.clone());
+    if !loss.is_tracked() {
+        // All of it is frozen, and it does not depend on `x`.
+        return x.inner().zeros_like();
+    }
+    let mut graph = loss.backward();
     more(&mut graph);
     let dx = x.grad_remove(&mut graph).unwrap_or_else(|| x.inner().zeros_like());
-    let new = GradientsParams::from_module(&mut graph, module);
-    accumulate(module, new, grads);
+    collect(&mut graph, module, grads);
     dx
 }
 
@@ -258,9 +267,27 @@ pub(crate) fn pull_back_surrogate<M: Module>(
     grads: &mut GradientsParams,
 ) {
     if let Some(surrogate) = terms.reduce(|sum, more| sum + more) {
-        let mut graph = surrogate.backward();
-        accumulate(module, GradientsParams::from_module(&mut graph, module), grads);
+        collect(&mut surrogate.backward(), module, grads);
     }
+}
+
+/// Adds the gradients in `graph` of the parameters of `module` to `grads`. Burn's
+/// `GradientsParams::from_module` keeps one gradient a parameter: of clones, which share it, the last.
+pub(crate) fn collect<M: Module>(graph: &mut Gradients, module: &M, grads: &mut GradientsParams) {
+    struct Collect<'a> {
+        graph: &'a mut Gradients,
+        grads: &'a mut GradientsParams,
+    }
+    impl ModuleVisitor for Collect<'_> {
+        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            if param.is_require_grad()
+                && let Some(grad) = param.val().grad_remove(self.graph)
+            {
+                add_grad(self.grads, param, grad);
+            }
+        }
+    }
+    module.visit(&mut Collect { graph, grads });
 }
 
 /// Adds the gradients `new` of the parameters of `module` to `grads`.

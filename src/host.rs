@@ -1,5 +1,6 @@
 //! Tensors as host values and back.
 
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Element, Tensor, TensorData};
 
 use crate::backend::{HostValues, is_host};
@@ -25,6 +26,20 @@ pub(crate) fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     if tensor.device().is_autodiff() { tensor.inner() } else { tensor }
 }
 
+/// Whether a batch has no samples. Not every device computes on empty tensors (wgpu's does not in a debug
+/// build), so layers, stacks and priors give back what they know of the result.
+pub(crate) fn has_no_samples<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dims()[0] == 0
+}
+
+/// An empty tensor on the device and of the dtype of another one.
+pub(crate) fn empty_like<const N: usize, const D: usize>(
+    x: &Tensor<N>,
+    shape: [usize; D],
+) -> Tensor<D> {
+    from_f64(Vec::new(), shape, &x.device(), x.dtype())
+}
+
 /// The distance from 1 to the next number of a dtype.
 pub(crate) fn epsilon(dtype: DType) -> f64 {
     match dtype {
@@ -46,6 +61,24 @@ pub(crate) fn is_finite<const D: usize>(tensor: Tensor<D>) -> bool {
     tensor.is_finite().all().into_scalar::<bool>()
 }
 
+/// The gate of every fast road to values (`forward`, `inverse`, densities, samples, data passes):
+/// whether the kernels can take `x` through `module`.
+///
+/// They know nothing of autodiff, so `x` and every parameter have to be plain: a module in training
+/// has gradients to give, whatever its input is. All of them have to be on one host device and of one
+/// dtype; where they are not, the formulation in tensors runs into Burn's own error.
+pub(crate) fn runs_by_kernels<const D: usize, M: Module>(module: &M, x: &Tensor<D>) -> bool {
+    suits_kernels(x) && Operands::of(module, x).is_some_and(|operands| operands.are_plain)
+}
+
+/// The gate of every fast road back, on which kernels compute gradients by hand: whether they can take
+/// a plain `x` through `module`, which is in training.
+///
+/// As [`runs_by_kernels`], save that the parameters are taken without their autodiff graph.
+pub(crate) fn pulls_back_by_kernels<const D: usize, M: Module>(module: &M, x: &Tensor<D>) -> bool {
+    suits_kernels(x) && Operands::of(module, x).is_some()
+}
+
 /// Whether the kernels can take a tensor: plain, in main memory, `[batch, channels, ...]` in f32 or
 /// f64, not empty.
 pub(crate) fn suits_kernels<const D: usize>(x: &Tensor<D>) -> bool {
@@ -55,6 +88,38 @@ pub(crate) fn suits_kernels<const D: usize>(x: &Tensor<D>) -> bool {
         && !device.is_autodiff()
         && matches!(x.dtype(), DType::F32 | DType::F64)
         && x.dims().iter().all(|&size| size > 0)
+}
+
+/// What a gate asks of the parameters that kernels are to compute with.
+struct Operands {
+    device: Device,
+    dtype: DType,
+    /// Whether all of them are on the device and of the dtype of the input, and stored as they are
+    /// used: of a reparametrized one the kernels' gradients would go to the wrong tensor.
+    agree: bool,
+    are_plain: bool,
+}
+
+impl Operands {
+    fn of<const D: usize, M: Module>(module: &M, x: &Tensor<D>) -> Option<Self> {
+        let (device, dtype) = (x.device(), x.dtype());
+        let mut operands = Self { device, dtype, agree: true, are_plain: true };
+        module.visit(&mut operands);
+        operands.agree.then_some(operands)
+    }
+}
+
+impl ModuleVisitor for Operands {
+    fn enter_module(&mut self, _name: &str, container_type: &str) {
+        self.agree &= container_type != "Reparameterization";
+    }
+
+    fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+        // Equal devices may differ in autodiff.
+        let device = param.device();
+        self.agree &= device == self.device && param.dtype() == self.dtype;
+        self.are_plain &= !device.is_autodiff();
+    }
 }
 
 /// The shape as kernels take it, all axes after the channels being pixels.
@@ -100,5 +165,41 @@ pub(crate) fn sum_of_squares<const D: usize>(x: &Tensor<D>) -> Option<f64> {
         DType::F32 => Some(kernels::sum_of_squares::<f32>(values.as_slice())),
         DType::F64 => Some(kernels::sum_of_squares::<f64>(values.as_slice())),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::devices;
+    use crate::norm::ActNorm;
+
+    #[test]
+    fn the_gate_asks_for_plain_operands_of_one_device_and_type() {
+        let devices: Vec<Device> = devices().into_iter().map(|(_, device)| device()).collect();
+        for device in &devices {
+            let norm = ActNorm::new(2, device).unwrap();
+            let training = norm.clone().train();
+            let x = Tensor::<2>::ones([3, 2], device);
+            let roads = |norm: &ActNorm, x: &Tensor<2>| {
+                (runs_by_kernels(norm, x), pulls_back_by_kernels(norm, x))
+            };
+            let is_host = is_host(device);
+            assert_eq!(roads(&norm, &x), (is_host, is_host));
+            assert_eq!(roads(&training, &x), (false, is_host));
+            assert_eq!(roads(&norm.clone().freeze().train(), &x), (false, is_host));
+            assert_eq!(roads(&norm, &x.clone().autodiff()), (false, false));
+            let others = devices.iter().filter(|other| *other != device);
+            for other in others {
+                let mut mixed = norm.clone();
+                mixed.log_scale = Module::to_device(mixed.log_scale, other);
+                for norm in [norm.clone().to_device(other), mixed.clone(), mixed.train()] {
+                    assert_eq!(roads(&norm, &x), (false, false));
+                }
+            }
+            if is_host {
+                assert_eq!(roads(&norm, &x.cast(DType::F64)), (false, false));
+            }
+        }
     }
 }

@@ -11,10 +11,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Serialize, Serializer};
 
-use crate::chain::from_output;
+use crate::chain::{from_output, zero_log_det};
+use crate::conditioner::first_following_norm;
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow, Pass};
-use crate::host::is_finite;
+use crate::host::{self, is_finite};
 use crate::latent::{Latents, Noise};
 use crate::metrics;
 use crate::prior::{Prior, SplitPrior, StandardNormal};
@@ -143,6 +144,10 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
             "FlowStack: unflatten got rows of {width} entries, but a sample has {}",
             self.num_dims()
         );
+        if batch == 0 {
+            let empty = |&shape: &[usize; D]| host::empty_like(&rows, with_batch(shape, 0));
+            return Latents::of(self.shapes.parts.iter().map(empty).collect());
+        }
         let mut start = 0;
         let parts = self.shapes.parts.iter().map(|&shape| {
             let size = shape.iter().product::<usize>();
@@ -269,6 +274,7 @@ pub(crate) struct Encoded<const D: usize> {
 }
 
 /// What the forward half of a training step leaves for the backward half.
+#[derive(Clone)]
 pub(crate) struct LogProbPass<const D: usize> {
     /// `[1]`.
     pub(crate) weighted_log_prob: Tensor<1>,
@@ -330,6 +336,13 @@ where
 
     fn encode_levels(&self, x: Tensor<D>, tape: &mut Tape) -> Encoded<D> {
         self.assert_sample_shape(&x);
+        if host::has_no_samples(&x) {
+            let empty = |&shape: &[usize; D]| host::empty_like(&x, with_batch(shape, 0));
+            let parts = self.shapes.parts.iter().map(empty).collect();
+            let kept = self.shapes.inputs[1..].iter().map(empty).collect();
+            let log_dets = self.levels.iter().map(|_| zero_log_det(&x)).collect();
+            return Encoded { latents: Latents::of(parts), kept, log_dets };
+        }
         let last = self.levels.len() - 1;
         let (mut parts, mut kept, mut log_dets) = (Vec::new(), Vec::new(), Vec::new());
         let mut h = x;
@@ -415,6 +428,9 @@ where
         mut part: impl FnMut(usize, Option<Tensor<D>>) -> Tensor<D>,
     ) -> Tensor<D> {
         let mut h = part(self.levels.len() - 1, None);
+        if host::has_no_samples(&h) {
+            return host::empty_like(&h, with_batch(self.shapes.inputs[0], 0));
+        }
         for (index, level) in self.levels.iter().enumerate().rev() {
             h = level.inverse(h);
             if index > 0 {
@@ -428,8 +444,32 @@ where
     /// `ln p(x)` in nats, `[batch]`; for images with respect to the values the model sees (see
     /// [`bits_per_dim`](FlowStack::bits_per_dim)).
     ///
+    /// # The score
+    ///
+    /// The gradient of `ln p(x)` by `x` is asked of a model at inference, which is exact:
+    ///
+    /// ```
+    /// use burn::module::Module;
+    /// use burn::tensor::Tensor;
+    /// use burn_flows::{FlowStack, linear::DiagonalScaling, prior::StandardNormal};
+    ///
+    /// let device = burn_flows::backend::device();
+    /// let flow = DiagonalScaling::new(2, &device)?;
+    /// let model = FlowStack::<2, _>::single(flow, StandardNormal::new(), &[2])?.train();
+    ///
+    /// let x = Tensor::<2>::from_data([[3.0, -2.0]], &device).autodiff().require_grad();
+    /// let log_prob = model.valid().log_prob(x.clone());
+    /// let score = x.grad(&log_prob.sum().backward()).unwrap();
+    /// assert_eq!(score.try_into_vec_as::<f32>().unwrap(), [-3.0, 2.0]);
+    /// # Ok::<(), burn_flows::FlowError>(())
+    /// ```
+    ///
+    /// In training a [`NetBatchNorm`](crate::conditioner::NetBatchNorm) counts its moments as the
+    /// batch's, so that the gradient by `x` is that of another function: it is refused.
+    ///
     /// # Panics
-    /// If the samples do not have the shape the stack was built for.
+    /// If the samples do not have the shape the stack was built for; if `x` requires a gradient and
+    /// the stack has a [`NetBatchNorm`](crate::conditioner::NetBatchNorm) in training.
     pub fn log_prob(&self, x: Tensor<D>) -> Tensor<1> {
         self.log_prob_terms(x)
             .into_iter()
@@ -439,7 +479,19 @@ where
 
     /// The terms that add up to [`log_prob`](FlowStack::log_prob): for each level its
     /// log-determinant, then the log-density of its part of the latent; each `[batch]`, in nats.
+    ///
+    /// # Panics
+    /// As [`log_prob`](FlowStack::log_prob).
     pub fn log_prob_terms(&self, x: Tensor<D>) -> Vec<Tensor<1>> {
+        if x.is_require_grad()
+            && !host::has_no_samples(&x)
+            && let Some(norm) = first_following_norm(self)
+        {
+            panic!(
+                "FlowStack: ln p(x) was asked for with a gradient by x, but {norm} (NetBatchNorm) is \
+                 in training, where its gradients by x are not those of ln p; ask model.valid()"
+            );
+        }
         let Encoded { latents, kept, log_dets } = self.encode_levels(x, &mut Tape::default());
         let priors = self.prior_log_probs(latents.parts, kept);
         log_dets.into_iter().zip(priors).flat_map(|(log_det, prior)| [log_det, prior]).collect()
@@ -573,6 +625,9 @@ where
     /// The first place where the given batch, sent through the stack, stops being finite: a level
     /// and, where a level is a sequence, what comes out of the stack is finite for `None`.
     pub fn first_not_finite(&self, x: Tensor<D>) -> Option<String> {
+        if host::has_no_samples(&x) {
+            return None;
+        }
         if !is_finite(x.clone()) {
             return Some("the input batch".into());
         }
@@ -603,16 +658,27 @@ where
     }
 
     fn forward_on(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
+        if host::has_no_samples(&x) {
+            self.assert_sample_shape(&x);
+            return (x.clone(), zero_log_det(&x));
+        }
         let (latents, log_det) = self.encode_on(x, tape);
         (self.assemble(latents), log_det)
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
+        if host::has_no_samples(&z) {
+            self.assert_sample_shape(&z);
+            return z;
+        }
         self.decode(self.disassemble(z))
     }
 
     fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
         self.assert_sample_shape(&x);
+        if host::has_no_samples(&x) {
+            return (self, x);
+        }
         let last = self.levels.len() - 1;
         let mut priors = std::mem::take(&mut self.split_priors).into_iter();
         let (mut levels, mut parts) = (Vec::new(), Vec::new());

@@ -154,10 +154,10 @@ fn what_is_no_checkpoint_is_neither_read_nor_replaced() {
     for text in [
         "my own notes",
         "",
-        "burn-flows checkpoint 9\nfiles a\nstep 1\nmemory stored\n",
-        "burn-flows checkpoint 3\nfiles ../a\nstep 1\nmemory stored\n",
-        "burn-flows checkpoint 3\nfiles c\nstep 1\nmemory stored\n",
-        "burn-flows checkpoint 3\nfiles a\nstep -1\nmemory stored\n",
+        "burn-flows checkpoint 9\nfiles a\nstep 1\nmemory stored\noptimizer -\n",
+        "burn-flows checkpoint 3\nfiles ../a\nstep 1\nmemory stored\noptimizer -\n",
+        "burn-flows checkpoint 3\nfiles c\nstep 1\nmemory stored\noptimizer -\n",
+        "burn-flows checkpoint 3\nfiles a\nstep -1\nmemory stored\noptimizer -\n",
     ] {
         fs::write(&pointer, text).unwrap();
         let expected = format!(

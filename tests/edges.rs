@@ -3,6 +3,7 @@
 mod fixtures;
 
 use burn::optim::GradientsParams;
+use burn_flows::linear::PluWeight;
 use burn_flows::norm::Moments;
 use burn_flows::preprocess::Quantization;
 use burn_flows::testing::to_f64;
@@ -38,12 +39,6 @@ fn takes_no_samples<const D: usize, F: Flow<D>>(
         check(&flow, x(), "plain");
         let training = flow.clone().train();
         check(&training, Tensor::from_inner(x()).require_grad(), "tracked");
-
-        let (z, log_det) = flow.forward(x());
-        let mut grads = GradientsParams::new();
-        let (back, dx) =
-            training.pull_back(At::Output(z.clone()), z, log_det, &mut Tape::default(), &mut grads);
-        assert_eq!([back.dims(), dx.dims()], [x().dims(); 2], "{name}: pull_back");
 
         let before = record::to_bytes(&flow).unwrap();
         let (flow, z) = flow.initialize(x());
@@ -285,22 +280,11 @@ mod one_feature {
         let x = || inputs::<2>([2, 1], 1, &device, DType::F32);
         let net = || MlpConfig::new(1, vec![4], 1).init(&device).unwrap();
         for parity in [Parity::Even, Parity::Odd] {
-            for (mask, text) in [
-                (
-                    Mask::ChannelHalves(parity),
-                    "a split along axis 1 needs at least 2 there; squeeze the image first, or use a checkerboard mask",
-                ),
-                (
-                    Mask::Alternating(parity),
-                    "a split along axis 1 needs at least 2 there; squeeze the image first, or use a checkerboard mask",
-                ),
-                (
-                    Mask::Checkerboard(parity),
-                    "a vector needs at least 2 features, one to see and one to change",
-                ),
-            ] {
+            // A checkerboard of one square is no split: one parity changes nothing, which the laws cover.
+            for mask in [Mask::ChannelHalves(parity), Mask::Alternating(parity)] {
                 let coupling = Coupling::additive(net(), mask);
-                let expected = format!("Coupling: got shape [2, 1], but {text}");
+                let expected = "Coupling: got shape [2, 1], but a split along axis 1 needs at least 2 \
+                                there; squeeze the image first, or use a checkerboard mask";
                 assert_eq!(panic_message(|| coupling.forward(x())), expected);
                 assert_eq!(panic_message(|| coupling.inverse(x())), expected);
                 assert_eq!(panic_message(|| coupling.clone().initialize(x())), expected);
@@ -371,11 +355,33 @@ mod thousand_channels {
         });
     }
 
+    /// From triangles with a narrow band: to draw a rotation of this size takes a debug build minutes.
     #[test]
     fn in_mixing() {
-        there_and_back([2, CHANNELS, 1, 2], |rng, device| {
-            InvertibleConv1x1::plu(CHANNELS, rng, device)
+        let host = |(_, device, dtype): &(String, Device, DType)| {
+            *dtype == DType::F32 && burn_flows::backend::is_host(device)
+        };
+        let Some((_, device, dtype)) = devices().into_iter().find(host) else { return };
+        let matrix = |entry: fn(usize, usize) -> f32| {
+            let values = (0..CHANNELS * CHANNELS).map(|at| entry(at / CHANNELS, at % CHANNELS));
+            let values = TensorData::new(values.collect(), [CHANNELS, CHANNELS]);
+            Param::from_tensor(Tensor::from_data(values, &device))
+        };
+        let reverse = |i, j| f32::from(u8::from(i + j == CHANNELS - 1));
+        let flow = InvertibleConv1x1::from_parts(PluWeight {
+            permutation: matrix(reverse).set_require_grad(false),
+            lower: matrix(|i, j| if i == j + 1 { 0.3 } else { 0.0 }),
+            upper: matrix(|i, j| if j == i + 2 { -0.2 } else { 0.0 }),
+            log_s: Param::from_tensor(Tensor::full([CHANNELS], 0.1, &device)),
+            sign_s: Param::from_tensor(Tensor::ones([CHANNELS], &device)).set_require_grad(false),
         });
+        let x = inputs::<4>([2, CHANNELS, 1, 2], 2, &device, dtype);
+        let (z, log_det) = flow.forward(x.clone());
+        for log_det in values(log_det) {
+            assert!((log_det - 0.1 * 2.0 * CHANNELS as f64).abs() < 1e-2, "{log_det}");
+        }
+        let worst = values(flow.inverse(z) - x).iter().fold(0.0, |w: f64, e| w.max(e.abs()));
+        assert!(worst <= 1e-4, "off by {worst}");
     }
 }
 

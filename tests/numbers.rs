@@ -248,13 +248,8 @@ mod scale_maps {
                     (inputs([5, 2], 3, &device, dtype), inputs([5, 1], 4, &device, dtype));
                 let dlog_det = dlog_det.reshape([5]);
                 let mut grads = burn::optim::GradientsParams::new();
-                flow.pull_back(
-                    At::Output(z),
-                    dz.clone(),
-                    dlog_det.clone(),
-                    &mut Tape::default(),
-                    &mut grads,
-                );
+                let tape = &mut Tape::default();
+                flow.pull_back(At::Output(z), dz.clone(), dlog_det.clone(), tape, &mut grads);
                 let (z, log_det) = flow.forward(Tensor::from_inner(x));
                 let loss = (z * Tensor::from_inner(dz)).sum()
                     + (log_det * Tensor::from_inner(dlog_det)).sum();

@@ -40,7 +40,7 @@ impl Report<'_> {
     /// Writes `report.html` into the run's folder.
     pub fn write(&self, config: &impl Serialize) -> Result<()> {
         let html = self.html(&serde_json::to_value(config).expect("plain data"))?;
-        write_atomically(&self.folder.join("report.html"), html.as_bytes())
+        write_atomically(self.folder.join("report.html"), html.as_bytes())
     }
 
     fn html(&self, config: &Value) -> Result<String> {

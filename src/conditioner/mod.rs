@@ -19,6 +19,7 @@ pub(crate) use folded::{Fold, FoldedNet};
 pub use glow_net::{GlowNet, GlowNetConfig, NetNorm};
 pub use mlp::{Mlp, MlpConfig};
 pub use mlp_pair::MlpPair;
+pub(crate) use residual_net::first_following_norm;
 pub use residual_net::{NetBatchNorm, ResidualBlock, ResidualNet, ResidualNetConfig};
 pub use weight_norm::WeightNormConv;
 
@@ -27,7 +28,10 @@ use crate::flow::{Pass, pull_back_through};
 
 /// A net from the part of the data that passes unchanged to the parameters for the other part.
 ///
-/// Any module becomes one with a single method:
+/// Any module becomes one with a single method. It is a function of its input and its parameters, the same
+/// at every call, in training as at inference: a coupling runs it again on the way back. Dropout and the
+/// like are refused in training, see [`reversible::check`](crate::training::reversible::check).
+///
 ///
 /// ```
 /// use burn::module::Module;

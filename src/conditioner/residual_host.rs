@@ -1,7 +1,7 @@
 //! The fast road of a [`ResidualNet`] on the CPU: kernels on framed pictures, without autodiff.
 //!
-//! Taken where the device computes in main memory and no autodiff graph is wanted; the formulation in
-//! tensors is its test oracle and serves everything else.
+//! Taken where the [gate](host::runs_by_kernels) is open; the formulation in tensors is its test oracle
+//! and serves everything else.
 
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
@@ -16,9 +16,16 @@ use crate::norm::{Moments, assert_variance};
 
 impl ResidualNet {
     pub(super) fn runs_on_host(&self, x: &Tensor<4>) -> bool {
-        host::suits_kernels(x)
-            // The formulation in tensors says what is wrong where it is.
-            && x.dims()[1] == self.norm_in.weight.dims()[0]
+        self.takes(x) && host::runs_by_kernels(self, x)
+    }
+
+    pub(super) fn pulls_back_on_host(&self, x: &Tensor<4>) -> bool {
+        self.takes(x) && host::pulls_back_by_kernels(self, x)
+    }
+
+    /// The formulation in tensors says what is wrong where it is.
+    fn takes(&self, x: &Tensor<4>) -> bool {
+        x.dims()[1] == self.norm_in.weight.dims()[0]
     }
 
     pub(super) fn forward_on_host(&self, x: Tensor<4>) -> Tensor<4> {

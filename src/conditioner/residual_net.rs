@@ -1,6 +1,6 @@
 //! The residual net of RealNVP's couplings.
 
-use burn::module::{Module, Param};
+use burn::module::{Flag, Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, activation};
 use serde::{Deserialize, Serialize};
@@ -192,7 +192,7 @@ impl Conditioner<4> for ResidualNet {
         dparams: impl FnOnce(Tensor<4>) -> Tensor<4>,
         grads: &mut GradientsParams,
     ) -> Tensor<4> {
-        if self.runs_on_host(&x) {
+        if self.pulls_back_on_host(&x) {
             return self.pull_back_on_host(x, dparams, grads);
         }
         pull_back_by_autodiff(self, x, dparams, grads)
@@ -237,11 +237,14 @@ impl ResidualBlock {
 /// with the moments as constants the optimizer goes on shifting and scaling, each step in vain, until
 /// the moments lag so far behind that training diverges.
 ///
-/// The moments are constants as long as no batch was seen, in a norm that is not trained (`weight`
-/// requires no gradient: a frozen net is as at inference, a sample's gradient its own), and in
-/// channels where the batch is far from them: `mean((x - mean)^2) > 100 (variance + epsilon)`. Where
-/// they are not, a batch in parts has other gradients than the whole, each part having moments of its
-/// own.
+/// The moments are constants as long as no batch was seen, in a norm that is not trained (its moments
+/// are frozen or `weight` requires no gradient: a frozen net is as at inference, a sample's gradient
+/// its own), and in channels where the batch is far from them:
+/// `mean((x - mean)^2) > 100 (variance + epsilon)`. Where they are not, a batch in parts has other
+/// gradients than the whole, each part having moments of its own, and the gradient by `x` is not that
+/// of the function that the net computes:
+/// [`FlowStack::log_prob`](crate::FlowStack::log_prob) tells how to get the gradient of a density by
+/// its samples.
 ///
 /// Sources: Ioffe and Szegedy, *Batch normalization*,
 /// [arXiv:1502.03167](https://arxiv.org/abs/1502.03167), section 2, on gradients that leave the moments
@@ -282,7 +285,7 @@ impl NetBatchNorm {
 
     /// Whether it is in training, and not frozen there.
     fn is_trained(&self) -> bool {
-        self.weight.is_require_grad()
+        self.weight.is_require_grad() && !self.moments.is_frozen()
     }
 
     /// The means, and `1 / (variance + epsilon)`, that it normalizes by, `[channels]` each, where they
@@ -306,6 +309,43 @@ impl NetBatchNorm {
         let y = self.forward(x);
         (self, y)
     }
+}
+
+/// The path of the first [`NetBatchNorm`] in `module` that is trained, whose gradients follow the
+/// moments of the batch.
+pub(crate) fn first_following_norm<M: Module>(module: &M) -> Option<String> {
+    const NORM: &str = "Struct:NetBatchNorm";
+
+    #[derive(Default)]
+    struct Find {
+        /// Name of each field on the way, and the type that it is a field of.
+        path: Vec<(String, String)>,
+        moments_move: bool,
+        found: Option<String>,
+    }
+    impl ModuleVisitor for Find {
+        fn enter_module(&mut self, name: &str, container_type: &str) {
+            self.path.push((name.into(), container_type.into()));
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn visit_flag(&mut self, flag: &Param<Flag>) {
+            self.moments_move = flag.is_enabled();
+        }
+        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            let Some(((field, container), place)) = self.path.split_last() else { return };
+            // The moments come before the weight.
+            let follows = container == NORM && field == "weight" && self.moments_move;
+            if follows && self.found.is_none() && param.is_require_grad() {
+                let place: Vec<&str> = place.iter().map(|(name, _)| name.as_str()).collect();
+                self.found = Some(place.join("."));
+            }
+        }
+    }
+    let mut find = Find::default();
+    module.visit(&mut find);
+    find.found
 }
 
 #[cfg(test)]

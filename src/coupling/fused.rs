@@ -1,9 +1,9 @@
 //! The fast road of a coupling on the CPU: net, elementwise map and log-determinant fused.
 //!
-//! Taken where the device computes in main memory, the net [folds](Fold), the mask
-//! divides channels and no autodiff graph is wanted; the formulation in tensors beside it is its
-//! test oracle and serves everything else.
+//! Taken where the [gate](host::runs_by_kernels) is open, the net [folds](Fold) and the mask divides
+//! channels; the formulation in tensors beside it is its test oracle and serves everything else.
 
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
@@ -48,16 +48,24 @@ pub(crate) struct Fused<'a, const D: usize, C> {
 
 impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
     /// The fused form for inputs like `x`, if there is one; of a plain model.
-    pub(super) fn of<T: Transform>(coupling: &'a Coupling<C, T>, x: &Tensor<D>) -> Option<Self> {
-        Self::folded_by(|net| net.fold(), coupling, x)
+    pub(super) fn of<T: Transform>(coupling: &'a Coupling<C, T>, x: &Tensor<D>) -> Option<Self>
+    where
+        Coupling<C, T>: Module,
+    {
+        let open = Self::knows(coupling.mask()) && host::runs_by_kernels(coupling, x);
+        if open { Self::folded_by(|net| net.fold(), coupling, x) } else { None }
     }
 
     /// [`of`](Self::of) a model in training, for its gradients.
     pub(super) fn in_training<T: Transform>(
         coupling: &'a Coupling<C, T>,
         x: &Tensor<D>,
-    ) -> Option<Self> {
-        Self::folded_by(|net| net.fold_plain(), coupling, x)
+    ) -> Option<Self>
+    where
+        Coupling<C, T>: Module,
+    {
+        let open = Self::knows(coupling.mask()) && host::pulls_back_by_kernels(coupling, x);
+        if open { Self::folded_by(|net| net.fold_plain(), coupling, x) } else { None }
     }
 
     fn folded_by<T: Transform>(
@@ -65,9 +73,6 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         coupling: &'a Coupling<C, T>,
         x: &Tensor<D>,
     ) -> Option<Self> {
-        if !Self::runs(coupling.mask(), x) {
-            return None;
-        }
         let map = coupling.transform.fused()?;
         let net = fold(coupling.conditioner.folded()?)?;
         let fused = Self::new(&coupling.conditioner, net, map, coupling.mask(), x)?;
@@ -75,7 +80,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
     }
 
     /// From a conditioner's folded net, which may have been changed by differentiable operations, for
-    /// inputs like `x`, for which it [`runs`](Self::runs).
+    /// inputs like `x`, for which the gate is open.
     pub(crate) fn new(
         conditioner: &'a C,
         net: FoldedNet,
@@ -87,11 +92,9 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         fused.fits().then_some(fused)
     }
 
-    /// Whether there are kernels for a coupling with this mask of inputs like `x`.
-    pub(crate) fn runs(mask: Mask, x: &Tensor<D>) -> bool {
-        host::suits_kernels(x)
-            && matches!(mask, Mask::ChannelHalves(_) | Mask::Alternating(_))
-            && (D == 2 || D == 4)
+    /// Whether there are kernels for a coupling with this mask.
+    pub(crate) fn knows(mask: Mask) -> bool {
+        matches!(mask, Mask::ChannelHalves(_) | Mask::Alternating(_)) && (D == 2 || D == 4)
     }
 
     /// Whether the net's widths are those the shape asks for; the tensor formulation says what is

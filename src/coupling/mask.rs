@@ -96,12 +96,6 @@ impl Mask {
              image first, or use a checkerboard mask",
             x.dims()
         );
-        assert!(
-            channels >= 2 || D > 2,
-            "Coupling: got shape {:?}, but a vector needs at least 2 features, one to see and one to \
-             change",
-            x.dims()
-        );
         match self {
             Self::ChannelHalves(parity) => {
                 let first = channels.div_ceil(2);

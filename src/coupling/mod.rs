@@ -21,7 +21,8 @@ pub use transform::{Additive, Affine, AffineOrder, Transform};
 use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
 use crate::error::{FlowError, Result};
-use crate::flow::{At, Flow, Pass, accumulate};
+use crate::flow::{At, Flow, Pass, accumulate, collect};
+use crate::host;
 use crate::record::Setting;
 use crate::tape::{Memory, Tape};
 
@@ -218,7 +219,7 @@ impl<C: Module, T: Transform> Coupling<C, T> {
             };
             transformed = Some((x, gradient(leaf)));
             let dparams = gradient(params);
-            of_transform = GradientsParams::from_module(&mut graph, &self.transform);
+            collect(&mut graph, &self.transform, &mut of_transform);
             dparams
         };
         let through_net = self.conditioner.pull_back(identity.clone(), dparams, grads);
@@ -252,6 +253,9 @@ where
     Self: Module,
 {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        if host::has_no_samples(&x) {
+            return (x.clone(), zero_log_det(&x));
+        }
         if let Some(fused) = Fused::of(self, &x) {
             return fused.forward(x);
         }
@@ -262,6 +266,9 @@ where
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
+        if host::has_no_samples(&z) {
+            return z;
+        }
         if let Some(fused) = Fused::of(self, &z) {
             return fused.inverse(z);
         }
@@ -272,6 +279,9 @@ where
     }
 
     fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
+        if host::has_no_samples(&x) {
+            return (self, x);
+        }
         let (identity, transformed) = self.mask.split(x.clone());
         let (conditioner, params) = self.conditioner.data_pass(identity.clone(), pass);
         self.conditioner = conditioner;

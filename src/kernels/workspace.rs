@@ -15,7 +15,9 @@ static POOL: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
 /// Number of returned buffers kept for reuse; more than a training step that keeps its activations
 /// holds. In tests none, so that a sanitizer sees where each of them ends.
-const POOL_LIMIT: usize = if cfg!(test) { 0 } else { 2048 };
+const fn pool_limit() -> usize {
+    if cfg!(test) { 0 } else { 2048 }
+}
 
 /// What a new buffer holds: in tests NaN, which shows in the results of who reads what nobody wrote.
 const FRESH: Line = Line([if cfg!(test) { 0xff } else { 0 }; 64]);
@@ -57,7 +59,7 @@ pub(super) fn lease_zeros<T: Scalar>(len: usize) -> Lease<T> {
 impl<T> Drop for Lease<T> {
     fn drop(&mut self) {
         let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        if pool.len() < POOL_LIMIT && !self.lines.is_empty() {
+        if pool.len() < pool_limit() && !self.lines.is_empty() {
             pool.push(std::mem::take(&mut self.lines));
         }
     }

@@ -4,6 +4,8 @@ use std::marker::PhantomData;
 
 use burn::tensor::Tensor;
 
+use crate::host;
+
 /// The latent of a [`FlowStack`](crate::FlowStack): one part for each level, in the order in which
 /// they leave the stack (the part factored out first is the finest, the last one the deepest).
 ///
@@ -71,6 +73,10 @@ impl<const D: usize, C> Latents<D, C> {
     /// [`FlowStack::unflatten`](crate::FlowStack::unflatten).
     pub fn flatten(&self) -> Tensor<2> {
         let batch = self.batch_size();
+        if batch == 0 {
+            let widths = self.parts.iter().map(|part| part.dims()[1..].iter().product::<usize>());
+            return host::empty_like(&self.parts[0], [0, widths.sum()]);
+        }
         let rows = self.parts.iter().map(|part| {
             let width = part.dims()[1..].iter().product::<usize>();
             part.clone().reshape([batch, width])

@@ -8,8 +8,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::Rng;
 
 use crate::backend::{HostScalar, HostValues};
+use crate::chain::same_log_det;
 use crate::error::{FlowError, Result};
-use crate::flow::{At, Flow, accumulate, add_grad, backward_by_autodiff};
+use crate::flow::{At, Flow, add_grad, backward_by_autodiff, pull_back_surrogate, weighted};
 use crate::host::{self, by_dtype};
 use crate::kernels::{ChannelMatrix, channel_products};
 use crate::linalg::{Lu, orthogonal};
@@ -100,9 +101,11 @@ impl PluWeight {
             let [n, _] = lower.dims();
             Tensor::<2>::eye(n, &lower.device()).cast(lower.dtype())
         };
-        let diagonal = identity.clone() * (self.sign_s.val() * self.log_s.val().exp()).unsqueeze();
+        // Fixed, whatever `Module::unfreeze` asks of all parameters.
+        let (sign_s, permutation) = (self.sign_s.val().detach(), self.permutation.val().detach());
+        let diagonal = identity.clone() * (sign_s * self.log_s.val().exp()).unsqueeze();
         let upper = self.upper.val().triu(1) + diagonal;
-        self.permutation.val().matmul((lower + identity).matmul(upper))
+        permutation.matmul((lower + identity).matmul(upper))
     }
 }
 
@@ -268,10 +271,10 @@ impl InvertibleConv1x1 {
             Conv1x1Weight::Plu(parts) => {
                 // The matrix is small: autodiff takes its gradient on to the parts.
                 let dweight = host::from_f64(dweight, [size, size], &device, dtype);
-                let of_matrix = (matrix * Tensor::from_inner(dweight)).sum();
-                let mut tape = (of_matrix + parts.log_s.val().sum() * dlog_abs_det).backward();
-                let new = GradientsParams::from_module(&mut tape, parts);
-                accumulate(parts, new, grads);
+                let of_log_det = parts.log_s.val();
+                let of_log_det = of_log_det.is_tracked().then(|| of_log_det.sum() * dlog_abs_det);
+                let terms = [weighted(matrix, dweight), of_log_det];
+                pull_back_surrogate(parts, terms.into_iter().flatten(), grads);
             }
         }
         // The weight is about to change. Kept until then, the matrices derived from it would be memory
@@ -336,14 +339,21 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
         let log_det = self.log_det(x.clone());
         let matrix = self.matrix();
         self.assert_channels(&x, matrix.dims()[0]);
-        if suits_kernels(&x) {
+        if host::has_no_samples(&x) {
+            return (x, log_det);
+        }
+        if has_pixels(&x) && host::runs_by_kernels(self, &x) {
             return (apply_on_host(&host::to_f64(host::plain(matrix)), x), log_det);
         }
         (apply(matrix, x), log_det)
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-        if suits_kernels(&z) {
+        if host::has_no_samples(&z) {
+            self.assert_channels(&z, self.derived().size);
+            return z;
+        }
+        if has_pixels(&z) && host::runs_by_kernels(self, &z) {
             let derived = self.invertible().unwrap_or_else(|error| panic!("{error}"));
             self.assert_channels(&z, derived.size);
             return apply_on_host(derived.inverse(), z);
@@ -355,7 +365,7 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
 
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
         let pixels: usize = x.dims()[2..].iter().product();
-        (self.log_abs_det() * pixels as f64).expand([x.dims()[0]])
+        same_log_det(self.log_abs_det() * pixels as f64, &x)
     }
 
     fn check(&self) -> Result<()> {
@@ -374,7 +384,7 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
         let x = tape.input(at, |z| self.valid().inverse(z));
-        let dx = if suits_kernels(&x) {
+        let dx = if has_pixels(&x) && host::pulls_back_by_kernels(self, &x) {
             self.backward_on_host(x.clone(), dz, dlog_det, grads)
         } else {
             backward_by_autodiff(self, x.clone(), dz, dlog_det, grads)
@@ -383,9 +393,9 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
     }
 }
 
-/// Whether the kernels can take a tensor. One pixel a sample is left to the matrix product.
-fn suits_kernels<const D: usize>(x: &Tensor<D>) -> bool {
-    host::suits_kernels(x) && x.dims()[2..].iter().product::<usize>() > 1
+/// Whether a sample has more than one pixel: one is left to the matrix product.
+fn has_pixels<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dims()[2..].iter().product::<usize>() > 1
 }
 
 fn apply_on_host<const D: usize>(matrix: &[f64], x: Tensor<D>) -> Tensor<D> {

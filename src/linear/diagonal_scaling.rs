@@ -3,9 +3,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
+use crate::chain::same_log_det;
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
+use crate::host;
 use crate::param::check_log_scale;
 
 /// Learned per-feature scaling, the last layer of NICE.
@@ -66,17 +68,23 @@ impl<const D: usize> Flow<D> for DiagonalScaling {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         self.assert_features(&x);
         let log_det = self.log_det(x.clone());
+        if host::has_no_samples(&x) {
+            return (x, log_det);
+        }
         (x * per_channel(self.log_scale.val().exp()), log_det)
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         self.assert_features(&z);
+        if host::has_no_samples(&z) {
+            return z;
+        }
         z * per_channel(self.log_scale.val().neg().exp())
     }
 
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
         let pixels: usize = x.dims()[2..].iter().product();
-        (self.log_scale.val().sum() * pixels as f64).expand([x.dims()[0]])
+        same_log_det(self.log_scale.val().sum() * pixels as f64, &x)
     }
 
     fn check(&self) -> Result<()> {

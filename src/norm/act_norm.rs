@@ -5,12 +5,13 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
 use crate::backend::{HostScalar, HostValues};
+use crate::chain::same_log_det;
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow, Pass, add_grad, backward_by_autodiff};
 use crate::host::{self, by_dtype};
 use crate::kernels::{ChannelAffine, Scalar, channel_sums};
-use crate::param::{check_log_scale, frozen, replace};
+use crate::param::{check_log_scale, frozen, replace, replace_trained};
 use crate::record::Setting;
 use crate::tape::Tape;
 
@@ -36,7 +37,7 @@ const INIT_EPSILON_SHARE: f64 = 1e-3;
 /// - `log_det = pixels * sum_c 3 log_scale_c`, the same for every sample
 ///
 /// Before [`initialize`](Flow::initialize), which a [`Trainer`](crate::training::Trainer) calls with its
-/// first batch, it is the identity. That it is initialized is kept in the record as [`initialized`](ActNorm::initialized), so a loaded model is not initialized again.
+/// first batch, it is the identity. That it is initialized is kept in the record as [`initialized`](ActNorm::initialized), so a loaded model is not initialized again. A frozen parameter keeps its value.
 ///
 /// The scale of a channel is that of its data, be it 1e-30 or 1e30. A channel that is constant over the
 /// batch, but for rounding in the last places of its values, keeps the scale 1; so do all channels where
@@ -202,7 +203,10 @@ impl<const D: usize> Flow<D> for ActNorm {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         self.assert_channels(&x);
         let log_det = self.log_det(x.clone());
-        if host::suits_kernels(&x) {
+        if host::has_no_samples(&x) {
+            return (x, log_det);
+        }
+        if host::runs_by_kernels(self, &x) {
             return (by_dtype!(x, T => self.forward_on_host::<T, D>(x)), log_det);
         }
         let scale = per_channel(self.effective_log_scale().exp());
@@ -211,7 +215,10 @@ impl<const D: usize> Flow<D> for ActNorm {
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         self.assert_channels(&z);
-        if host::suits_kernels(&z) {
+        if host::has_no_samples(&z) {
+            return z;
+        }
+        if host::runs_by_kernels(self, &z) {
             return by_dtype!(z, T => self.inverse_on_host::<T, D>(z));
         }
         let inverse_scale = per_channel(self.effective_log_scale().neg().exp());
@@ -220,7 +227,7 @@ impl<const D: usize> Flow<D> for ActNorm {
 
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
         let pixels: usize = x.dims()[2..].iter().product();
-        (self.effective_log_scale().sum() * pixels as f64).expand([x.dims()[0]])
+        same_log_det(self.effective_log_scale().sum() * pixels as f64, &x)
     }
 
     fn check(&self) -> Result<()> {
@@ -233,8 +240,8 @@ impl<const D: usize> Flow<D> for ActNorm {
             let (bias, log_scale) = standardization(&x, self.log_scale_factor());
             let (device, channels) = (x.device(), [bias.len()]);
             let tensor = |values| host::from_f64(values, channels, &device, x.dtype());
-            self.bias = replace(self.bias, tensor(bias));
-            self.log_scale = replace(self.log_scale, tensor(log_scale));
+            self.bias = replace_trained(self.bias, tensor(bias));
+            self.log_scale = replace_trained(self.log_scale, tensor(log_scale));
             let mark = self.initialized.val().ones_like();
             self.initialized = replace(self.initialized, mark);
         }
@@ -252,7 +259,7 @@ impl<const D: usize> Flow<D> for ActNorm {
     ) -> (Tensor<D>, Tensor<D>) {
         let x = tape.input(at, |z| self.valid().inverse(z));
         self.assert_channels(&x);
-        let dx = if host::suits_kernels(&x) {
+        let dx = if host::pulls_back_by_kernels(self, &x) {
             by_dtype!(x, T => self.backward_on_host::<T, D>(x.clone(), dz, dlog_det, grads))
         } else {
             backward_by_autodiff(self, x.clone(), dz, dlog_det, grads)

@@ -4,9 +4,11 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use super::running_moments::{Moments, RunningMoments};
+use crate::chain::{same_log_det, zero_log_det};
 use crate::coupling::per_channel;
 use crate::error::Result;
 use crate::flow::{Flow, Pass};
+use crate::host;
 use crate::param::check_log_scale;
 
 /// Added to the variance (RealNVP's code, `real_nvp_multiscale_dataset.py`).
@@ -115,14 +117,17 @@ impl BatchNorm {
         moments: Moments,
     ) -> (Tensor<D>, Tensor<1>) {
         self.moments.assert_channels(&x);
-        let batch = x.dims()[0];
+        if host::has_no_samples(&x) {
+            return (x.clone(), zero_log_det(&x));
+        }
         let pixels: usize = x.dims()[2..].iter().product();
         let (mut z, mut log_scale) = self.moments.normalize(x, moments);
         if let (Some(learned), Some(shift)) = (&self.log_scale, &self.shift) {
             z = z * per_channel(learned.val().exp()) + per_channel(shift.val());
             log_scale = log_scale + learned.val();
         }
-        (z, (log_scale.sum() * pixels as f64).expand([batch]))
+        let log_det = same_log_det(log_scale.sum() * pixels as f64, &z);
+        (z, log_det)
     }
 
     /// The inverse of [`normalize_with`](BatchNorm::normalize_with).
@@ -135,6 +140,9 @@ impl BatchNorm {
         moments: Moments,
     ) -> Tensor<D> {
         self.moments.assert_channels(&z);
+        if host::has_no_samples(&z) {
+            return z;
+        }
         if let (Some(learned), Some(shift)) = (&self.log_scale, &self.shift) {
             z = (z - per_channel(shift.val())) * per_channel(learned.val().neg().exp());
         }
@@ -175,7 +183,6 @@ mod tests {
 
     use super::*;
     use crate::flow::At;
-    use crate::host;
     use crate::tape::Tape;
 
     /// A device with f64, if one is compiled in.

@@ -5,12 +5,13 @@ use burn::tensor::{Device, Tensor};
 
 use super::act_norm::{ActNorm, apply, rounded, standardization};
 use crate::backend::HostScalar;
+use crate::chain::same_log_det;
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, Pass};
 use crate::host::{self, by_dtype};
 use crate::kernels::ChannelAffine;
-use crate::param::replace;
+use crate::param::{replace, replace_trained};
 
 const LAYER: &str = "LinearActNorm";
 
@@ -98,7 +99,10 @@ impl<const D: usize> Flow<D> for LinearActNorm {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         self.assert_channels(&x);
         let log_det = self.log_det(x.clone());
-        if host::suits_kernels(&x) {
+        if host::has_no_samples(&x) {
+            return (x, log_det);
+        }
+        if host::runs_by_kernels(self, &x) {
             return (by_dtype!(x, T => self.forward_on_host::<T, D>(x)), log_det);
         }
         ((x + per_channel(self.bias.val())) * per_channel(self.scale.val()), log_det)
@@ -106,7 +110,10 @@ impl<const D: usize> Flow<D> for LinearActNorm {
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         self.assert_channels(&z);
-        if host::suits_kernels(&z) {
+        if host::has_no_samples(&z) {
+            return z;
+        }
+        if host::runs_by_kernels(self, &z) {
             return by_dtype!(z, T => self.inverse_on_host::<T, D>(z));
         }
         z * per_channel(self.scale.val().recip()) - per_channel(self.bias.val())
@@ -114,7 +121,7 @@ impl<const D: usize> Flow<D> for LinearActNorm {
 
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
         let pixels: usize = x.dims()[2..].iter().product();
-        (self.scale.val().abs().log().sum() * pixels as f64).expand([x.dims()[0]])
+        same_log_det(self.scale.val().abs().log().sum() * pixels as f64, &x)
     }
 
     fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
@@ -130,8 +137,9 @@ impl<const D: usize> Flow<D> for LinearActNorm {
             };
             let (device, channels) = (x.device(), [bias.len()]);
             let tensor = |values| host::from_f64(values, channels, &device, x.dtype());
-            self.bias = replace(self.bias, tensor(bias));
-            self.scale = replace(self.scale, tensor(log_scale.into_iter().map(scale).collect()));
+            self.bias = replace_trained(self.bias, tensor(bias));
+            self.scale =
+                replace_trained(self.scale, tensor(log_scale.into_iter().map(scale).collect()));
             let mark = self.initialized.val().ones_like();
             self.initialized = replace(self.initialized, mark);
         }

@@ -16,17 +16,21 @@ pub(crate) fn has_running_moments<M: Module>(module: &M) -> bool {
     marks(module).iter().any(Mark::is_of_moments)
 }
 
-/// The path of the first layer inside that starts from data, is trained and has not seen its first batch.
-/// Running moments, which are not trained, need no batch before the first one that they observe.
+/// The path of the first layer of a model in training that starts from data, is trained and has not seen
+/// its first batch. Running moments, which are not trained, need no batch before the first one that they
+/// observe.
 pub(crate) fn first_uninitialized<M: Module>(module: &M) -> Option<String> {
     let layer = marks(module).into_iter().find(|mark| mark.is_trained && mark.is_unset());
     layer.map(|mark| mark.path)
 }
 
-/// Type and path of the first layer inside that has not seen its first batch, running moments as well.
+/// Type and path of the first layer inside that has not seen its first batch, running moments as well;
+/// `module` is not in training.
 pub(crate) fn waiting_for_data<M: Module>(module: &M) -> Option<String> {
     let counts = |mark: &Mark| mark.is_trained || mark.is_of_moments();
-    let layer = marks(module).into_iter().find(|mark| counts(mark) && mark.is_unset());
+    // Only in training do parameters tell whether they are trained.
+    let layer =
+        marks(&module.clone().train()).into_iter().find(|mark| counts(mark) && mark.is_unset());
     layer.map(|Mark { layer, path, .. }| match path.is_empty() {
         true => layer,
         false => format!("{layer} at {path}"),

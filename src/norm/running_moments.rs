@@ -1,6 +1,6 @@
 //! Running means and variances of channels, kept in the record.
 
-use burn::module::{Module, Param};
+use burn::module::{Flag, Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use crate::coupling::per_channel;
@@ -56,7 +56,8 @@ fn rows<const D: usize>(x: Tensor<D>) -> Tensor<2> {
 /// Running moments: `running = (1 - momentum) running + momentum batch`; the first batch is taken as
 /// it is.
 ///
-/// They are parameters that are saved but not trained.
+/// They are parameters that are saved but not trained. `Module::freeze` holds them where they are,
+/// whatever batches come, and `Module::unfreeze` lets them move again.
 #[derive(Module, Debug)]
 pub struct RunningMoments {
     /// Running means, `[channels]`, not trained.
@@ -65,6 +66,8 @@ pub struct RunningMoments {
     pub variance: Param<Tensor<1>>,
     /// 1 once a batch was seen, else 0; `[1]`, not trained.
     pub initialized: Param<Tensor<1>>,
+    /// Whether they move; not part of a record, as of no parameter what is trained is.
+    pub training: Param<Flag>,
     momentum: Setting<f64>,
     epsilon: Setting<f64>,
 }
@@ -101,6 +104,7 @@ impl RunningMoments {
             mean: frozen(Tensor::zeros([num_channels], device)),
             variance: frozen(Tensor::ones([num_channels], device)),
             initialized: frozen(Tensor::zeros([1], device)),
+            training: Param::from_bool(true),
             momentum: momentum.into(),
             epsilon: epsilon.into(),
         })
@@ -115,7 +119,8 @@ impl RunningMoments {
     ) -> Self {
         let initialized = Tensor::ones([1], (&mean.val().device(), mean.val().dtype()));
         let (momentum, epsilon) = (momentum.into(), epsilon.into());
-        Self { mean, variance, initialized: frozen(initialized), momentum, epsilon }
+        let (initialized, training) = (frozen(initialized), Param::from_bool(true));
+        Self { mean, variance, initialized, training, momentum, epsilon }
     }
 
     /// Weight of a new batch in the average.
@@ -131,6 +136,12 @@ impl RunningMoments {
     /// Whether a batch was seen (also before saving and loading).
     pub fn is_initialized(&self) -> bool {
         self.initialized.val().into_scalar::<f32>() > 0.5
+    }
+
+    /// Whether no batch moves them.
+    pub fn is_frozen(&self) -> bool {
+        // At inference the flag is down as well, and what it will be in training is kept aside.
+        !self.training.clone().train().is_enabled()
     }
 
     /// The moments as they are now.
@@ -176,8 +187,11 @@ impl RunningMoments {
         if self.is_initialized() { self } else { self.update(batch) }
     }
 
-    /// Takes in the moments of a batch.
+    /// Takes in the moments of a batch; [frozen](Self::is_frozen) ones stay.
     pub fn update(mut self, batch: Moments) -> Self {
+        if self.is_frozen() {
+            return self;
+        }
         let momentum = if self.is_initialized() { *self.momentum } else { 1.0 };
         let blend = |running: Tensor<1>, batch: Tensor<1>| {
             running * (1.0 - momentum) + batch.detach() * momentum

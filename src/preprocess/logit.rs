@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Bool, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::chain::zero_log_det;
 use crate::coupling::sum_per_sample;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
@@ -130,6 +131,9 @@ impl Logit {
 
 impl<const D: usize> Flow<D> for Logit {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        if host::has_no_samples(&x) {
+            return (x.clone(), zero_log_det(&x));
+        }
         let features: usize = x.dims()[1..].iter().product();
         let is_outside = self.is_outside(&x);
         support::report(|| {
@@ -149,6 +153,9 @@ impl<const D: usize> Flow<D> for Logit {
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
+        if host::has_no_samples(&z) {
+            return z;
+        }
         // sigmoid(z) = (tanh(z / 2) + 1) / 2: Burn's own sigmoid is in f32 on ndarray. Not a division:
         // Burn 0.22 rounds the gradient of a division by a scalar to f32.
         let p = ((z * 0.5).tanh() + 1.0) * 0.5;

@@ -72,8 +72,11 @@ impl Prior<4> for BlankNormal {
         dtype: DType,
     ) -> Tensor<4> {
         let (mean, log_std) = self.parameters([shape[2], shape[3]]);
-        let noise = standard_normal(shape, rng, device, dtype) * temperature;
-        noise * log_std.exp() + mean
+        let noise = standard_normal(shape, rng, device, dtype);
+        if shape[0] == 0 {
+            return noise;
+        }
+        noise * temperature * log_std.exp() + mean
     }
 }
 

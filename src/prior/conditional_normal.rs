@@ -6,11 +6,13 @@ use burn::tensor::{Device, Tensor};
 use rand::Rng;
 
 use super::diagonal_normal::normal_log_prob;
-use super::{Prior, SplitPrior, StandardNormal, backward_by_autodiff, standard_normal};
+use super::{Prior, SplitPrior, StandardNormal, backward_by_autodiff, scaled_normal};
+use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
 use crate::conditioner::conv::ZeroConv;
 use crate::coupling::{AffineOrder, Fused, FusedMap, LOG_SCALE_LIMIT, Mask, ScaleMap};
 use crate::flow::Pass;
+use crate::host;
 use crate::reshape::{merge_channels, num_kept, split_channels};
 use crate::tape::Tape;
 
@@ -60,9 +62,36 @@ impl<C: Module> ConditionalNormal<C> {
     ) -> Option<(Fused<'_, D, C>, Tensor<D>)>
     where
         C: Conditioner<D>,
+        Self: Module,
+    {
+        let open = host::runs_by_kernels(self, kept) && host::runs_by_kernels(self, z);
+        if open { self.joined(kept, z) } else { None }
+    }
+
+    /// [`fused`](Self::fused) of a model in training, for its gradients.
+    fn fused_in_training<const D: usize>(
+        &self,
+        kept: &Tensor<D>,
+        z: &Tensor<D>,
+    ) -> Option<(Fused<'_, D, C>, Tensor<D>)>
+    where
+        C: Conditioner<D>,
+        Self: Module,
+    {
+        let open = host::pulls_back_by_kernels(self, kept) && host::pulls_back_by_kernels(self, z);
+        if open { self.joined(kept, z) } else { None }
+    }
+
+    fn joined<const D: usize>(
+        &self,
+        kept: &Tensor<D>,
+        z: &Tensor<D>,
+    ) -> Option<(Fused<'_, D, C>, Tensor<D>)>
+    where
+        C: Conditioner<D>,
     {
         let (mask, channels) = (Mask::first_half(), kept.dims()[1] + z.dims()[1]);
-        if !Fused::<D, C>::runs(mask, z) || kept.dims()[1] != num_kept(channels) {
+        if !Fused::<D, C>::knows(mask) || kept.dims()[1] != num_kept(channels) {
             return None;
         }
         let mut net = self.conditioner.folded()?.fold()?;
@@ -81,6 +110,9 @@ where
     Self: Module,
 {
     fn log_prob(&self, z: Tensor<D>, kept: Tensor<D>) -> Tensor<1> {
+        if host::has_no_samples(&z) {
+            return zero_log_det(&z);
+        }
         if let Some((fused, joined)) = self.fused(&kept, &z) {
             let (joined, log_det) = fused.forward(joined);
             return Prior::log_prob(&StandardNormal::new(), split_channels(joined).1) + log_det;
@@ -96,11 +128,14 @@ where
         temperature: f64,
         rng: &mut impl Rng,
     ) -> Tensor<D> {
-        let noise = standard_normal(shape, rng, &kept.device(), kept.dtype()) * temperature;
+        let noise = scaled_normal(shape, temperature, rng, &kept.device(), kept.dtype());
         self.unstandardize(noise, kept)
     }
 
     fn standardize(&self, z: Tensor<D>, kept: Tensor<D>) -> Tensor<D> {
+        if host::has_no_samples(&z) {
+            return z;
+        }
         if let Some((fused, joined)) = self.fused(&kept, &z) {
             return split_channels(fused.forward(joined).0).1;
         }
@@ -109,6 +144,9 @@ where
     }
 
     fn unstandardize(&self, noise: Tensor<D>, kept: Tensor<D>) -> Tensor<D> {
+        if host::has_no_samples(&noise) {
+            return noise;
+        }
         if let Some((fused, joined)) = self.fused(&kept, &noise) {
             return split_channels(fused.inverse(joined)).1;
         }
@@ -128,7 +166,7 @@ where
         weight: f64,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
-        let Some((fused, joined)) = self.fused(&kept, &z) else {
+        let Some((fused, joined)) = self.fused_in_training(&kept, &z) else {
             return backward_by_autodiff(self, z, kept, weight, grads);
         };
         let (out, log_det) = fused.forward(joined.clone());
@@ -148,7 +186,6 @@ mod tests {
     use super::*;
     use crate::backend::hosts;
     use crate::conditioner::MlpConfig;
-    use crate::host;
     use crate::testing::visit::gradients;
     use crate::testing::{inputs, move_parameters, seeded, to_f64};
 

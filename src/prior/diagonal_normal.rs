@@ -4,8 +4,10 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 use rand::Rng;
 
-use super::{HALF_LN_TAU, Prior, standard_normal};
+use super::{HALF_LN_TAU, Prior, scaled_normal};
+use crate::chain::zero_log_det;
 use crate::coupling::sum_per_sample;
+use crate::host;
 
 /// Independent normals with learned means and log standard deviations (Glow's learned top).
 ///
@@ -44,6 +46,9 @@ pub(crate) fn normal_log_prob<const D: usize>(
     mean: Tensor<D>,
     log_std: Tensor<D>,
 ) -> Tensor<1> {
+    if host::has_no_samples(&z) {
+        return zero_log_det(&z);
+    }
     let standardized = (z - mean) * log_std.clone().neg().exp();
     sum_per_sample((standardized.square() * 0.5 + log_std + HALF_LN_TAU).neg())
 }
@@ -61,7 +66,10 @@ impl<const D: usize> Prior<D> for DiagonalNormal<D> {
         device: &Device,
         dtype: DType,
     ) -> Tensor<D> {
-        let noise = standard_normal(shape, rng, device, dtype) * temperature;
+        let noise = scaled_normal(shape, temperature, rng, device, dtype);
+        if host::has_no_samples(&noise) {
+            return noise;
+        }
         noise * self.log_std.val().exp() + self.mean.val()
     }
 }

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Tensor};
 use rand::{Rng, RngExt};
 
 use super::Prior;
+use crate::chain::zero_log_det;
 use crate::coupling::sum_per_sample;
 use crate::host;
 use crate::record::Setting;
@@ -32,6 +33,9 @@ impl StandardLogistic {
 
 impl<const D: usize> Prior<D> for StandardLogistic {
     fn log_prob(&self, z: Tensor<D>) -> Tensor<1> {
+        if host::has_no_samples(&z) {
+            return zero_log_det(&z);
+        }
         // softplus(z) + softplus(-z) = |z| + 2 ln(1 + exp(-|z|)), which does not overflow.
         let size = z.abs();
         sum_per_sample(size.clone() + size.neg().exp().log1p() * 2.0).neg()

@@ -304,6 +304,18 @@ pub(crate) fn standard_normal_values(count: usize, rng: &mut impl Rng) -> Vec<f6
     values
 }
 
+/// [`standard_normal`] times a temperature; empty where the shape is.
+fn scaled_normal<const D: usize>(
+    shape: [usize; D],
+    temperature: f64,
+    rng: &mut impl Rng,
+    device: &Device,
+    dtype: DType,
+) -> Tensor<D> {
+    let noise = standard_normal(shape, rng, device, dtype);
+    if host::has_no_samples(&noise) { noise } else { noise * temperature }
+}
+
 /// A tensor of independent standard normals from the given random stream.
 pub(crate) fn standard_normal<const D: usize>(
     shape: [usize; D],

@@ -5,8 +5,10 @@ use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
 use rand::Rng;
 
-use super::{HALF_LN_TAU, Prior, standard_normal};
+use super::{HALF_LN_TAU, Prior, scaled_normal};
+use crate::chain::zero_log_det;
 use crate::coupling::sum_per_sample;
+use crate::host;
 use crate::record::Setting;
 
 /// Independent standard normals: `ln p(z) = -sum_i (z_i^2 + ln 2 pi) / 2`.
@@ -30,6 +32,9 @@ impl StandardNormal {
 
 impl<const D: usize> Prior<D> for StandardNormal {
     fn log_prob(&self, z: Tensor<D>) -> Tensor<1> {
+        if host::has_no_samples(&z) {
+            return zero_log_det(&z);
+        }
         let features: usize = z.dims()[1..].iter().product();
         sum_per_sample(z.square()) * -0.5 - features as f64 * HALF_LN_TAU
     }
@@ -42,7 +47,7 @@ impl<const D: usize> Prior<D> for StandardNormal {
         device: &Device,
         dtype: DType,
     ) -> Tensor<D> {
-        standard_normal(shape, rng, device, dtype) * temperature
+        scaled_normal(shape, temperature, rng, device, dtype)
     }
 
     fn backward(&self, z: Tensor<D>, weight: f64, _grads: &mut GradientsParams) -> Tensor<D> {

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use crate::chain::zero_log_det;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
+use crate::host;
 use crate::record::Setting;
 
 /// Trades space for channels: `[n, c, h, w] -> [n, 4c, h/2, w/2]`.
@@ -56,6 +57,9 @@ impl Squeeze {
             "Squeeze: inverse of shape {:?}: the {c} channels must be a multiple of 4",
             z.dims()
         );
+        if host::has_no_samples(&z) {
+            return host::empty_like(&z, [n, c / 4, 2 * h, 2 * w]);
+        }
         z.reshape([n, c / 4, 2, 2, h, w]).permute([0, 1, 4, 2, 5, 3]).reshape([
             n,
             c / 4,
@@ -72,6 +76,9 @@ impl Flow<4> for Squeeze {
             panic!("{error}");
         }
         let log_det = zero_log_det(&x);
+        if host::has_no_samples(&x) {
+            return (host::empty_like(&x, [n, 4 * c, h / 2, w / 2]), log_det);
+        }
         let z = x.reshape([n, c, h / 2, 2, w / 2, 2]).permute([0, 1, 3, 5, 2, 4]).reshape([
             n,
             4 * c,

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 
 use super::report::{Court, Law, LawViolation, Report, Tolerances};
 use super::visit;
-use crate::flow::Flow;
+use crate::flow::{Flow, collect};
 use crate::host;
 use crate::prior::{Prior, SplitPrior};
 use crate::stack::FlowStack;
@@ -20,7 +20,7 @@ const NUM_SAMPLES: usize = 3;
 /// Checks what a stack adds to its map: `decode(encode(x)) = x`, exact flattening of the latents, a
 /// density that is the sum of its terms, repeatable and finite samples, and gradients of `ln p(x)`
 /// that reach every trainable parameter, the priors' included, the same by reversible
-/// backpropagation as by autodiff.
+/// backpropagation as by autodiff, whether the batch is plain or on the autodiff device.
 ///
 /// The parameters are taken as they are: see [`move_parameters`](super::move_parameters). `layers` is
 /// the number of layers after each other, which widens the tolerances.
@@ -94,34 +94,38 @@ where
     }
 
     let model = stack.clone().train();
-    let loss = model.log_prob(Tensor::from_inner(x.clone())).mean().neg();
-    let value = host::to_f64(loss.clone().inner());
-    let plain = GradientsParams::from_grads(loss.backward(), &model);
-    let (reversible_loss, reversible_grads) = reversible::gradients(&model, x);
-    court.compare(
-        Law::PullBack,
-        "the loss",
-        &host::to_f64(reversible_loss),
-        &value,
-        tolerances.agreement,
-    )?;
-    let plain = visit::gradients(&model, &plain);
-    report.parameters = plain.len();
-    for ((path, plain), (_, reversible)) in
-        plain.into_iter().zip(visit::gradients(&model, &reversible_grads))
+    let (reversible_loss, grads) = reversible::gradients(&model, x.clone());
+    let (loss, expected) = (host::to_f64(reversible_loss), visit::gradients(&model, &grads));
+    report.parameters = expected.len();
+    // As a loop of one's own may have the batch: on the autodiff device, or plain.
+    for (wrapped, law, x) in
+        [("tracked", Law::PullBack, Tensor::from_inner(x.clone())), ("plain", Law::OwnLoop, x)]
     {
-        let none = || court.violation(Law::Gradients, format!("{path} gets no gradient"));
-        let (plain, reversible) = (plain.ok_or_else(none)?, reversible.ok_or_else(none)?);
-        court.require(Law::Gradients, plain.iter().any(|&value| value != 0.0), || {
-            format!("the gradient of {path} is zero in all {} entries", plain.len())
-        })?;
-        report.pull_back = report.pull_back.max(court.compare(
-            Law::PullBack,
-            &format!("the gradient of {path}"),
-            &reversible,
-            &plain,
-            tolerances.gradients,
-        )?);
+        let own = model.log_prob(x).mean().neg();
+        let value = host::to_f64(own.clone().inner());
+        let what = format!("the loss of a {wrapped} batch");
+        court.compare(law, &what, &value, &loss, tolerances.agreement)?;
+        if !own.is_tracked() {
+            let none = format!("the loss of a {wrapped} batch has no gradient");
+            court.require(law, expected.is_empty(), || none)?;
+            continue;
+        }
+        let mut grads = GradientsParams::new();
+        collect(&mut own.backward(), &model, &mut grads);
+        for ((path, own), (_, expected)) in visit::gradients(&model, &grads).iter().zip(&expected) {
+            let none = || {
+                let detail = format!("{path} gets no gradient from a {wrapped} batch");
+                court.violation(Law::Gradients, detail)
+            };
+            let own = own.as_ref().ok_or_else(none)?;
+            let expected = expected.as_ref().ok_or_else(none)?;
+            court.require(Law::Gradients, own.iter().any(|&value| value != 0.0), || {
+                format!("the gradient of {path} is zero in all {} entries", own.len())
+            })?;
+            let what = format!("the gradient of {path} from a {wrapped} batch");
+            let error = court.compare(law, &what, expected, own, tolerances.gradients)?;
+            report.pull_back = report.pull_back.max(error);
+        }
     }
     Ok(report)
 }

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::report::{Court, Law, LawViolation, Report, Tolerances};
 use super::{inputs, move_parameters, visit};
-use crate::flow::{At, Flow, Pass};
+use crate::flow::{At, Flow, Pass, collect};
 use crate::norm::waiting_for_data;
 use crate::tape::{Memory, Tape};
 use crate::{host, linalg, record};
@@ -331,7 +331,8 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
         Ok(worst)
     }
 
-    /// Gradients by autodiff reach every parameter, and `pull_back` gives the same, whatever it is given.
+    /// Gradients by autodiff reach every parameter, however the batch is wrapped, and `pull_back` gives the
+    /// same, whatever it is given.
     fn gradients(&self, unreached: &[String]) -> Result<(usize, f64), LawViolation> {
         let flow = self.flow.clone().train();
         let pulled = self.pulled(&flow, self.x.clone());
@@ -347,6 +348,22 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
                 format!("the gradient of {path} is zero in all {} entries", grad.len())
             })?;
             reached += 1;
+        }
+        // As a loop of one's own may have it: plain, or on the autodiff device.
+        for (wrapped, x) in
+            [("plain", self.x.clone()), ("tracked", Tensor::from_inner(self.x.clone()))]
+        {
+            let own = self.by_autodiff(&flow, x);
+            for ((path, got), (_, expected)) in own.grads.iter().zip(&pulled.grads) {
+                let Some(expected) = expected else { continue };
+                let got = got.as_ref().ok_or_else(|| {
+                    let detail = format!("{path} gets no gradient from a {wrapped} batch");
+                    self.court.violation(Law::OwnLoop, detail)
+                })?;
+                let what = format!("the gradient of {path} from a {wrapped} batch");
+                let tolerance = self.tolerances.gradients;
+                self.court.compare(Law::OwnLoop, &what, got, expected, tolerance)?;
+            }
         }
 
         let mut worst = 0.0f64;
@@ -410,20 +427,29 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
         Ok(worst)
     }
 
-    /// Plain autodiff from random gradients of the outputs.
+    /// Plain autodiff from random gradients of the outputs, to the parameters and to `x`.
     fn pulled(&self, flow: &F, x: Tensor<D>) -> Pulled<D> {
-        let x = Tensor::from_inner(x).require_grad();
+        self.by_autodiff(flow, Tensor::from_inner(x).require_grad())
+    }
+
+    /// [`pulled`](Self::pulled) from `x` as it is wrapped.
+    fn by_autodiff(&self, flow: &F, x: Tensor<D>) -> Pulled<D> {
         let (z, log_det) = flow.forward(x.clone());
         let (device, dtype) = (self.x.device(), self.x.dtype());
         let dz = inputs(z.dims(), self.seed ^ 2, &device, dtype);
         let dlog_det = inputs(log_det.dims(), self.seed ^ 3, &device, dtype);
         let loss = (z.clone() * Tensor::from_inner(dz.clone())).sum()
             + (log_det.clone() * Tensor::from_inner(dlog_det.clone())).sum();
-        let mut tape = loss.backward();
-        let dx = x
-            .grad_remove(&mut tape)
-            .map_or_else(|| vec![0.0; x.dims().iter().product()], host::to_f64);
-        let grads = GradientsParams::from_module(&mut tape, flow);
+        let mut dx = vec![0.0; x.dims().iter().product()];
+        let mut grads = GradientsParams::new();
+        // Without parameters, a loss on a batch that asks for no gradient has none.
+        if loss.is_tracked() {
+            let mut tape = loss.backward();
+            if let Some(grad) = x.grad_remove(&mut tape) {
+                dx = host::to_f64(grad);
+            }
+            collect(&mut tape, flow, &mut grads);
+        }
         let grads = visit::gradients(flow, &grads);
         let log_det = host::to_f64(log_det.inner());
         Pulled { z: z.inner(), log_det, dz, dlog_det, dx, grads }

@@ -25,6 +25,9 @@ pub enum Law {
     Gradients,
     /// `pull_back` gives the gradients that autodiff gives.
     PullBack,
+    /// Autodiff gives the parameters the same gradients whether the batch is plain or on the autodiff
+    /// device.
+    OwnLoop,
     /// Outputs and gradients are finite for inputs of extreme size.
     Finite,
     /// Saving and loading gives bit-equal outputs.
@@ -46,6 +49,7 @@ impl fmt::Display for Law {
             }
             Self::Gradients => "gradients reach every trainable parameter",
             Self::PullBack => "pull_back gives the gradients of autodiff",
+            Self::OwnLoop => "gradients do not depend on how the batch is wrapped",
             Self::Finite => "outputs and gradients are finite at extreme inputs",
             Self::Record => "saving and loading gives bit-equal outputs",
             Self::Density => "the density of a stack is the sum of its parts",

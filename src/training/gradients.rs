@@ -1,15 +1,18 @@
 //! What is asked of gradients before a step: their norm, and where they are not finite.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use std::collections::HashSet;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use crate::host;
 
-/// The Euclidean norm of all gradients of `module` together.
+/// The Euclidean norm of all gradients of `module` together, that of a shared parameter counted once.
 pub fn gradient_norm<M: Module>(module: &M, grads: &GradientsParams) -> f64 {
     struct Norm<'a> {
         grads: &'a GradientsParams,
+        seen: HashSet<ParamId>,
         /// Summed already.
         sum: f64,
         /// On a device still.
@@ -17,7 +20,9 @@ pub fn gradient_norm<M: Module>(module: &M, grads: &GradientsParams) -> f64 {
     }
     impl ModuleVisitor for Norm<'_> {
         fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
-            if let Some(grad) = self.grads.get::<N>(param.id) {
+            if let Some(grad) = self.grads.get::<N>(param.id)
+                && self.seen.insert(param.id)
+            {
                 match host::sum_of_squares(&grad) {
                     Some(sum) => self.sum += sum,
                     None => self.squares.push(grad.square().sum()),
@@ -25,7 +30,7 @@ pub fn gradient_norm<M: Module>(module: &M, grads: &GradientsParams) -> f64 {
             }
         }
     }
-    let mut norm = Norm { grads, sum: 0.0, squares: Vec::new() };
+    let mut norm = Norm { grads, seen: HashSet::new(), sum: 0.0, squares: Vec::new() };
     module.visit(&mut norm);
     if !norm.squares.is_empty() {
         // One read from the device instead of one a parameter.
@@ -38,16 +43,19 @@ pub fn gradient_norm<M: Module>(module: &M, grads: &GradientsParams) -> f64 {
 pub fn scale_gradients<M: Module>(module: &M, grads: &mut GradientsParams, factor: f64) {
     struct Scale<'a> {
         grads: &'a mut GradientsParams,
+        seen: HashSet<ParamId>,
         factor: f64,
     }
     impl ModuleVisitor for Scale<'_> {
         fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
-            if let Some(grad) = self.grads.remove::<N>(param.id) {
+            if self.seen.insert(param.id)
+                && let Some(grad) = self.grads.remove::<N>(param.id)
+            {
                 self.grads.register(param.id, grad * self.factor);
             }
         }
     }
-    module.visit(&mut Scale { grads, factor });
+    module.visit(&mut Scale { grads, seen: HashSet::new(), factor });
 }
 
 /// The path of the first parameter of `module` that is not finite, or whose gradient is not.

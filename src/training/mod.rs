@@ -4,8 +4,10 @@ mod adam;
 mod checkpoint;
 mod gradients;
 mod rates;
+mod repeats;
 pub mod reversible;
 mod schedule;
+mod shared;
 mod trainer;
 
 pub use adam::Adam;

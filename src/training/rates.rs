@@ -127,8 +127,8 @@ mod tests {
             let mut rates = LearningRates::from(scheduler.clone());
             let mut resumed = LearningRates::from(scheduler);
             let rate = |rates: &mut LearningRates, step| rates.of_step(step).unwrap().base();
-            for step in 0..30 {
-                assert_eq!(rate(&mut rates, step), expected[step], "{name}, step {step}");
+            for (step, &expected) in expected.iter().enumerate() {
+                assert_eq!(rate(&mut rates, step), expected, "{name}, step {step}");
             }
             for step in [17, 18, 18, 3, 29] {
                 assert_eq!(rate(&mut resumed, step), expected[step], "{name}, step {step}");

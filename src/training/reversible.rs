@@ -37,6 +37,8 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
+use super::repeats::{self, refuse_flags};
+use crate::error::Result;
 use crate::flow::{At, Flow};
 use crate::prior::{Prior, SplitPrior};
 use crate::stack::FlowStack;
@@ -51,7 +53,9 @@ use crate::tape::Tape;
 /// rounding, for any composition of flows, without keeping an activation of the forward pass.
 ///
 /// # Panics
-/// If `x` has no samples, or a flow has no inverse (see [`Flow::check`]).
+/// If `x` has no samples, or a flow has no inverse (see [`Flow::check`]); if a layer of Burn in `stack`
+/// acts otherwise in training than at inference, such as `nn::Dropout` or `nn::BatchNorm`, and is not
+/// frozen (see [`check`]).
 pub fn gradients<const D: usize, F, P, S>(
     stack: &FlowStack<D, F, P, S>,
     x: Tensor<D>,
@@ -80,6 +84,7 @@ where
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
 {
+    refuse_flags(stack).unwrap_or_else(|error| panic!("{error}"));
     let batch = x.dims()[0];
     assert!(batch > 0, "reversible::gradients: got no samples, but the loss is the mean over them");
     let weight = -1.0 / batch as f64;
@@ -90,17 +95,44 @@ where
     (loss, grads)
 }
 
+/// Whether `stack`, in training, is one function: the same at every call, in training as at inference.
+/// Gradients without stored activations are those of no function otherwise, because the backward pass
+/// runs every net again.
+///
+/// Refused are layers of Burn that act otherwise in training (`nn::Dropout`, `nn::BatchNorm`,
+/// `nn::GaussianNoise`), unless frozen, and whatever else gives other gradients at a second call or other
+/// values in training than at inference; judged by two samples of `x`, a plain tensor.
+/// [`Trainer`](super::Trainer) calls it, for a loop of one's own one call before the first step is
+/// enough. (Autodiff through [`FlowStack::log_prob`], which goes back through the one forward pass that
+/// there was, needs none of this.)
+///
+/// # Errors
+/// [`FlowError::NotRepeatable`](crate::FlowError::NotRepeatable), with path and type of the module.
+pub fn check<const D: usize, F, P, S>(stack: &FlowStack<D, F, P, S>, x: Tensor<D>) -> Result<()>
+where
+    F: Flow<D>,
+    P: Prior<D>,
+    S: SplitPrior<D>,
+    FlowStack<D, F, P, S>: Module,
+{
+    repeats::check(stack, x)
+}
+
 /// Loss and gradients of any function of a flow's outputs, for one batch: `loss(z, log_det)`, `[1]`.
 ///
 /// `flow` is a model in training, `x` a plain tensor; `loss` is computed under autodiff. Parameters
 /// that `loss` uses itself get no gradient. Gives the loss, the gradient with respect to `x` and the
 /// gradients of the flow's parameters.
+///
+/// # Panics
+/// As [`gradients`].
 pub fn gradients_of<const D: usize, F: Flow<D>>(
     flow: &F,
     x: Tensor<D>,
     tape: &mut Tape,
     loss: impl FnOnce(Tensor<D>, Tensor<1>) -> Tensor<1>,
 ) -> (Tensor<1>, Tensor<D>, GradientsParams) {
+    refuse_flags(flow).unwrap_or_else(|error| panic!("{error}"));
     let (z, log_det) = flow.valid().forward_on(x, tape);
     let (tracked, tracked_log_det) =
         (Tensor::from_inner(z.clone()).require_grad(), Tensor::from_inner(log_det).require_grad());

@@ -2,12 +2,13 @@
 
 use std::any::type_name;
 
-use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer};
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::Tensor;
 
 use super::gradients::{first_not_finite, gradient_norm, scale_gradients};
-use super::{Adam, LearningRates};
+use super::shared::{number_parameters, share_data_pass, share_step};
+use super::{Adam, LearningRates, repeats};
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, Pass};
 use crate::host;
@@ -83,6 +84,10 @@ pub struct Trainer<M> {
     drift_bound: f64,
     drift: Option<Drift>,
     micro_batch: usize,
+    /// Whether any parameter is in several places.
+    shares: bool,
+    /// How often it is still to be checked whether the model is one function.
+    checks_left: usize,
     initializes: bool,
     good_every: usize,
     pub(super) num_steps: usize,
@@ -132,6 +137,10 @@ pub struct StepGradients {
 /// forward pass of the narrow tensors between the layers, less than a thousandth of this many steps.
 pub const DRIFT_EVERY: usize = 100;
 
+/// How often a model is checked: before the first step, and when the drift is measured next, by when
+/// nets that start as zero have left it.
+const CHECKS: usize = 2;
+
 /// Largest drift accepted, by default: reconstructed activations that are off by a thousandth of
 /// their root mean square move gradients by about as much, far below the noise of a batch.
 pub const DRIFT_BOUND: f64 = 1e-3;
@@ -149,10 +158,12 @@ impl<M: Module> Trainer<M> {
     /// configurations' `init` gives them.
     ///
     /// The parameters are numbered anew, in order, so that the optimizer's state fits the model
-    /// again after both were saved and loaded.
+    /// again after both were saved and loaded. Those of clones of a layer, which have one id and one
+    /// value, stay one parameter: its gradients from all places add up, and one step is taken on it.
     pub fn new(model: M, rates: impl Into<LearningRates>) -> Self {
+        let (model, shares) = number_parameters(model);
         Self {
-            model: Some(number_parameters(model).train()),
+            model: Some(model.train()),
             optimizer: Adam::new().into(),
             optimizer_name: name_of::<Adam>(),
             rates: rates.into(),
@@ -162,6 +173,8 @@ impl<M: Module> Trainer<M> {
             drift_bound: DRIFT_BOUND,
             drift: None,
             micro_batch: usize::MAX,
+            shares,
+            checks_left: CHECKS,
             initializes: true,
             good_every: GOOD_EVERY,
             num_steps: 0,
@@ -270,6 +283,11 @@ impl<M: Module> Trainer<M> {
         self.model.as_ref().expect("the model is put back after every step")
     }
 
+    /// A model after a data pass, its shared parameters put together again.
+    fn share(&self, model: M) -> M {
+        if self.shares { share_data_pass(model) } else { model }
+    }
+
     /// The second half of a step: clips the gradients and updates the model.
     ///
     /// # Errors
@@ -296,7 +314,8 @@ impl<M: Module> Trainer<M> {
         self.before = None;
         self.keep_if_due();
         let model = self.model.take().expect("the model is put back after every step");
-        self.model = Some(self.optimizer.step(rates, model, grads));
+        let model = self.optimizer.step(rates, model, grads);
+        self.model = Some(if self.shares { share_step(model) } else { model });
         self.num_steps = number;
         Ok(Step { number, loss, gradient_norm, learning_rate, drift })
     }
@@ -395,6 +414,8 @@ where
     /// - [`FlowError::Invalid`] for an empty batch, and for a single sample where batch normalization
     ///   would see one value a channel, which has no variance; [`FlowError::OutsideSupport`] where the
     ///   batch has values to which a layer gives no density. Nothing has changed then.
+    /// - [`FlowError::NotRepeatable`], at the first step, for nets with chance or a state of their own; see
+    ///   [`reversible::check`](super::reversible::check). Nothing has changed then.
     /// - [`FlowError::Invalid`] where the learning rate of the step is not a finite number above 0,
     ///   where a parameter of the model was not finite from the start, or where a layer is not
     ///   reached by the [`Flow::data_pass`] that initializes. Nothing has changed then.
@@ -436,8 +457,13 @@ where
             self.initialize(x.clone())?;
         }
         if let Err(error) = self.training_model().check() {
+            let error = self.not_finite_from_the_start().unwrap_or(error);
             self.go_back();
             return Err(error);
+        }
+        if self.checks_left > 0 && self.num_steps.is_multiple_of(self.drift_every) {
+            repeats::check(self.training_model(), x.clone()).inspect_err(|_| self.restore())?;
+            self.checks_left -= 1;
         }
         self.observe(x.clone());
         if let Some(gradients) = self.finite_gradients(&x) {
@@ -497,7 +523,7 @@ where
     /// Initializes what is not; the model as it was is then in `before`.
     fn initialize(&mut self, x: Tensor<D>) -> Result<()> {
         let model = self.training_model();
-        let initialized = model.valid().initialize(x).0.train();
+        let initialized = self.share(model.valid().initialize(x).0).train();
         if let Some(layer) = first_uninitialized(&initialized) {
             return Err(FlowError::Invalid {
                 what: format!("Trainer: the initialization of {layer}"),
@@ -518,32 +544,43 @@ where
     fn observe(&mut self, x: Tensor<D>) {
         let model = self.training_model();
         if has_running_moments(model) {
-            let (model, _) = model.valid().data_pass(x, Pass::Observe);
+            let model = self.share(model.valid().data_pass(x, Pass::Observe).0);
             let before = self.model.replace(model.train());
             self.before = self.before.take().or(before);
         }
     }
 
+    /// The error for a model that had a parameter that is not finite before any update.
+    fn not_finite_from_the_start(&self) -> Option<FlowError> {
+        if self.good.is_some() {
+            return None;
+        }
+        let model = self.before.as_ref().unwrap_or(self.training_model());
+        let parameter = first_not_finite(model, &GradientsParams::new())?;
+        let number = self.num_steps + 1;
+        Some(FlowError::Invalid {
+            what: format!("Trainer: the parameter {parameter} before step {number}"),
+            got: "values that are not finite".into(),
+            needed: "finite values".into(),
+            advice: "the model was like this when it was given; start from another one".into(),
+        })
+    }
+
     /// The error for a batch whose loss is not finite.
     fn why_not_finite(&self, x: Tensor<D>) -> FlowError {
+        if let Some(error) = self.not_finite_from_the_start() {
+            return error;
+        }
         let model = self.training_model();
         let number = self.num_steps + 1;
-        let nothing = GradientsParams::new();
-        if self.good.is_none()
-            && let Some(parameter) =
-                first_not_finite(self.before.as_ref().unwrap_or(model), &nothing)
-        {
-            return FlowError::Invalid {
-                what: format!("Trainer: the parameter {parameter} before step {number}"),
-                got: "values that are not finite".into(),
-                needed: "finite values".into(),
-                advice: "the model was like this when it was given; start from another one".into(),
-            };
-        }
         // The place in which the activations stop being finite, and the parameter there whose
         // gradient does.
         let (valid, mut place) = (model.valid(), None);
         if let Some(reason) = support::watch(|| place = valid.first_not_finite(x.clone())) {
+            return reason;
+        }
+        // Moments that have just taken in what their numbers cannot hold.
+        if let Err(reason) = valid.check() {
             return reason;
         }
         let layer = place.unwrap_or_else(|| "the prior".into());
@@ -564,36 +601,4 @@ where
         };
         FlowError::NotFinite { step: number, layer, what: "the loss".into() }
     }
-}
-
-/// Gives the parameters of `module` the ids 1, 2, 3, … in order.
-fn number_parameters<M: Module>(module: M) -> M {
-    struct Number(u64);
-    impl Number {
-        fn next(&mut self) -> ParamId {
-            self.0 += 1;
-            ParamId::from(self.0)
-        }
-    }
-    impl ModuleMapper for Number {
-        fn map_float<const N: usize>(&mut self, param: Param<Tensor<N>>) -> Param<Tensor<N>> {
-            let (_, value, mapper) = param.consume();
-            Param::from_mapped_value(self.next(), value, mapper)
-        }
-        fn map_int<const N: usize>(
-            &mut self,
-            param: Param<Tensor<N, Int>>,
-        ) -> Param<Tensor<N, Int>> {
-            let (_, value, mapper) = param.consume();
-            Param::from_mapped_value(self.next(), value, mapper)
-        }
-        fn map_bool<const N: usize>(
-            &mut self,
-            param: Param<Tensor<N, Bool>>,
-        ) -> Param<Tensor<N, Bool>> {
-            let (_, value, mapper) = param.consume();
-            Param::from_mapped_value(self.next(), value, mapper)
-        }
-    }
-    module.map(&mut Number(0))
 }

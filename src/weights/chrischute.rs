@@ -70,9 +70,9 @@ pub fn load(path: impl AsRef<Path>) -> Result<Model> {
 /// The model of a state dict, for images of the given height and width.
 ///
 /// # Errors
-/// [`FlowError::Record`](crate::FlowError::Record) if tensors are missing, superfluous, of another shape
+/// [`FlowError::Record`] if tensors are missing, superfluous, of another shape
 /// or not finite, which lists all of them;
-/// [`FlowError::Config`](crate::FlowError::Config) if the sides cannot be halved as often as the model
+/// [`FlowError::Config`] if the sides cannot be halved as often as the model
 /// squeezes, or the logit's constant is out of range.
 pub fn model(weights: &Weights, [height, width]: [usize; 2]) -> Result<Model> {
     let weights = weights.state_dict(NAME, MARKER)?;

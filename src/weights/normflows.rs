@@ -753,11 +753,7 @@ pub struct GlowBlockOptions {
 impl Default for GlowBlockOptions {
     /// normflows' own defaults.
     fn default() -> Self {
-        Self {
-            scale: CouplingScale::Sigmoid,
-            split: SplitMode::Channel,
-            negative_slope: 0.0.into(),
-        }
+        Self { scale: CouplingScale::Sigmoid, split: SplitMode::Channel, negative_slope: 0.0 }
     }
 }
 

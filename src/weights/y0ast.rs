@@ -67,10 +67,10 @@ pub fn load(path: impl AsRef<Path>) -> Result<Glow> {
 /// The model of a state dict.
 ///
 /// # Errors
-/// [`FlowError::Record`](crate::FlowError::Record) if tensors are missing, superfluous, of another shape
+/// [`FlowError::Record`] if tensors are missing, superfluous, of another shape
 /// or not finite, which lists all of them, if the model is class-conditional, or if `mixing` is not that
-/// of the file; [`FlowError::Config`](crate::FlowError::Config) for an order that is no permutation;
-/// [`FlowError::Singular`](crate::FlowError::Singular) if a 1x1 convolution has no inverse.
+/// of the file; [`FlowError::Config`] for an order that is no permutation;
+/// [`FlowError::Singular`] if a 1x1 convolution has no inverse.
 pub fn model(weights: &Weights, mixing: &Mixing) -> Result<Glow> {
     let weights = weights.state_dict(NAME, MARKER)?;
     if weights.has("project_ycond") || weights.has("project_class") {
@@ -158,7 +158,7 @@ fn orders(
 /// ActNorm in the nets, conditional splits, no logit).
 ///
 /// # Errors
-/// [`FlowError::Invalid`](crate::FlowError::Invalid) if the model has a part that there is none of in
+/// [`FlowError::Invalid`] if the model has a part that there is none of in
 /// that library.
 pub fn weights(model: &Glow) -> Result<Weights> {
     check_exportable(model)?;

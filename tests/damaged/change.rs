@@ -1,8 +1,8 @@
 //! Changes of a file at random: bytes, and numbers in a text.
 
+use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rand::{Rng, RngExt};
 
 /// Numbers at which readers break.
 const NUMBERS: [&str; 16] = [

@@ -57,8 +57,11 @@ fn folder() -> TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
 }
 
+/// Gives the bytes of a file to a reader.
+type Reader = fn(&[u8]);
+
 /// The readers that need no model, each with the name of its files in `corpus/`.
-pub const READERS: [(&str, fn(&[u8])); 4] =
+pub const READERS: [(&str, Reader); 4] =
     [("idx", idx), ("cifar10", cifar10), ("celeba", celeba), ("picture", picture)];
 
 /// Deflate makes at most 1032 bytes of one, in a buffer that grows by doubling and moves then.
