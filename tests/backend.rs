@@ -9,9 +9,9 @@ use burn_flows::testing::inputs;
 
 /// Gives a device work for a while, and does not wait for it.
 fn leave_work(device: &Device) {
-    let mut x = inputs([512, 512], 1, device, DType::F32);
+    let mut x = inputs([256, 256], 1, device, DType::F32);
     for _ in 0..20 {
-        x = x.clone().matmul(x) / 512.0;
+        x = x.clone().matmul(x) / 256.0;
     }
     device.flush().unwrap();
 }

@@ -70,7 +70,9 @@ fn glows() -> [GlowConfig; 2] {
     let glow = GlowConfig::new([1, 4, 4], 1, 1, 2);
     [
         glow.clone().with_coupling(GlowCouplingKind::Affine(ScaleMap::Tanh)),
-        glow.with_mixing(GlowMixingKind::Conv1x1Plu).with_logit(0.05),
+        glow.with_coupling(GlowCouplingKind::Affine(ScaleMap::default()))
+            .with_mixing(GlowMixingKind::Conv1x1Plu)
+            .with_logit(0.05),
     ]
 }
 

@@ -145,11 +145,13 @@ impl NiceConfig {
                 "give every layer a width",
             );
         }
-        if !(self.init_range > 0.0 && self.init_range.is_finite()) {
+        // The weights are drawn in f32, which must tell the ends apart and hold their difference.
+        let ranges = f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX / 2.0);
+        if !ranges.contains(&self.init_range) {
             return error(
                 "init_range",
-                self.init_range.to_string(),
-                "positive and finite",
+                format!("{:e}", self.init_range),
+                "positive and between 1.2e-38 and 1.7e38",
                 "0.01 is the paper's",
             );
         }
@@ -255,7 +257,10 @@ mod tests {
         let config = || NiceConfig::new(4, vec![8]);
         assert!(error(NiceConfig::new(1, vec![8])).starts_with("Nice: num_features is 1"));
         assert!(error(NiceConfig::new(4, vec![0])).starts_with("Nice: hidden is [0]"));
-        assert!(error(config().with_init_range(-1.0)).starts_with("Nice: init_range is -1"));
+        for range in ["-1e0", "0e0", "1e-40", "2e38", "1e308", "inf", "NaN"] {
+            let text = error(config().with_init_range(range.parse().unwrap()));
+            assert!(text.starts_with(&format!("Nice: init_range is {range}, ")), "{text}");
+        }
         assert_eq!(
             error(config().with_num_couplings(1)),
             "Nice: num_couplings is 1, but must be at least 2; one coupling leaves half of the \
