@@ -126,8 +126,8 @@ fn a_checkpoint_goes_on() {
     }
 }
 
-/// `tests/checkpoint-2` was written by the version whose files were named by their step, after five
-/// steps.
+/// `tests/checkpoint-2` is as the version wrote it whose files were named by their step: data of five
+/// steps under those names, with the pointer in that format.
 #[test]
 fn a_checkpoint_of_format_2_goes_on_and_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
