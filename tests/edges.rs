@@ -391,7 +391,7 @@ mod masks {
     /// Which entries of a sample a coupling changes.
     fn changed<const D: usize>(mask: Mask, shape: [usize; D], device: &Device) -> Vec<bool> {
         let (seen, changed) = (mask.num_identity(shape[1]), mask.num_transformed(shape[1]));
-        let coupling = Coupling::additive(Pointwise::new(seen, changed, 1.0, device), mask);
+        let coupling = Coupling::additive(Places::new(seen, changed, 1.0, device), mask);
         let x = Tensor::<D>::zeros(shape, device);
         values(coupling.forward(x).0).iter().map(|&z| z != 0.0).collect()
     }

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use burn::module::{Flag, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn_flows::Pass;
 use burn_flows::prior::{Prior, SplitPrior};
-use burn_flows::training::{Memory, Schedule, Trainer};
-use common::host;
+use burn_flows::training::{Memory, Schedule, Trainer, reversible};
+use common::{gradients, host};
 use fixtures::*;
 
 /// A parameter as the model's visitor meets it.
@@ -65,6 +65,9 @@ fn groups(entries: &[Entry]) -> BTreeSet<Vec<usize>> {
     groups
 }
 
+/// Of a larger model, no more than so many, from its first to its last.
+const MOST_GROUPS: usize = 40;
+
 fn same_bits(before: &[f64], after: &[f64]) -> bool {
     before.iter().map(|value| value.to_bits()).eq(after.iter().map(|value| value.to_bits()))
 }
@@ -92,12 +95,17 @@ fn check_stack<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>>(
 ) where
     FlowStack<D, F, P, S>: Module,
 {
+    // A trainer's first step is not to start the layers from data: frozen in part they start elsewhere.
+    let fresh = stack.clone();
+    let stack = move_parameters(stack.initialize(x.clone()).0, 5, 0.1);
     let start = entries(&stack);
     let [expected, ..] = trained(stack.clone(), &x, memory);
-    for group in groups(&start) {
+    let groups = groups(&start);
+    for group in groups.iter().step_by(groups.len().div_ceil(MOST_GROUPS).max(1)) {
         let paths: Vec<&str> = group.iter().map(|&index| start[index].path.as_str()).collect();
         let ids = group.iter().map(|&index| start[index].id).collect();
-        let frozen = stack.clone().freeze_group(ParamGroup::from_ids(ids));
+        let group_of_ids = ParamGroup::from_ids(ids);
+        let frozen = stack.clone().freeze_group(group_of_ids.clone());
         // A norm's moments, or its weight, tell the gradients of what is around it what to follow.
         let alters_others =
             paths.iter().any(|path| path.contains("norm") || path.contains("moments"))
@@ -118,12 +126,13 @@ fn check_stack<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>>(
                 }
             }
         }
+        let fresh = fresh.clone().freeze_group(group_of_ids);
         let passes = [
-            frozen.clone().initialize(x.clone()).0,
-            frozen.data_pass(x.clone() * 2.0, Pass::Observe).0,
+            (entries(&fresh), fresh.initialize(x.clone()).0),
+            (start.clone(), frozen.data_pass(x.clone() * 2.0, Pass::Observe).0),
         ];
-        for after in passes.map(|model| entries(&model)) {
-            for (index, (before, after)) in start.iter().zip(&after).enumerate() {
+        for (before, after) in passes.map(|(before, after)| (before, entries(&after))) {
+            for (index, (before, after)) in before.iter().zip(&after).enumerate() {
                 // The mark of an ActNorm says that its initialization is over, whatever it did.
                 let is_mark =
                     before.path.ends_with("initialized") && !before.path.contains("moments");
@@ -136,12 +145,15 @@ fn check_stack<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>>(
             }
         }
     }
-    // Something is trained, or the test has seen nothing.
+    // Something moves where something can, or the test has seen nothing.
+    let model = stack.train();
+    let (_, grads) = reversible::gradients(&model, x);
+    let has_gradient = gradients(&model, &grads)
+        .iter()
+        .any(|(_, values)| values.iter().any(|&value| value != 0.0));
+    let has_moments = start.iter().any(|entry| entry.path.contains("moments"));
     let moved = |(before, after): (&Entry, &Entry)| !same_bits(&before.values, &after.values);
-    assert_eq!(
-        start.iter().any(|entry| entry.trained && !entry.values.is_empty()),
-        start.iter().zip(&expected).any(moved)
-    );
+    assert_eq!(start.iter().zip(&expected).any(moved), has_gradient || has_moments);
 }
 
 fn check<const D: usize, F: Flow<D>>(

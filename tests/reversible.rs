@@ -553,7 +553,8 @@ fn controlled(what: &str, stack: Glow, x: Tensor<4>) -> Controlled {
     let mut tape = Tape::new(Memory::Reversible).measuring(0);
     reversible::gradients_on(&stack.clone().train(), x.clone(), &mut tape);
     let free = tape.into_drift().expect("it was measured").largest();
-    let mut trainer = Trainer::new(stack.clone(), Schedule::constant(1e-4));
+    let mut trainer =
+        Trainer::new(stack.clone(), Schedule::constant(1e-4)).without_initialization();
     let held = trainer.step(x.clone()).unwrap().drift.expect("the first step is measured");
     println!("{what}: drift {free:.1e}, held at {held:.1e} by {}", trainer.memory());
     Controlled {

@@ -69,7 +69,14 @@ impl MlpConfig {
                 if i == last && self.zero_init {
                     config = config.with_initializer(Initializer::Zeros);
                 }
-                config.init(device)
+                let layer = config.init(device);
+                // Burn draws weights when they are first asked for: asked for here, they are those
+                // of the device's seed whatever draws from it before the net is used.
+                layer.weight.val();
+                if let Some(bias) = &layer.bias {
+                    bias.val();
+                }
+                layer
             })
             .collect();
         Ok(Mlp { layers })

@@ -471,10 +471,12 @@ where
         }
         self.memory = memory;
         let error = self.why_not_finite(x.clone());
-        if matches!(error, FlowError::NotFinite { .. }) && host::is_finite(x) {
-            self.go_back();
-        } else {
+        let is_of_the_batch =
+            matches!(error, FlowError::OutsideSupport { .. }) || !host::is_finite(x);
+        if is_of_the_batch {
             self.restore();
+        } else {
+            self.go_back();
         }
         Err(error)
     }
@@ -579,8 +581,11 @@ where
         if let Some(reason) = support::watch(|| place = valid.first_not_finite(x.clone())) {
             return reason;
         }
-        // Moments that have just taken in what their numbers cannot hold.
-        if let Err(reason) = valid.check() {
+        // Moments that have just taken in what their numbers cannot hold. Those of a batch that is not
+        // finite are no more than that.
+        if host::is_finite(x.clone())
+            && let Err(reason) = valid.check()
+        {
             return reason;
         }
         let layer = place.unwrap_or_else(|| "the prior".into());
