@@ -34,7 +34,7 @@
 //! let stack: FlowStack<2, _> = FlowStack::single(steps, StandardNormal::new(), &[2])?;
 //!
 //! let x = Tensor::from_data([[0.0, 1.0], [1.0, 0.5], [2.0, 1.5], [3.0, -1.0]], &device);
-//! let mut trainer = Trainer::new(stack, Schedule::constant(1e-2));
+//! let mut trainer = Trainer::new(stack, Schedule::constant(1e-3));
 //! let before = trainer.step(x.clone())?.loss;
 //! for _ in 0..20 {
 //!     trainer.step(x.clone())?;
