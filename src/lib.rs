@@ -53,7 +53,7 @@
 //! | write a flow of your own | [`Flow`](trait@Flow), and [`testing`] to prove it |
 //! | compose flows | tuples, arrays, `Vec` and `Option` of flows are flows, structs and enums with [`#[derive(Flow)]`](macro@Flow); [`FlowStack`] adds levels, splits and a prior |
 //! | take a published model | [`models`] |
-//! | choose layers | [`coupling`], [`norm`], [`linear`], [`reshape`] |
+//! | choose layers | [`coupling`], [`autoregressive`], [`norm`], [`linear`], [`reshape`]; [`Inverse`] turns one around |
 //! | choose nets | [`conditioner`] |
 //! | choose densities of the latent | [`prior`] |
 //! | prepare pixels | [`preprocess`], [`data`] |
@@ -71,9 +71,13 @@
 
 #![deny(missing_docs, unsafe_code)]
 
+<<<<<<< HEAD
 // What the derive macros write names the crate from outside; they are used inside as well.
 extern crate self as burn_flows;
 
+=======
+pub mod autoregressive;
+>>>>>>> 78433b3 (Splines, autoregressive layers, rotations, mixtures of normals)
 pub mod backend;
 mod chain;
 pub mod conditioner;
@@ -83,6 +87,7 @@ mod error;
 mod files;
 mod flow;
 mod host;
+mod inverse;
 #[allow(unsafe_code)] // each block says why it is sound
 mod kernels;
 pub mod latent;
@@ -159,7 +164,12 @@ pub mod weights;
 /// ```
 pub use burn_flows_derive::Flow;
 pub use error::{FlowError, Result};
+<<<<<<< HEAD
 pub use flow::{At, Flow, Pass};
+=======
+pub use flow::Flow;
+pub use inverse::Inverse;
+>>>>>>> 78433b3 (Splines, autoregressive layers, rotations, mixtures of normals)
 pub use latent::Latents;
 pub use stack::FlowStack;
 

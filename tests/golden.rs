@@ -108,7 +108,8 @@ fn report(path: &Path) -> (String, bool) {
 
 fn folders() -> Vec<PathBuf> {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let mut folders = vec![tests.join("golden"), tests.join("golden-libraries")];
+    let mut folders =
+        ["golden", "golden-libraries", "golden-general"].map(|name| tests.join(name)).to_vec();
     folders.extend(std::env::var_os("BURN_FLOWS_GOLDEN_DIR").map(PathBuf::from));
     folders
 }

@@ -3,18 +3,22 @@
 //! A coupling is a conditioner (any net) and an elementwise [`Transform`]: part of `x` passes
 //! unchanged and tells the net how to change the rest. Its inverse needs no inverse of the net.
 
+mod elementwise;
 mod fused;
 mod mask;
 mod scale;
+mod spline;
 mod transform;
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
+pub use elementwise::Elementwise;
 pub(crate) use fused::{Fused, FusedMap};
 pub use mask::{Mask, Parity};
 pub use scale::{LOG_SCALE_FLOOR, LOG_SCALE_LIMIT, SIGMOID_OFFSET, ScaleMap};
+pub use spline::{Knots, RationalQuadratic, RationalQuadraticConfig, SplineForm, SplineTails};
 pub(crate) use transform::per_channel;
 pub use transform::{Additive, Affine, AffineOrder, Transform};
 

@@ -1,7 +1,7 @@
 //! Elementwise maps of the transformed part: additive and affine.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::fused::FusedMap;
@@ -27,6 +27,18 @@ pub trait Transform: Module {
 
     /// `z -> x`, the inverse of [`forward`](Transform::forward).
     fn inverse<const D: usize>(&self, z: Tensor<D>, params: Tensor<D>) -> Tensor<D>;
+
+    /// [`inverse`](Transform::inverse) of some of the channels, which an autoregressive layer inverts step
+    /// by step: `z` and `params` hold those of `channels` alone. Maps with a parameter of their own for each
+    /// channel override it; the default is for the others.
+    fn inverse_of<const D: usize>(
+        &self,
+        _channels: &[usize],
+        z: Tensor<D>,
+        params: Tensor<D>,
+    ) -> Tensor<D> {
+        self.inverse(z, params)
+    }
 
     /// The map as the fused kernels of the CPU know it, if they do.
     #[doc(hidden)]
@@ -117,12 +129,33 @@ impl Affine {
         *self.order
     }
 
-    fn shift_and_log_scale<const D: usize>(&self, params: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
+    fn gain(&self) -> Option<Tensor<1>> {
+        self.gain.as_ref().map(|gain| gain.val())
+    }
+
+    fn shift_and_log_scale<const D: usize>(
+        &self,
+        params: Tensor<D>,
+        gain: Option<Tensor<1>>,
+    ) -> (Tensor<D>, Tensor<D>) {
         let channels = params.dims()[1] / 2;
         let shift = params.clone().narrow(1, 0, channels);
         let h = params.narrow(1, channels, channels);
-        let gain = self.gain.as_ref().map(|gain| per_channel(gain.val()));
-        (shift, self.scale_map.log_scale(h, gain))
+        (shift, self.scale_map.log_scale(h, gain.map(per_channel)))
+    }
+
+    fn inverse_with<const D: usize>(
+        &self,
+        gain: Option<Tensor<1>>,
+        z: Tensor<D>,
+        params: Tensor<D>,
+    ) -> Tensor<D> {
+        let (shift, log_scale) = self.shift_and_log_scale(params, gain);
+        let inverse_scale = log_scale.neg().exp();
+        match *self.order {
+            AffineOrder::ScaleThenShift => (z - shift) * inverse_scale,
+            AffineOrder::ShiftThenScale => z * inverse_scale - shift,
+        }
     }
 }
 
@@ -136,7 +169,7 @@ impl Transform for Affine {
         x: Tensor<D>,
         params: Tensor<D>,
     ) -> (Tensor<D>, Option<Tensor<D>>) {
-        let (shift, log_scale) = self.shift_and_log_scale(params);
+        let (shift, log_scale) = self.shift_and_log_scale(params, self.gain());
         let scale = log_scale.clone().exp();
         let z = match *self.order {
             AffineOrder::ScaleThenShift => x * scale + shift,
@@ -146,12 +179,21 @@ impl Transform for Affine {
     }
 
     fn inverse<const D: usize>(&self, z: Tensor<D>, params: Tensor<D>) -> Tensor<D> {
-        let (shift, log_scale) = self.shift_and_log_scale(params);
-        let inverse_scale = log_scale.neg().exp();
-        match *self.order {
-            AffineOrder::ScaleThenShift => (z - shift) * inverse_scale,
-            AffineOrder::ShiftThenScale => z * inverse_scale - shift,
-        }
+        self.inverse_with(self.gain(), z, params)
+    }
+
+    fn inverse_of<const D: usize>(
+        &self,
+        channels: &[usize],
+        z: Tensor<D>,
+        params: Tensor<D>,
+    ) -> Tensor<D> {
+        let gain = self.gain().map(|gain| {
+            let channels: Vec<i64> = channels.iter().map(|&channel| channel as i64).collect();
+            let channels = Tensor::<1, Int>::from_data(channels.as_slice(), &gain.device());
+            gain.select(0, channels)
+        });
+        self.inverse_with(gain, z, params)
     }
 
     fn fused(&self) -> Option<FusedMap> {

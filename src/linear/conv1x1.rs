@@ -423,7 +423,7 @@ fn transposed(matrix: &[f64], size: usize) -> Vec<f64> {
 }
 
 /// Multiplies axis 1 of `x` by `matrix` from the left.
-fn apply<const D: usize>(matrix: Tensor<2>, x: Tensor<D>) -> Tensor<D> {
+pub(super) fn apply<const D: usize>(matrix: Tensor<2>, x: Tensor<D>) -> Tensor<D> {
     let shape = x.dims();
     let [batch, channels] = [shape[0], shape[1]];
     let pixels = shape[2..].iter().product::<usize>();

@@ -4,6 +4,7 @@ mod blank_normal;
 mod conditional_normal;
 mod diagonal_normal;
 mod logistic;
+mod mixture;
 mod normal;
 
 use burn::module::Module;
@@ -38,6 +39,7 @@ pub use burn_flows_derive::SplitPrior;
 pub use conditional_normal::ConditionalNormal;
 pub use diagonal_normal::DiagonalNormal;
 pub use logistic::StandardLogistic;
+pub use mixture::GaussianMixture;
 pub use normal::StandardNormal;
 
 use crate::flow::{Pass, pull_back_through, pull_back_with};

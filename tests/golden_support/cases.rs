@@ -13,7 +13,7 @@ use burn_flows::weights::normflows::{
 use burn_flows::weights::{Weights, chrischute, rosinality, torch, y0ast};
 use burn_flows::{Flow, FlowError, FlowStack, Pass};
 
-use super::{Computed, Golden, INVERSE, cast, values};
+use super::{Computed, Golden, INVERSE, cast, general, values};
 
 /// Builds the model of a file and computes all that the file holds.
 pub fn compute(golden: &Golden) -> Result<Computed, String> {
@@ -66,7 +66,7 @@ pub fn compute(golden: &Golden) -> Result<Computed, String> {
             coupling(golden)
         }
         _ if class.starts_with("MultiscaleFlow of GlowBlock") => multiscale(golden),
-        _ => Err(format!("unknown class {class:?}")),
+        _ => general::case(golden).unwrap_or_else(|| Err(format!("unknown class {class:?}"))),
     }
 }
 
@@ -149,12 +149,12 @@ fn by_rank(golden: &Golden, vectors: Case, images: Case) -> Result<Computed, Str
     }
 }
 
-fn text(error: FlowError) -> String {
+pub fn text(error: FlowError) -> String {
     error.to_string()
 }
 
 /// A flow without prior.
-fn layer<const D: usize>(
+pub fn layer<const D: usize>(
     golden: &Golden,
     flow: Result<impl Flow<D>, FlowError>,
 ) -> Result<Computed, String> {
@@ -180,12 +180,12 @@ fn layer_outputs<const D: usize>(
 /// The parts of the latent in the order of the file.
 type Order<const D: usize> = fn(Vec<Tensor<D>>) -> Vec<Tensor<D>>;
 
-fn in_order<const D: usize>(parts: Vec<Tensor<D>>) -> Vec<Tensor<D>> {
+pub fn in_order<const D: usize>(parts: Vec<Tensor<D>>) -> Vec<Tensor<D>> {
     parts
 }
 
 /// A model with a prior.
-fn stack<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>>(
+pub fn stack<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>>(
     golden: &Golden,
     stack: Result<FlowStack<D, F, P, S>, FlowError>,
     order: Order<D>,

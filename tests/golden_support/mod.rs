@@ -1,6 +1,7 @@
 //! A golden file, and the comparison with what it holds.
 
 pub mod cases;
+pub mod general;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -64,6 +65,11 @@ impl Golden {
     /// The parameters, under their names in PyTorch.
     pub fn params(&self) -> Weights {
         self.weights.under("param")
+    }
+
+    /// A parameter as a tensor.
+    pub fn params_tensor<const D: usize>(&self, name: &str) -> Result<Tensor<D>, String> {
+        self.tensor(&format!("param.{name}"))
     }
 
     /// Rank of `x`.

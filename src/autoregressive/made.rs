@@ -1,0 +1,261 @@
+//! A net whose numbers for one feature see only the features before it.
+
+use burn::module::{Module, Param};
+use burn::nn::{Initializer, Linear, LinearConfig};
+use burn::tensor::{Device, Int, Tensor, activation};
+
+use crate::error::{FlowError, Result};
+use crate::host;
+use crate::param::frozen;
+
+const LAYER: &str = "Made";
+
+/// Configuration of a [`Made`].
+#[derive(Debug, Clone)]
+pub struct MadeConfig {
+    num_features: usize,
+    hidden: Vec<usize>,
+    params_per_feature: usize,
+    order: Option<Vec<usize>>,
+    zero_init: bool,
+}
+
+impl MadeConfig {
+    /// A net of `num_features` inputs, hidden layers of the given widths with ReLU, and
+    /// `params_per_feature` outputs for each feature, which see the features before it.
+    pub fn new(num_features: usize, hidden: Vec<usize>, params_per_feature: usize) -> Self {
+        Self { num_features, hidden, params_per_feature, order: None, zero_init: false }
+    }
+
+    /// The step at which each feature is known: the numbers of feature `i` depend on the features `j`
+    /// with `order[j] < order[i]`. Features of one step form a block that does not look at itself.
+    /// Default: one feature a step, in order.
+    pub fn with_order(mut self, order: Vec<usize>) -> Self {
+        self.order = Some(order);
+        self
+    }
+
+    /// Starts the last layer at zero, so that a fresh layer is the identity.
+    pub fn with_zero_init(mut self, zero_init: bool) -> Self {
+        self.zero_init = zero_init;
+        self
+    }
+
+    /// Builds the net.
+    ///
+    /// # Errors
+    /// If a width is zero, or the order does not name a step for each feature, from 0 on and without a
+    /// gap.
+    pub fn init(&self, device: &Device) -> Result<Made> {
+        let Self { num_features: features, params_per_feature, .. } = *self;
+        let widths: Vec<usize> =
+            [features].into_iter().chain(self.hidden.iter().copied()).collect();
+        if widths.contains(&0) || params_per_feature == 0 {
+            return Err(FlowError::config(
+                LAYER,
+                "widths",
+                format!("{widths:?} and {params_per_feature} numbers a feature"),
+                "at least 1 each",
+                "give every layer a width",
+            ));
+        }
+        let order = self.order.clone().unwrap_or_else(|| (0..features).collect());
+        let steps = order.iter().max().map_or(0, |last| last + 1);
+        if order.len() != features || (0..steps).any(|step| !order.contains(&step)) {
+            return Err(FlowError::config(
+                LAYER,
+                "order",
+                format!("{order:?}"),
+                format!("a step for each of {features} features, from 0 on without a gap"),
+                "a permutation of 0..features is an order of single features",
+            ));
+        }
+        let hidden = self.hidden.iter().map(|&width| {
+            // In the order of the steps, so that what a step unlocks is one range.
+            (0..width).map(|unit| usize::from(steps > 1) + unit * (steps - 1) / width).collect()
+        });
+        let made = Made::of_degrees(&order, &hidden.collect::<Vec<_>>(), params_per_feature, device);
+        Ok(if self.zero_init { made.with_zero_output() } else { made })
+    }
+}
+
+/// 1 where an output may see an input, `[inputs, outputs]`.
+fn mask(
+    from: &[usize],
+    to: &[usize],
+    sees: impl Fn(usize, usize) -> bool,
+    device: &Device,
+) -> Tensor<2> {
+    let values: Vec<f32> = from
+        .iter()
+        .flat_map(|&from| to.iter().map(move |&to| (from, to)))
+        .map(|(from, to)| if sees(from, to) { 1.0 } else { 0.0 })
+        .collect();
+    host::tensor(values, [from.len(), to.len()], device)
+}
+
+fn numbers(order: &[usize], device: &Device) -> Tensor<1> {
+    host::tensor(order.iter().map(|&step| step as f32).collect(), [order.len()], device)
+}
+
+/// A masked multilayer perceptron (MADE): `[batch, features] -> [batch, params_per_feature * features]`,
+/// where the numbers of a feature depend only on the features of earlier steps.
+///
+/// Feature `i` is known after step `order[i]`; a hidden unit of degree `k` sees the features of the steps
+/// before `k`, and the numbers of feature `i` see the units of degrees up to `order[i]`. Weights behind
+/// the masks that follow have no effect and no gradient.
+///
+/// Source: Germain et al., *MADE*, [arXiv:1502.03509](https://arxiv.org/abs/1502.03509), section 4.
+#[derive(Module, Debug)]
+pub struct Made {
+    /// The linear layers, first to last.
+    pub layers: Vec<Linear>,
+    /// 1 where a weight is used, `[inputs, outputs]` of each layer, not trained.
+    pub masks: Vec<Param<Tensor<2>>>,
+    /// The step at which each feature is known, `[features]`, not trained.
+    pub order: Param<Tensor<1>>,
+    /// The degree of each unit of each hidden layer, in ascending order, not trained.
+    pub degrees: Vec<Param<Tensor<1>>>,
+}
+
+impl Made {
+    /// A net with the masks that follow from the steps of the features and the degrees of the hidden
+    /// units, which are in ascending order in each layer.
+    pub(crate) fn of_degrees(
+        order: &[usize],
+        degrees: &[Vec<usize>],
+        params_per_feature: usize,
+        device: &Device,
+    ) -> Self {
+        // Numbers of all features, one kind after the other, as a coupling's conditioner has them.
+        let outputs = order.repeat(params_per_feature);
+        let mut masks = Vec::new();
+        match (degrees.first(), degrees.last()) {
+            (Some(first), Some(last)) => {
+                masks.push(mask(order, first, |from, to| from < to, device));
+                for pair in degrees.windows(2) {
+                    masks.push(mask(&pair[0], &pair[1], |from, to| from <= to, device));
+                }
+                masks.push(mask(last, &outputs, |from, to| from <= to, device));
+            }
+            _ => masks.push(mask(order, &outputs, |from, to| from < to, device)),
+        }
+        let layers = masks.iter().map(|mask| {
+            let [inputs, outputs] = mask.dims();
+            LinearConfig::new(inputs, outputs).init(device)
+        });
+        Self {
+            layers: layers.collect(),
+            order: frozen(numbers(order, device)),
+            degrees: degrees.iter().map(|degrees| frozen(numbers(degrees, device))).collect(),
+            masks: masks.into_iter().map(frozen).collect(),
+        }
+    }
+
+    fn with_zero_output(mut self) -> Self {
+        if let Some(last) = self.layers.pop() {
+            let [inputs, outputs] = last.weight.dims();
+            let zero = LinearConfig::new(inputs, outputs).with_initializer(Initializer::Zeros);
+            self.layers.push(zero.init(&last.weight.device()));
+        }
+        self
+    }
+
+    /// Number of features.
+    pub fn num_features(&self) -> usize {
+        self.order.dims()[0]
+    }
+
+    /// The step at which each feature is known.
+    pub fn steps(&self) -> Vec<usize> {
+        integers(&self.order)
+    }
+
+    /// Numbers of all features, given `x`.
+    ///
+    /// # Panics
+    /// If `x` has another number of features.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        self.assert_features(&x);
+        let mut h = x;
+        for (index, (weight, bias)) in self.masked_layers().enumerate() {
+            if index > 0 {
+                h = activation::relu(h);
+            }
+            h = h.matmul(weight) + bias.unsqueeze();
+        }
+        h
+    }
+
+    pub(super) fn assert_features(&self, x: &Tensor<2>) {
+        let features = self.num_features();
+        assert!(
+            x.dims()[1] == features,
+            "{LAYER}: got shape {:?}, but was built for {features} features on axis 1",
+            x.dims()
+        );
+    }
+
+    /// Weight and bias of each layer, masked.
+    fn masked_layers(&self) -> impl Iterator<Item = (Tensor<2>, Tensor<1>)> {
+        self.layers.iter().zip(&self.masks).map(|(layer, mask)| {
+            let bias = layer.bias.as_ref().expect("the layers of a Made have biases");
+            (layer.weight.val() * mask.val(), bias.val())
+        })
+    }
+
+    /// The numbers of each step in turn, computed from what the steps before made known: each hidden
+    /// unit is computed once, when the last feature that it sees is known.
+    ///
+    /// `next` is given the features of the step and their numbers, and answers with their values; all
+    /// tensors are `[batch, ...]`.
+    pub(super) fn in_steps(
+        &self,
+        batch: usize,
+        mut next: impl FnMut(&[usize], Tensor<2>) -> Tensor<2>,
+    ) {
+        let layers: Vec<_> = self.masked_layers().collect();
+        let order = self.steps();
+        let degrees: Vec<_> = self.degrees.iter().map(integers).collect();
+        // What each layer has summed up so far, before its activation.
+        let mut sums: Vec<Tensor<2>> = layers
+            .iter()
+            .map(|(_, bias)| {
+                let [width] = bias.dims();
+                bias.clone().reshape([1, width]).expand([batch, width])
+            })
+            .collect();
+        for step in 0..=order.iter().copied().max().unwrap_or(0) {
+            for (hidden, degrees) in degrees.iter().enumerate() {
+                let unlocked = degrees.partition_point(|&degree| degree < step)
+                    ..degrees.partition_point(|&degree| degree <= step);
+                if unlocked.is_empty() {
+                    continue;
+                }
+                let (first, count) = (unlocked.start, unlocked.len());
+                let units = activation::relu(sums[hidden].clone().narrow(1, first, count));
+                let rows = layers[hidden + 1].0.clone().narrow(0, first, count);
+                sums[hidden + 1] = sums[hidden + 1].clone() + units.matmul(rows);
+            }
+            let sum = sums.last().expect("a Made has a layer").clone();
+            let features: Vec<_> = (0..order.len()).filter(|&index| order[index] == step).collect();
+            let kinds = sum.dims()[1] / order.len();
+            let numbers = (0..kinds).flat_map(|kind| {
+                features.iter().map(move |&feature| (kind * order.len() + feature) as i64)
+            });
+            let params = sum.clone().select(1, indices(numbers.collect(), &sum.device()));
+            let values = next(&features, params);
+            let rows = features.iter().map(|&feature| feature as i64).collect();
+            let rows = layers[0].0.clone().select(0, indices(rows, &sum.device()));
+            sums[0] = sums[0].clone() + values.matmul(rows);
+        }
+    }
+}
+
+fn indices(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
+    Tensor::from_data(values.as_slice(), device)
+}
+
+fn integers(values: &Param<Tensor<1>>) -> Vec<usize> {
+    host::to_f64(host::plain(values.val())).into_iter().map(|value| value as usize).collect()
+}
