@@ -6,6 +6,8 @@ mod diagonal_normal;
 mod logistic;
 mod mixture;
 mod normal;
+mod student_t;
+mod uniform;
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
@@ -41,6 +43,8 @@ pub use diagonal_normal::DiagonalNormal;
 pub use logistic::StandardLogistic;
 pub use mixture::GaussianMixture;
 pub use normal::StandardNormal;
+pub use student_t::StudentT;
+pub use uniform::Uniform;
 
 use crate::flow::{Pass, pull_back_through, pull_back_with};
 use crate::host;
