@@ -11,11 +11,20 @@ mod support;
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::tensor::{Distribution, Tensor};
-use burn_flows::conditioner::NetNorm;
-use burn_flows::models::{GlowConfig, GlowMixingKind, RealNvpVectorConfig, VectorMaskKind};
+use burn::tensor::{Device, Distribution, Tensor};
+use burn_flows::autoregressive::{Autoregressive, MadeConfig};
+use burn_flows::conditioner::{Mlp, MlpConfig, NetNorm};
+use burn_flows::coupling::{
+    Affine, AffineOrder, Coupling, Mask, Parity, RationalQuadratic, RationalQuadraticConfig,
+    ScaleMap, Transform,
+};
+use burn_flows::linear::Permutation;
+use burn_flows::models::{
+    GlowConfig, GlowMixingKind, NiceConfig, RealNvpConfig, RealNvpVectorConfig, VectorMaskKind,
+};
+use burn_flows::prior::StandardNormal;
 use burn_flows::training::{Memory, Schedule, Trainer};
-use burn_flows::{Flow, FlowStack, backend, prior};
+use burn_flows::{Flow, FlowStack, Result, backend, prior};
 use clap::Parser;
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -109,19 +118,71 @@ fn main() {
         let x = Tensor::random([workload.batch, c, h, w], Distribution::Normal(0.0, 1.0), &device);
         time(workload.name, arguments.runs, arguments.memory, glow, x);
     }
-    if wanted(FLAT) {
-        device.seed(0);
-        let stack = RealNvpVectorConfig::new(2, 8, vec![64, 64])
-            .with_mask(VectorMaskKind::Halves)
-            .init(&device)
-            .expect("the workload is valid");
-        let x = Tensor::random([1024, 2], Distribution::Normal(0.0, 1.0), &device);
-        time(FLAT, arguments.runs, arguments.memory, stack, x);
+    let run = |name: &str| wanted(name).then(|| device.seed(0)).is_some();
+    for (name, batch, features, hidden) in VECTORS {
+        if run(name) {
+            let stack = RealNvpVectorConfig::new(features, 8, vec![hidden; 2])
+                .with_mask(VectorMaskKind::Halves)
+                .init(&device)
+                .expect("the workload is valid");
+            time(name, arguments.runs, arguments.memory, stack, normal([batch, features], &device));
+        }
+    }
+    if run("nice-mnist") {
+        let nice = NiceConfig::mnist().init(&device).expect("the workload is valid");
+        let x = Tensor::random([100, 784], Distribution::Uniform(0.0, 1.0), &device);
+        time("nice-mnist", arguments.runs, arguments.memory, nice, x);
+    }
+    if run("realnvp-mnist") {
+        let model = RealNvpConfig::new([1, 28, 28], 2, 16, 1).init(&device);
+        let x = Tensor::random([32, 1, 28, 28], Distribution::Uniform(0.0, 1.0), &device);
+        let model = model.expect("the workload is valid");
+        time("realnvp-mnist", arguments.runs, arguments.memory, model, x);
+    }
+    if run("nsf-vec16") {
+        let stack = spline_couplings(&device).expect("the workload is valid");
+        time("nsf-vec16", arguments.runs, arguments.memory, stack, normal([1024, 16], &device));
+    }
+    if run("maf-vec16") {
+        let stack = masked_autoregressive(&device).expect("the workload is valid");
+        time("maf-vec16", arguments.runs, arguments.memory, stack, normal([1024, 16], &device));
     }
 }
 
-/// Batch 1024, 2 features, 8 affine couplings of hidden width 64.
-const FLAT: &str = "realnvp-2d";
+/// Affine couplings of halves in turn: name, batch, features, width of the two hidden layers.
+const VECTORS: [(&str, usize, usize, usize); 2] =
+    [("realnvp-2d", 1024, 2, 64), ("realnvp-vec64", 4096, 64, 256)];
+
+fn normal(shape: [usize; 2], device: &Device) -> Tensor<2> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
+}
+
+/// Eight spline couplings of even and odd features in turn, 8 bins on [-3, 3].
+fn spline_couplings(
+    device: &Device,
+) -> Result<FlowStack<2, Vec<Coupling<Mlp, RationalQuadratic>>>> {
+    let coupling = |index: usize| {
+        let spline = RationalQuadraticConfig::new(8, 3.0).init()?;
+        let net = MlpConfig::new(8, vec![128; 2], 8 * spline.params_per_channel()).init(device)?;
+        Ok(Coupling::from_transform(net, spline, Mask::Alternating(Parity::of(index))))
+    };
+    let couplings = (0..8).map(coupling).collect::<Result<Vec<_>>>()?;
+    FlowStack::single(couplings, StandardNormal::new(), &[16])
+}
+
+/// Five masked autoregressive layers, the order reversed from one to the next.
+fn masked_autoregressive(
+    device: &Device,
+) -> Result<FlowStack<2, Vec<(Autoregressive<Affine>, Permutation)>>> {
+    let layer = |_| {
+        let made = MadeConfig::new(16, vec![128; 2], 2).init(device)?;
+        let affine =
+            Affine::new(ScaleMap::default(), AffineOrder::ScaleThenShift, 16, device);
+        Ok((Autoregressive::new(made, affine)?, Permutation::reverse(16, device)?))
+    };
+    let layers = (0..5).map(layer).collect::<Result<Vec<_>>>()?;
+    FlowStack::single(layers, StandardNormal::new(), &[16])
+}
 
 fn time<const D: usize, F, P, S>(
     name: &str,
