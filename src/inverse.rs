@@ -18,32 +18,39 @@ use crate::flow::Flow;
 /// let device = burn_flows::backend::device();
 /// let mut scaling = DiagonalScaling::new(1, &device)?;
 /// scaling.log_scale = burn::module::Param::from_data([2f32.ln()], &device);
-/// let (z, log_det) = Inverse(scaling).forward(Tensor::<2>::from_data([[6.0]], &device));
+/// let (z, log_det) = Inverse::new(scaling).forward(Tensor::<2>::from_data([[6.0]], &device));
 /// assert!((z.into_scalar::<f32>() - 3.0).abs() < 1e-6);
 /// assert!((log_det.into_scalar::<f32>() + 2f32.ln()).abs() < 1e-6);
 /// # Ok::<(), burn_flows::FlowError>(())
 /// ```
 #[derive(Module, Debug)]
-pub struct Inverse<F>(
+pub struct Inverse<F> {
     /// The flow that is turned around.
-    pub F,
-);
+    pub flow: F,
+}
+
+impl<F: Module> Inverse<F> {
+    /// `flow`, turned around.
+    pub fn new(flow: F) -> Self {
+        Self { flow }
+    }
+}
 
 impl<const D: usize, F: Flow<D>> Flow<D> for Inverse<F>
 where
     Self: Module,
 {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
-        let z = self.0.inverse(x);
-        let log_det = self.0.log_det(z.clone()).neg();
+        let z = self.flow.inverse(x);
+        let log_det = self.flow.log_det(z.clone()).neg();
         (z, log_det)
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-        self.0.forward(z).0
+        self.flow.forward(z).0
     }
 
     fn check(&self) -> Result<()> {
-        self.0.check()
+        self.flow.check()
     }
 }
