@@ -176,8 +176,7 @@ fn masked_autoregressive(
 ) -> Result<FlowStack<2, Vec<(Autoregressive<Affine>, Permutation)>>> {
     let layer = |_| {
         let made = MadeConfig::new(16, vec![128; 2], 2).init(device)?;
-        let affine =
-            Affine::new(ScaleMap::default(), AffineOrder::ScaleThenShift, 16, device);
+        let affine = Affine::new(ScaleMap::default(), AffineOrder::ScaleThenShift, 16, device);
         Ok((Autoregressive::new(made, affine)?, Permutation::reverse(16, device)?))
     };
     let layers = (0..5).map(layer).collect::<Result<Vec<_>>>()?;

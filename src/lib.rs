@@ -71,13 +71,10 @@
 
 #![deny(missing_docs, unsafe_code)]
 
-<<<<<<< HEAD
 // What the derive macros write names the crate from outside; they are used inside as well.
 extern crate self as burn_flows;
 
-=======
 pub mod autoregressive;
->>>>>>> 78433b3 (Splines, autoregressive layers, rotations, mixtures of normals)
 pub mod backend;
 mod chain;
 pub mod conditioner;
@@ -164,12 +161,8 @@ pub mod weights;
 /// ```
 pub use burn_flows_derive::Flow;
 pub use error::{FlowError, Result};
-<<<<<<< HEAD
 pub use flow::{At, Flow, Pass};
-=======
-pub use flow::Flow;
 pub use inverse::Inverse;
->>>>>>> 78433b3 (Splines, autoregressive layers, rotations, mixtures of normals)
 pub use latent::Latents;
 pub use stack::FlowStack;
 

@@ -1,10 +1,10 @@
 //! Splines at their knots, ends and tails, far out and on circles.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn_flows::conditioner::MlpConfig;
 use burn_flows::coupling::{
     Coupling, Mask, Parity, RationalQuadraticConfig, SplineForm, SplineTails, Transform,
 };
-use burn_flows::conditioner::MlpConfig;
 use burn_flows::prior::Uniform;
 use burn_flows::testing::move_parameters;
 use burn_flows::{FlowStack, backend};
@@ -76,7 +76,9 @@ fn extreme_draws_stay_finite() {
 #[test]
 fn knots_and_ends_are_exact() {
     for (name, device) in host_devices() {
-        for (tails, form) in ALL_TAILS.into_iter().flat_map(|tails| ALL_FORMS.map(|form| (tails, form))) {
+        for (tails, form) in
+            ALL_TAILS.into_iter().flat_map(|tails| ALL_FORMS.map(|form| (tails, form)))
+        {
             let spline = RationalQuadraticConfig::new(5, 2.0)
                 .with_tails(tails)
                 .with_form(form)
@@ -112,10 +114,12 @@ fn knots_and_ends_are_exact() {
 fn circles_close() {
     let device = host_devices().remove(0).1;
     let pi = std::f64::consts::PI;
-    let spline = RationalQuadraticConfig::new(6, pi).with_tails(SplineTails::Circular).init().unwrap();
+    let spline =
+        RationalQuadraticConfig::new(6, pi).with_tails(SplineTails::Circular).init().unwrap();
     let kinds = spline.params_per_channel();
     let numbers: Vec<f64> = (0..kinds).map(|i| (i as f64 * 1.7).sin() * 2.0).collect();
-    let params = Tensor::<2>::from_data(TensorData::new(numbers, [1, kinds]), (&device, DType::F64));
+    let params =
+        Tensor::<2>::from_data(TensorData::new(numbers, [1, kinds]), (&device, DType::F64));
     let at = |x: f64| {
         let x = Tensor::<2>::from_data([[x]], (&device, DType::F64));
         let (z, log_slope) = spline.forward(x, params.clone());
@@ -152,7 +156,8 @@ fn a_density_on_the_torus_integrates_to_one() {
         (0..sides * sides).flat_map(|i| [at(i % sides) as f32, at(i / sides) as f32]).collect();
     let x = Tensor::<2>::from_data(TensorData::new(points, [sides * sides, 2]), &device);
     let cell = (2.0 * pi / sides as f64).powi(2);
-    let total: f64 = values(stack.log_prob(x)).into_iter().map(|log_prob| log_prob.exp() * cell).sum();
+    let total: f64 =
+        values(stack.log_prob(x)).into_iter().map(|log_prob| log_prob.exp() * cell).sum();
     assert!((total - 1.0).abs() < 2e-3, "{total}");
     let x = stack.sample_with(1000, 1.0, &mut StdRng::seed_from_u64(5));
     assert!(values(x).into_iter().all(|angle| angle.abs() <= pi + 1e-5));
@@ -167,7 +172,8 @@ fn wrong_configurations_are_refused() {
     );
     assert!(config.with_interval(1.0, 1.0).init().is_err());
     assert!(config.with_interval(0.0, f64::INFINITY).init().is_err());
-    let floored = |min_width, min_slope| SplineForm::Floored { min_width, min_height: 0.0, min_slope };
+    let floored =
+        |min_width, min_slope| SplineForm::Floored { min_width, min_height: 0.0, min_slope };
     assert!(config.with_form(floored(0.125, 1e-3)).init().is_err());
     assert!(config.with_form(floored(1e-3, 1.0)).init().is_err());
     assert!(config.with_form(SplineForm::Bent { slope: 1.0 }).init().is_err());

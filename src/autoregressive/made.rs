@@ -74,7 +74,8 @@ impl MadeConfig {
             // In the order of the steps, so that what a step unlocks is one range.
             (0..width).map(|unit| usize::from(steps > 1) + unit * (steps - 1) / width).collect()
         });
-        let made = Made::of_degrees(&order, &hidden.collect::<Vec<_>>(), params_per_feature, device);
+        let made =
+            Made::of_degrees(&order, &hidden.collect::<Vec<_>>(), params_per_feature, device);
         Ok(if self.zero_init { made.with_zero_output() } else { made })
     }
 }

@@ -10,10 +10,10 @@ use burn::tensor::Tensor;
 
 pub use made::{Made, MadeConfig};
 
+use crate::chain::zero_log_det;
 use crate::coupling::{Transform, sum_per_sample};
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
-use crate::chain::zero_log_det;
 
 /// A masked autoregressive layer with transform `T`: MAF for [`Affine`](crate::coupling::Affine) maps,
 /// the autoregressive neural spline flow for

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Transform;
 use crate::error::{FlowError, Result};
+use crate::record::Setting;
 
 /// Configuration of a [`RationalQuadratic`] spline.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -102,7 +103,12 @@ impl RationalQuadraticConfig {
         }
         if !(lower < upper && (upper - lower).is_finite()) {
             let got = format!("[{lower}, {upper}]");
-            return config("interval", got, "finite, the first end below the second", "give both ends");
+            return config(
+                "interval",
+                got,
+                "finite, the first end below the second",
+                "give both ends",
+            );
         }
         let of_one = |value: f64| value > 0.0 && value < 1.0;
         match form {
@@ -125,7 +131,7 @@ impl RationalQuadraticConfig {
             }
             SplineForm::Bent { .. } => {}
         }
-        Ok(RationalQuadratic { config: *self })
+        Ok(RationalQuadratic { config: (*self).into() })
     }
 }
 
@@ -169,8 +175,7 @@ const LAYER: &str = "RationalQuadratic";
 /// ```
 #[derive(Module, Debug)]
 pub struct RationalQuadratic {
-    #[module(skip)]
-    config: RationalQuadraticConfig,
+    config: Setting<RationalQuadraticConfig>,
 }
 
 /// The knots of the splines of a batch, `[batch, K + 1, values of a sample]` each.
@@ -197,7 +202,7 @@ struct Bin {
 impl RationalQuadratic {
     /// What the map was built from.
     pub fn config(&self) -> RationalQuadraticConfig {
-        self.config
+        *self.config
     }
 
     /// Slopes that are learned for each spline.
@@ -212,7 +217,7 @@ impl RationalQuadratic {
     /// The splines that follow from the conditioner's numbers,
     /// `[batch, params_per_channel, values of a sample]`.
     pub fn knots(&self, params: Tensor<3>) -> Knots {
-        let RationalQuadraticConfig { num_bins: bins, form, tails, .. } = self.config;
+        let RationalQuadraticConfig { num_bins: bins, form, tails, .. } = *self.config;
         let widths = params.clone().narrow(1, 0, bins);
         let heights = params.clone().narrow(1, bins, bins);
         let (min_width, min_height) = match form {
@@ -239,14 +244,15 @@ impl RationalQuadratic {
     /// Knots of one axis. Both ends are those of the interval, not a rounded sum.
     fn positions(&self, numbers: Tensor<3>, least: f64) -> Tensor<3> {
         let RationalQuadraticConfig { num_bins: bins, interval: [lower, upper], form, .. } =
-            self.config;
+            *self.config;
         let numbers = match form {
             SplineForm::Floored { .. } => numbers,
             SplineForm::Bent { slope } => bent(numbers, slope.ln() / 2.0),
         };
         let sizes = activation::softmax(numbers, 1) * (1.0 - bins as f64 * least) + least;
         let [batch, _, values] = sizes.dims();
-        let end = |at: f64| Tensor::<3>::full([batch, 1, values], at, (&sizes.device(), sizes.dtype()));
+        let end =
+            |at: f64| Tensor::<3>::full([batch, 1, values], at, (&sizes.device(), sizes.dtype()));
         let mut knots = vec![end(lower)];
         if bins > 1 {
             knots.push(sizes.clone().narrow(1, 0, bins - 1).cumsum(1) * (upper - lower) + lower);

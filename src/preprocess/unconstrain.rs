@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::chain::zero_log_det;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
+use crate::record::Setting;
 
 /// The values that a variable can have.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -49,8 +50,7 @@ pub enum Domain {
 /// ```
 #[derive(Module, Debug)]
 pub struct Unconstrain {
-    #[module(skip)]
-    domains: Vec<Domain>,
+    domains: Setting<Vec<Domain>>,
 }
 
 const LAYER: &str = "Unconstrain";
@@ -79,7 +79,7 @@ impl Unconstrain {
                 return refuse(format!("{domain:?}"), "finite and not empty");
             }
         }
-        Ok(Self { domains })
+        Ok(Self { domains: domains.into() })
     }
 
     /// The domain of each feature.
@@ -127,10 +127,11 @@ impl Domain {
             }
             Self::Between(lower, upper) => {
                 let (below, above) = (x.clone() - lower, x.neg() + upper);
-                let outside =
-                    below.clone().lower_equal_elem(0.0).bool_or(above.clone().lower_equal_elem(0.0));
-                let (below, above) =
-                    (below.clamp_min(least).log(), above.clamp_min(least).log());
+                let outside = below
+                    .clone()
+                    .lower_equal_elem(0.0)
+                    .bool_or(above.clone().lower_equal_elem(0.0));
+                let (below, above) = (below.clamp_min(least).log(), above.clamp_min(least).log());
                 let log_slope = (below.clone() + above.clone()).neg() + (upper - lower).ln();
                 (below - above, log_slope, outside)
             }

@@ -51,7 +51,13 @@ impl GaussianMixture {
         {
             if value == 0 {
                 let advice = "one component is a normal";
-                return Err(FlowError::config("GaussianMixture", parameter, 0, "at least 1", advice));
+                return Err(FlowError::config(
+                    "GaussianMixture",
+                    parameter,
+                    0,
+                    "at least 1",
+                    advice,
+                ));
             }
         }
         let zeros = Tensor::<2>::zeros([num_components, num_features], device);

@@ -9,6 +9,7 @@ use super::{Prior, standard_normal_values};
 use crate::coupling::sum_per_sample;
 use crate::error::{FlowError, Result};
 use crate::host;
+use crate::record::Setting;
 
 /// Independent Student t distributions with `n` degrees of freedom.
 ///
@@ -31,8 +32,7 @@ use crate::host;
 /// ```
 #[derive(Module, Debug)]
 pub struct StudentT {
-    #[module(skip)]
-    degrees: f64,
+    degrees: Setting<f64>,
 }
 
 impl StudentT {
@@ -50,18 +50,18 @@ impl StudentT {
                 "1 is the Cauchy distribution; from 30 on it is nearly normal",
             ));
         }
-        Ok(Self { degrees })
+        Ok(Self { degrees: degrees.into() })
     }
 
     /// The degrees of freedom.
     pub fn degrees(&self) -> f64 {
-        self.degrees
+        *self.degrees
     }
 }
 
 impl<const D: usize> Prior<D> for StudentT {
     fn log_prob(&self, z: Tensor<D>) -> Tensor<1> {
-        let n = self.degrees;
+        let n = *self.degrees;
         let constant = libm::lgamma((n + 1.0) / 2.0)
             - libm::lgamma(n / 2.0)
             - (n * std::f64::consts::PI).ln() / 2.0;
@@ -82,12 +82,12 @@ impl<const D: usize> Prior<D> for StudentT {
         device: &Device,
         dtype: DType,
     ) -> Tensor<D> {
-        let chi_squared = ChiSquared::new(self.degrees).expect("the degrees are positive");
+        let chi_squared = ChiSquared::new(*self.degrees).expect("the degrees are positive");
         let normals = standard_normal_values(shape.iter().product(), rng);
         let values = normals
             .into_iter()
             .map(|normal| {
-                let spread = chi_squared.sample(rng) / self.degrees;
+                let spread = chi_squared.sample(rng) / *self.degrees;
                 temperature * normal / spread.max(f64::MIN_POSITIVE).sqrt()
             })
             .collect();

@@ -9,6 +9,7 @@ use crate::chain::zero_log_det;
 use crate::coupling::sum_per_sample;
 use crate::error::{FlowError, Result};
 use crate::host;
+use crate::record::Setting;
 
 /// Every value uniform on `[lower, upper]`: `ln p(z) = -values ln(upper - lower)`, and `-inf` for a sample
 /// with a value outside.
@@ -28,10 +29,8 @@ use crate::host;
 /// ```
 #[derive(Module, Debug)]
 pub struct Uniform {
-    #[module(skip)]
-    lower: f64,
-    #[module(skip)]
-    upper: f64,
+    lower: Setting<f64>,
+    upper: Setting<f64>,
 }
 
 impl Uniform {
@@ -49,21 +48,21 @@ impl Uniform {
                 "give -pi and pi for angles",
             ));
         }
-        Ok(Self { lower, upper })
+        Ok(Self { lower: lower.into(), upper: upper.into() })
     }
 
     /// Uniform on the circle, in radians from `-pi` to `pi`.
     pub fn circle() -> Self {
-        Self { lower: -std::f64::consts::PI, upper: std::f64::consts::PI }
+        Self { lower: (-std::f64::consts::PI).into(), upper: std::f64::consts::PI.into() }
     }
 }
 
 impl<const D: usize> Prior<D> for Uniform {
     fn log_prob(&self, z: Tensor<D>) -> Tensor<1> {
         let values: usize = z.dims()[1..].iter().product();
-        let log_density = -(self.upper - self.lower).ln() * values as f64;
+        let log_density = -(*self.upper - *self.lower).ln() * values as f64;
         let inside = zero_log_det(&z) + log_density;
-        let outside = z.clone().lower_elem(self.lower).bool_or(z.greater_elem(self.upper));
+        let outside = z.clone().lower_elem(*self.lower).bool_or(z.greater_elem(*self.upper));
         let outside = sum_per_sample(outside.float()).greater_elem(0.0);
         inside.mask_fill(outside, f64::NEG_INFINITY)
     }
@@ -76,10 +75,10 @@ impl<const D: usize> Prior<D> for Uniform {
         device: &Device,
         dtype: DType,
     ) -> Tensor<D> {
-        let (middle, half) = ((self.lower + self.upper) / 2.0, (self.upper - self.lower) / 2.0);
+        let (middle, half) = ((*self.lower + *self.upper) / 2.0, (*self.upper - *self.lower) / 2.0);
         let draw = |_| middle + half * temperature * (2.0 * rng.random::<f64>() - 1.0);
         let values = (0..shape.iter().product::<usize>()).map(draw).collect();
         // The ends of f32 may lie beyond those of the interval.
-        host::from_f64(values, shape, device, dtype).clamp(self.lower, self.upper)
+        host::from_f64(values, shape, device, dtype).clamp(*self.lower, *self.upper)
     }
 }

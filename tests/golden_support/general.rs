@@ -55,8 +55,7 @@ fn splines(
     let mut computed = layer(golden, Ok::<_, burn_flows::FlowError>(flow))?;
     computed.set("log_det_elementwise", log_slope.ok_or("a spline has a slope")?);
     let knots = transform.knots(params.reshape([1, kinds, columns]));
-    for (name, knots) in
-        [("knots_x", knots.x), ("knots_y", knots.y), ("knots_slope", knots.slope)]
+    for (name, knots) in [("knots_x", knots.x), ("knots_y", knots.y), ("knots_slope", knots.slope)]
     {
         let [_, count, columns] = knots.dims();
         computed.set(name, knots.reshape([count, columns]).transpose());
