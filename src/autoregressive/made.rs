@@ -240,9 +240,10 @@ impl Made {
             }
             let sum = sums.last().expect("a Made has a layer").clone();
             let features: Vec<_> = (0..order.len()).filter(|&index| order[index] == step).collect();
-            let kinds = sum.dims()[1] / order.len();
+            let count = order.len();
+            let kinds = sum.dims()[1] / count;
             let numbers = (0..kinds).flat_map(|kind| {
-                features.iter().map(move |&feature| (kind * order.len() + feature) as i64)
+                features.iter().map(move |&feature| (kind * count + feature) as i64)
             });
             let params = sum.clone().select(1, indices(numbers.collect(), &sum.device()));
             let values = next(&features, params);

@@ -139,7 +139,7 @@ impl Rotation {
 }
 
 fn identity(size: usize, like: &Tensor<2>) -> Tensor<2> {
-    Tensor::eye(size, &like.device()).cast(like.dtype())
+    Tensor::<2>::eye(size, &like.device()).cast(like.dtype())
 }
 
 macro_rules! orthogonal {
