@@ -65,9 +65,12 @@ fn extreme_draws_stay_finite() {
         let (z, log_slope) = spline.forward(x.clone(), params.clone());
         let back = spline.inverse(x, params);
         for (what, tensor) in [("z", z), ("ln dz/dx", log_slope.unwrap()), ("x", back)] {
-            let bad = tensor.is_finite().bool_not().any().into_scalar::<bool>();
             // A straight line may leave f32 where its value was at the end of it.
-            assert!(!bad || tails == SplineTails::Linear, "{what} is not finite, {tails:?}");
+            let bad = match tails {
+                SplineTails::Linear => tensor.is_nan(),
+                SplineTails::Identity | SplineTails::Circular => tensor.is_finite().bool_not(),
+            };
+            assert!(!bad.any().into_scalar::<bool>(), "{what} is not finite, {tails:?}");
         }
     }
 }
@@ -149,8 +152,8 @@ fn a_density_on_the_torus_integrates_to_one() {
     };
     let flows = vec![coupling(Parity::Even), coupling(Parity::Odd)];
     let stack: FlowStack<2, _, _> = FlowStack::single(flows, Uniform::circle(), &[2]).unwrap();
-    let stack = move_parameters(stack, 4, 0.5);
-    let sides = 400;
+    let stack = move_parameters(stack, 4, 0.2);
+    let sides = 600;
     let at = |i: usize| -pi + (i as f64 + 0.5) / sides as f64 * 2.0 * pi;
     let points: Vec<f32> =
         (0..sides * sides).flat_map(|i| [at(i % sides) as f32, at(i / sides) as f32]).collect();

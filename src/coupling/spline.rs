@@ -37,7 +37,7 @@ pub enum SplineTails {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum SplineForm {
     /// `min + (1 - K min) softmax(w)` of the interval, heights alike;
-    /// `min_slope + softplus(d + ln(e^(1 - min_slope) - 1))`, which is 1 at `d = 0`.
+    /// `min_slope + softplus(d + ln(e^(1 - min_slope) - 1))`, which is 1 at `d = 0`, and at most 10⁶.
     ///
     /// nflows and normflows add the constant to their end slopes alone, and divide `w` and `h` in couplings
     /// by the root of the net's width: both are a matter of the last layer's bias and weight.
@@ -136,6 +136,9 @@ impl RationalQuadraticConfig {
 }
 
 const LAYER: &str = "RationalQuadratic";
+
+/// Squares of steeper slopes leave f32.
+const STEEPEST: f64 = 1e6;
 
 /// A monotone rational-quadratic spline for each value, as the elementwise map of a coupling.
 ///
@@ -264,6 +267,7 @@ impl RationalQuadratic {
     fn slopes(&self, numbers: Tensor<3>) -> Tensor<3> {
         match self.config.form {
             SplineForm::Floored { min_slope, .. } => {
+                let numbers = numbers.clamp_max(STEEPEST);
                 softplus(numbers + (1.0 - min_slope).exp_m1().ln()) + min_slope
             }
             SplineForm::Bent { slope } => bent(numbers, slope.ln()).exp(),
@@ -312,6 +316,8 @@ impl RationalQuadratic {
 
 /// `u / (1 + |u / limit|)`: within `limit` on both sides.
 fn bent(u: Tensor<3>, limit: f64) -> Tensor<3> {
+    // Farther out it is the limit, and the quotient would leave f32.
+    let u = u.clamp(-1e12, 1e12);
     let size = (u.clone() * limit.recip()).abs() + 1.0;
     u / size
 }
