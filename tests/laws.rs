@@ -70,6 +70,8 @@ density_each! {
     density_of_glow_3_levels, [3, 1, 8, 8], |rng, device| glow([1, 8, 8], 3).init(rng, device)?;
     density_of_glow_additive, [3, 3, 4, 4], |rng, device| glow([3, 4, 4], 2).with_coupling(GlowCouplingKind::Additive).with_mixing(GlowMixingKind::Conv1x1Plu).init(rng, device)?;
     density_of_glow_plu, [3, 1, 4, 8], |rng, device| glow([1, 4, 8], 2).with_mixing(GlowMixingKind::Conv1x1Plu).init(rng, device)?;
+    density_of_a_mixture, [16, 4], |rng, device| FlowStack::<2, _, _>::single(maf(4, None, ScaleMap::default(), device)?, GaussianMixture::new(3, 4, rng, device)?, &[4])?;
+    density_of_student_t, [16, 4], |_rng, device| FlowStack::<2, _, _>::single(spline_maf(4, device)?, StudentT::new(4.0)?, &[4])?;
     density_of_nice, [16, 5], |_rng, device| NiceConfig::new(5, vec![HIDDEN]).init(device)?;
     density_of_real_nvp, [3, 1, 4, 4], |_rng, device| initialized(RealNvpConfig::new([1, 4, 4], 2, 4, 1).with_logit(None, LogitForm::Code).init(device)?, [8, 1, 4, 4], device);
     density_of_real_nvp_vectors, [16, 4], |_rng, device| initialized(RealNvpVectorConfig::new(4, 3, vec![HIDDEN]).with_batch_norm(true).init(device)?, [64, 4], device);

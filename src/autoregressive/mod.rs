@@ -14,6 +14,7 @@ use crate::chain::zero_log_det;
 use crate::coupling::{Transform, sum_per_sample};
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
+use crate::host;
 
 /// A masked autoregressive layer with transform `T`: MAF for [`Affine`](crate::coupling::Affine) maps,
 /// the autoregressive neural spline flow for
@@ -80,6 +81,10 @@ where
     Self: Module,
 {
     fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Tensor<1>) {
+        self.made.assert_features(&x);
+        if host::has_no_samples(&x) {
+            return (x.clone(), zero_log_det(&x));
+        }
         let params = self.made.forward(x.clone());
         let none = zero_log_det(&x);
         let (z, log_slope) = self.transform.forward(x, params);
@@ -88,6 +93,9 @@ where
 
     fn inverse(&self, z: Tensor<2>) -> Tensor<2> {
         self.made.assert_features(&z);
+        if host::has_no_samples(&z) {
+            return z;
+        }
         let [batch, features] = z.dims();
         let mut columns: Vec<Option<Tensor<2>>> = vec![None; features];
         self.made.in_steps(batch, |known, params| {

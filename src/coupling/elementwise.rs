@@ -8,6 +8,7 @@ use super::{Transform, sum_per_sample};
 use crate::chain::zero_log_det;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
+use crate::host;
 
 /// A [`Transform`] whose parameters are learned for each channel, not computed by a net.
 ///
@@ -48,15 +49,19 @@ impl<T: Transform> Elementwise<T> {
         Ok(Self { params: Param::from_tensor(params), transform })
     }
 
-    fn params_for<const D: usize>(&self, x: &Tensor<D>) -> Tensor<D> {
+    fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {
         let [numbers] = self.params.dims();
         let channels = numbers / self.transform.params_per_channel();
-        let mut shape = x.dims();
+        let shape = x.dims();
         assert!(
             shape[1] == channels,
             "Elementwise: got shape {shape:?}, but was built for {channels} channels on axis 1"
         );
-        shape[1] = numbers;
+    }
+
+    fn params_for<const D: usize>(&self, x: &Tensor<D>) -> Tensor<D> {
+        let mut shape = x.dims();
+        [shape[1]] = self.params.dims();
         per_channel::<D>(self.params.val()).expand(shape)
     }
 }
@@ -66,6 +71,10 @@ where
     Self: Module,
 {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        self.assert_channels(&x);
+        if host::has_no_samples(&x) {
+            return (x.clone(), zero_log_det(&x));
+        }
         let params = self.params_for(&x);
         let none = zero_log_det(&x);
         let (z, log_slope) = self.transform.forward(x, params);
@@ -73,6 +82,10 @@ where
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
+        self.assert_channels(&z);
+        if host::has_no_samples(&z) {
+            return z;
+        }
         let params = self.params_for(&z);
         self.transform.inverse(z, params)
     }

@@ -8,6 +8,7 @@ use super::conv1x1::apply;
 use crate::chain::zero_log_det;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
+use crate::host;
 use crate::prior::standard_normal;
 
 /// A product of reflections, the same at every pixel: `z = H_n ... H_1 x`, `log_det = 0`.
@@ -160,12 +161,18 @@ macro_rules! orthogonal {
             fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
                 let (matrix, log_det) = (self.matrix(), zero_log_det(&x));
                 self.assert_channels(&x, &matrix);
+                if host::has_no_samples(&x) {
+                    return (x, log_det);
+                }
                 (apply(matrix, x), log_det)
             }
 
             fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
                 let matrix = self.matrix();
                 self.assert_channels(&z, &matrix);
+                if host::has_no_samples(&z) {
+                    return z;
+                }
                 apply(matrix.transpose(), z)
             }
 

@@ -3,6 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use crate::chain::{same_log_det, zero_log_det};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
@@ -101,6 +102,9 @@ impl Standardize {
 impl<const D: usize> Flow<D> for Standardize {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         self.assert_channels(&x);
+        if host::has_no_samples(&x) {
+            return (x.clone(), zero_log_det(&x));
+        }
         let log_det = self.log_det(x.clone());
         let z = (x - per_channel(self.mean.val())) / per_channel(self.deviation.val());
         (z, log_det)
@@ -108,11 +112,14 @@ impl<const D: usize> Flow<D> for Standardize {
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         self.assert_channels(&z);
+        if host::has_no_samples(&z) {
+            return z;
+        }
         z * per_channel(self.deviation.val()) + per_channel(self.mean.val())
     }
 
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
         let pixels: usize = x.dims()[2..].iter().product();
-        (self.deviation.val().log().sum() * -(pixels as f64)).expand([x.dims()[0]])
+        same_log_det(self.deviation.val().log().sum() * -(pixels as f64), &x)
     }
 }

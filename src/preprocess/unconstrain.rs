@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::chain::zero_log_det;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
+use crate::host;
 use crate::record::Setting;
 
 /// The values that a variable can have.
@@ -176,6 +177,9 @@ fn least(dtype: DType) -> f64 {
 impl Flow<2> for Unconstrain {
     fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Tensor<1>) {
         self.assert_features(&x);
+        if host::has_no_samples(&x) {
+            return (x.clone(), zero_log_det(&x));
+        }
         let batch = x.dims()[0];
         let mut log_det = zero_log_det(&x);
         let columns = self.columns(&x).map(|(domain, column)| {
@@ -190,6 +194,9 @@ impl Flow<2> for Unconstrain {
 
     fn inverse(&self, z: Tensor<2>) -> Tensor<2> {
         self.assert_features(&z);
+        if host::has_no_samples(&z) {
+            return z;
+        }
         let columns = self.columns(&z).map(|(domain, column)| domain.inverse(column));
         Tensor::cat(columns.collect(), 1)
     }

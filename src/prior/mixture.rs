@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Tensor, activation};
 use rand::{Rng, RngExt};
 
 use super::{HALF_LN_TAU, Prior, standard_normal};
+use crate::chain::zero_log_det;
 use crate::error::{FlowError, Result};
 use crate::host;
 
@@ -99,6 +100,9 @@ fn log_sum_exp(values: Tensor<2>) -> Tensor<1> {
 
 impl Prior<2> for GaussianMixture {
     fn log_prob(&self, z: Tensor<2>) -> Tensor<1> {
+        if host::has_no_samples(&z) {
+            return zero_log_det(&z);
+        }
         log_sum_exp(self.component_log_probs(z))
     }
 
@@ -111,6 +115,9 @@ impl Prior<2> for GaussianMixture {
         dtype: DType,
     ) -> Tensor<2> {
         let [count, features] = shape;
+        if count == 0 {
+            return standard_normal(shape, rng, device, dtype);
+        }
         let logits = host::to_f64(host::plain(self.logits.val()));
         let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = logits.iter().map(|logit| (logit - largest).exp()).collect();

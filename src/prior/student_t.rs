@@ -6,6 +6,7 @@ use rand::Rng;
 use rand_distr::{ChiSquared, Distribution};
 
 use super::{Prior, standard_normal_values};
+use crate::chain::zero_log_det;
 use crate::coupling::sum_per_sample;
 use crate::error::{FlowError, Result};
 use crate::host;
@@ -61,6 +62,9 @@ impl StudentT {
 
 impl<const D: usize> Prior<D> for StudentT {
     fn log_prob(&self, z: Tensor<D>) -> Tensor<1> {
+        if host::has_no_samples(&z) {
+            return zero_log_det(&z);
+        }
         let n = *self.degrees;
         let constant = libm::lgamma((n + 1.0) / 2.0)
             - libm::lgamma(n / 2.0)

@@ -59,6 +59,9 @@ impl Uniform {
 
 impl<const D: usize> Prior<D> for Uniform {
     fn log_prob(&self, z: Tensor<D>) -> Tensor<1> {
+        if host::has_no_samples(&z) {
+            return zero_log_det(&z);
+        }
         let values: usize = z.dims()[1..].iter().product();
         let log_density = -(*self.upper - *self.lower).ln() * values as f64;
         let inside = zero_log_det(&z) + log_density;
@@ -78,7 +81,8 @@ impl<const D: usize> Prior<D> for Uniform {
         let (middle, half) = ((*self.lower + *self.upper) / 2.0, (*self.upper - *self.lower) / 2.0);
         let draw = |_| middle + half * temperature * (2.0 * rng.random::<f64>() - 1.0);
         let values = (0..shape.iter().product::<usize>()).map(draw).collect();
+        let draws = host::from_f64(values, shape, device, dtype);
         // The ends of f32 may lie beyond those of the interval.
-        host::from_f64(values, shape, device, dtype).clamp(*self.lower, *self.upper)
+        if host::has_no_samples(&draws) { draws } else { draws.clamp(*self.lower, *self.upper) }
     }
 }

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use super::Squeeze;
 use crate::error::Result;
 use crate::flow::Flow;
+use crate::host;
 
 /// Squeeze by the Haar transform: `[n, c, h, w] -> [n, 4c, h/2, w/2]`, `log_det = 0`.
 ///
@@ -51,6 +52,9 @@ fn haar(parts: [Tensor<4>; 4]) -> [Tensor<4>; 4] {
 impl Flow<4> for HaarSqueeze {
     fn forward(&self, x: Tensor<4>) -> (Tensor<4>, Tensor<1>) {
         let (squeezed, log_det) = Squeeze::new().forward(x);
+        if host::has_no_samples(&squeezed) {
+            return (squeezed, log_det);
+        }
         let [n, channels, h, w] = squeezed.dims();
         let corners = squeezed.reshape([n, channels / 4, 4, h, w]);
         let corner = |at| corners.clone().narrow(2, at, 1).reshape([n, channels / 4, h, w]);
@@ -65,6 +69,9 @@ impl Flow<4> for HaarSqueeze {
             "HaarSqueeze: inverse of shape {:?}: the {channels} channels must be a multiple of 4",
             z.dims()
         );
+        if host::has_no_samples(&z) {
+            return Squeeze::new().inverse(z);
+        }
         let part = |at: usize| z.clone().narrow(1, at * channels / 4, channels / 4);
         let corners = haar([part(0), part(1), part(2), part(3)]);
         let corners = corners.map(|corner| corner.reshape([n, channels / 4, 1, h, w]));
