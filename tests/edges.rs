@@ -176,8 +176,8 @@ mod no_samples {
     use super::*;
 
     stacks_each! {
-        mixture, |rng, device| FlowStack::<2, _, _>::single(maf(4, None, ScaleMap::default(), device)?, GaussianMixture::new(3, 4, rng, device)?, &[4])?;
-        student_t, |_rng, device| FlowStack::<2, _, _>::single(spline_maf(4, device)?, StudentT::new(4.0)?, &[4])?;
+        through_a_mixture, |rng, device| FlowStack::<2, _, _>::single(maf(4, None, ScaleMap::default(), device)?, GaussianMixture::new(3, 4, rng, device)?, &[4])?;
+        through_student_t, |_rng, device| FlowStack::<2, _, _>::single(spline_maf(4, device)?, StudentT::new(4.0)?, &[4])?;
         through_vectors, |rng, device| vector_stack(4, rng, device)?;
         through_two_vector_levels, |rng, device| split_vector_stack(rng, device)?;
         through_nice, |_rng, device| NiceConfig::new(6, vec![HIDDEN]).init(device)?;
