@@ -1,4 +1,4 @@
-//! Elementwise maps of the transformed part: additive and affine.
+//! The trait of elementwise maps of the transformed part; additive and affine ones.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
