@@ -297,7 +297,7 @@ impl RationalQuadratic {
     }
 
     /// The value within the interval that is used for `x`, and where that is not `x` itself.
-    fn into_interval(&self, x: Tensor<3>) -> (Tensor<3>, Tensor<3, Bool>) {
+    fn held_in_interval(&self, x: Tensor<3>) -> (Tensor<3>, Tensor<3, Bool>) {
         let [lower, upper] = self.config.interval;
         let outside = x.clone().lower_elem(lower).bool_or(x.clone().greater_elem(upper));
         let x = match self.config.tails {
@@ -394,7 +394,7 @@ impl Transform for RationalQuadratic {
     ) -> (Tensor<D>, Option<Tensor<D>>) {
         let shape = x.dims();
         let (x, knots) = self.flatten(x, params);
-        let (inner, outside) = self.into_interval(x.clone());
+        let (inner, outside) = self.held_in_interval(x.clone());
         let bin = knots.bins(&inner, |knots| &knots.x);
         let t = ((inner.clone() - bin.x.clone()) / bin.width.clone()).clamp(0.0, 1.0);
         let (z, log_slope) = bin.at(t);
@@ -415,7 +415,7 @@ impl Transform for RationalQuadratic {
     fn inverse<const D: usize>(&self, z: Tensor<D>, params: Tensor<D>) -> Tensor<D> {
         let shape = z.dims();
         let (z, knots) = self.flatten(z, params);
-        let (inner, outside) = self.into_interval(z.clone());
+        let (inner, outside) = self.held_in_interval(z.clone());
         let bin = knots.bins(&inner, |knots| &knots.y);
         let t = bin.place_of(inner.clone());
         let x = bin.x.clone() + bin.width.clone() * t.clone();
