@@ -170,10 +170,10 @@ fn spline_couplings(
     FlowStack::single(couplings, StandardNormal::new(), &[16])
 }
 
+type AutoregressiveStep = (Autoregressive<Affine>, Permutation);
+
 /// Five masked autoregressive layers, the order reversed from one to the next.
-fn masked_autoregressive(
-    device: &Device,
-) -> Result<FlowStack<2, Vec<(Autoregressive<Affine>, Permutation)>>> {
+fn masked_autoregressive(device: &Device) -> Result<FlowStack<2, Vec<AutoregressiveStep>>> {
     let layer = |_| {
         let made = MadeConfig::new(16, vec![128; 2], 2).init(device)?;
         let affine = Affine::new(ScaleMap::default(), AffineOrder::ScaleThenShift, 16, device);
