@@ -16,6 +16,15 @@ use crate::flow::{At, Flow, Pass};
 use crate::host;
 use crate::tape::{Memory, Tape};
 
+/// Axis 1 of `x` has the size that `layer` was built for.
+pub(crate) fn assert_size<const D: usize>(layer: &str, x: &Tensor<D>, size: usize, what: &str) {
+    assert!(
+        x.dims()[1] == size,
+        "{layer}: got shape {:?}, but was built for {size} {what} on axis 1",
+        x.dims()
+    );
+}
+
 /// A log-determinant of 0 for the batch of `x`.
 pub(crate) fn zero_log_det<const D: usize>(x: &Tensor<D>) -> Tensor<1> {
     if host::has_no_samples(x) {

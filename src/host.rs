@@ -1,7 +1,7 @@
 //! Tensors as host values and back.
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{DType, Device, Element, Tensor, TensorData};
+use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 
 use crate::backend::{HostValues, is_host};
 use crate::kernels::{self, Shape};
@@ -38,6 +38,12 @@ pub(crate) fn empty_like<const N: usize, const D: usize>(
     shape: [usize; D],
 ) -> Tensor<D> {
     from_f64(Vec::new(), shape, &x.device(), x.dtype())
+}
+
+/// Places along an axis, for `Tensor::select`.
+pub(crate) fn indices(places: impl IntoIterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
+    let places: Vec<i64> = places.into_iter().map(|place| place as i64).collect();
+    Tensor::from_data(places.as_slice(), device)
 }
 
 /// The distance from 1 to the next number of a dtype.

@@ -1,5 +1,7 @@
 //! Splines at their knots, ends and tails, far out and on circles.
 
+mod common;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_flows::conditioner::MlpConfig;
 use burn_flows::coupling::{
@@ -8,6 +10,7 @@ use burn_flows::coupling::{
 use burn_flows::prior::Uniform;
 use burn_flows::testing::move_parameters;
 use burn_flows::{FlowStack, backend};
+use common::flat as values;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -20,14 +23,10 @@ const ALL_FORMS: [SplineForm; 2] = [
 ];
 
 fn host_devices() -> Vec<(&'static str, Device)> {
-    let devices = backend::devices().into_iter().map(|(name, device)| (name, device()));
-    let devices: Vec<_> = devices.filter(|(_, device)| backend::is_host(device)).collect();
+    let devices: Vec<_> =
+        backend::hosts().into_iter().map(|(name, device)| (name, device())).collect();
     assert!(!devices.is_empty(), "splines in f64 need a backend that computes in main memory");
     devices
-}
-
-fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
-    tensor.try_into_vec_as::<f64>().unwrap()
 }
 
 /// A value of any size that f32 has, of either sign, zeros and whole numbers among them.

@@ -2,8 +2,10 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Initializer, Linear, LinearConfig};
-use burn::tensor::{Device, Int, Tensor, activation};
+use burn::tensor::{Device, Tensor, activation};
 
+use crate::chain::assert_size;
+use crate::conditioner::drawn;
 use crate::error::{FlowError, Result};
 use crate::host;
 use crate::param::frozen;
@@ -74,9 +76,8 @@ impl MadeConfig {
             // In the order of the steps, so that what a step unlocks is one range.
             (0..width).map(|unit| usize::from(steps > 1) + unit * (steps - 1) / width).collect()
         });
-        let made =
-            Made::of_degrees(&order, &hidden.collect::<Vec<_>>(), params_per_feature, device);
-        Ok(if self.zero_init { made.with_zero_output() } else { made })
+        let hidden: Vec<_> = hidden.collect();
+        Ok(Made::of_degrees(&order, &hidden, params_per_feature, self.zero_init, device))
     }
 }
 
@@ -122,10 +123,11 @@ pub struct Made {
 impl Made {
     /// A net with the masks that follow from the steps of the features and the degrees of the hidden
     /// units, which are in ascending order in each layer.
-    pub(crate) fn of_degrees(
+    fn of_degrees(
         order: &[usize],
         degrees: &[Vec<usize>],
         params_per_feature: usize,
+        zero_init: bool,
         device: &Device,
     ) -> Self {
         // Numbers of all features, one kind after the other, as a coupling's conditioner has them.
@@ -141,9 +143,15 @@ impl Made {
             }
             _ => masks.push(mask(order, &outputs, |from, to| from < to, device)),
         }
-        let layers = masks.iter().map(|mask| {
+        let last = masks.len() - 1;
+        let layers = masks.iter().enumerate().map(|(index, mask)| {
             let [inputs, outputs] = mask.dims();
-            LinearConfig::new(inputs, outputs).init(device)
+            let config = LinearConfig::new(inputs, outputs);
+            let starts_at_zero = index == last && zero_init;
+            drawn(
+                if starts_at_zero { config.with_initializer(Initializer::Zeros) } else { config },
+                device,
+            )
         });
         Self {
             layers: layers.collect(),
@@ -151,15 +159,6 @@ impl Made {
             degrees: degrees.iter().map(|degrees| frozen(numbers(degrees, device))).collect(),
             masks: masks.into_iter().map(frozen).collect(),
         }
-    }
-
-    fn with_zero_output(mut self) -> Self {
-        if let Some(last) = self.layers.pop() {
-            let [inputs, outputs] = last.weight.dims();
-            let zero = LinearConfig::new(inputs, outputs).with_initializer(Initializer::Zeros);
-            self.layers.push(zero.init(&last.weight.device()));
-        }
-        self
     }
 
     /// Number of features.
@@ -189,12 +188,7 @@ impl Made {
     }
 
     pub(super) fn assert_features(&self, x: &Tensor<2>) {
-        let features = self.num_features();
-        assert!(
-            x.dims()[1] == features,
-            "{LAYER}: got shape {:?}, but was built for {features} features on axis 1",
-            x.dims()
-        );
+        assert_size(LAYER, x, self.num_features(), "features");
     }
 
     /// Weight and bias of each layer, masked.
@@ -242,20 +236,15 @@ impl Made {
             let features: Vec<_> = (0..order.len()).filter(|&index| order[index] == step).collect();
             let count = order.len();
             let kinds = sum.dims()[1] / count;
-            let numbers = (0..kinds).flat_map(|kind| {
-                features.iter().map(move |&feature| (kind * count + feature) as i64)
-            });
-            let params = sum.clone().select(1, indices(numbers.collect(), &sum.device()));
+            let numbers = (0..kinds)
+                .flat_map(|kind| features.iter().map(move |&feature| kind * count + feature));
+            let params = sum.clone().select(1, host::indices(numbers, &sum.device()));
             let values = next(&features, params);
-            let rows = features.iter().map(|&feature| feature as i64).collect();
-            let rows = layers[0].0.clone().select(0, indices(rows, &sum.device()));
+            let rows = host::indices(features.iter().copied(), &sum.device());
+            let rows = layers[0].0.clone().select(0, rows);
             sums[0] = sums[0].clone() + values.matmul(rows);
         }
     }
-}
-
-fn indices(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
-    Tensor::from_data(values.as_slice(), device)
 }
 
 fn integers(values: &Param<Tensor<1>>) -> Vec<usize> {

@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 pub use made::{Made, MadeConfig};
 
 use crate::chain::zero_log_det;
-use crate::coupling::{Transform, sum_per_sample};
+use crate::coupling::{Transform, map_and_log_det};
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
 use crate::host;
@@ -86,9 +86,7 @@ where
             return (x.clone(), zero_log_det(&x));
         }
         let params = self.made.forward(x.clone());
-        let none = zero_log_det(&x);
-        let (z, log_slope) = self.transform.forward(x, params);
-        (z, log_slope.map_or(none, sum_per_sample))
+        map_and_log_det(&self.transform, x, params, |all| all)
     }
 
     fn inverse(&self, z: Tensor<2>) -> Tensor<2> {

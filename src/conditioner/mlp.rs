@@ -6,6 +6,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, activation};
 
 use super::{Conditioner, Fold, FoldedNet};
+use crate::chain::assert_size;
 use crate::error::{FlowError, Result};
 use crate::flow::add_grad;
 use crate::host;
@@ -69,18 +70,22 @@ impl MlpConfig {
                 if i == last && self.zero_init {
                     config = config.with_initializer(Initializer::Zeros);
                 }
-                let layer = config.init(device);
-                // Burn draws weights when they are first asked for: asked for here, they are those
-                // of the device's seed whatever draws from it before the net is used.
-                layer.weight.val();
-                if let Some(bias) = &layer.bias {
-                    bias.val();
-                }
-                layer
+                drawn(config, device)
             })
             .collect();
         Ok(Mlp { layers })
     }
+}
+
+/// A layer with its weights drawn. Burn draws them when they are first asked for: asked for here, they are
+/// those of the device's seed whatever draws from it before the layer is used.
+pub(crate) fn drawn(config: LinearConfig, device: &Device) -> Linear {
+    let layer = config.init(device);
+    layer.weight.val();
+    if let Some(bias) = &layer.bias {
+        bias.val();
+    }
+    layer
 }
 
 /// A multilayer perceptron: linear layers with ReLU between, `[batch, in] -> [batch, out]`.
@@ -95,11 +100,7 @@ impl Conditioner<2> for Mlp {
         let mut layers = self.layers.iter();
         let first = layers.next().expect("an Mlp has at least one layer");
         let [features, _] = first.weight.dims();
-        assert!(
-            x.dims()[1] == features,
-            "Mlp: got shape {:?}, but was built for {features} features on axis 1",
-            x.dims()
-        );
+        assert_size("Mlp", &x, features, "features");
         layers.fold(first.forward(x), |h, layer| layer.forward(activation::relu(h)))
     }
 

@@ -17,6 +17,7 @@ use burn::tensor::Tensor;
 pub use conv_net::ConvNet;
 pub(crate) use folded::{Fold, FoldedNet};
 pub use glow_net::{GlowNet, GlowNetConfig, NetNorm};
+pub(crate) use mlp::drawn;
 pub use mlp::{Mlp, MlpConfig};
 pub use mlp_pair::MlpPair;
 pub(crate) use residual_net::first_following_norm;

@@ -4,8 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use super::transform::per_channel;
-use super::{Transform, sum_per_sample};
-use crate::chain::zero_log_det;
+use super::{Transform, map_and_log_det};
+use crate::chain::{assert_size, zero_log_det};
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
 use crate::host;
@@ -52,11 +52,7 @@ impl<T: Transform> Elementwise<T> {
     fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {
         let [numbers] = self.params.dims();
         let channels = numbers / self.transform.params_per_channel();
-        let shape = x.dims();
-        assert!(
-            shape[1] == channels,
-            "Elementwise: got shape {shape:?}, but was built for {channels} channels on axis 1"
-        );
+        assert_size("Elementwise", x, channels, "channels");
     }
 
     fn params_for<const D: usize>(&self, x: &Tensor<D>) -> Tensor<D> {
@@ -76,9 +72,7 @@ where
             return (x.clone(), zero_log_det(&x));
         }
         let params = self.params_for(&x);
-        let none = zero_log_det(&x);
-        let (z, log_slope) = self.transform.forward(x, params);
-        (z, log_slope.map_or(none, sum_per_sample))
+        map_and_log_det(&self.transform, x, params, |all| all)
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {

@@ -19,8 +19,8 @@ pub(crate) use fused::{Fused, FusedMap};
 pub use mask::{Mask, Parity};
 pub use scale::{LOG_SCALE_FLOOR, LOG_SCALE_LIMIT, SIGMOID_OFFSET, ScaleMap};
 pub use spline::{Knots, RationalQuadratic, RationalQuadraticConfig, SplineForm, SplineTails};
-pub(crate) use transform::per_channel;
 pub use transform::{Additive, Affine, AffineOrder, Transform};
+pub(crate) use transform::{map_and_log_det, per_channel};
 
 use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
@@ -236,19 +236,14 @@ impl<C: Module, T: Transform> Coupling<C, T> {
         (self.mask.merge(identity, x), self.mask.merge(didentity, dx))
     }
 
-    /// The transformed part and its elementwise log-scale.
+    /// The transformed part and its log-determinant.
     fn transform_forward<const D: usize>(
         &self,
         transformed: Tensor<D>,
         params: Tensor<D>,
     ) -> (Tensor<D>, Tensor<1>) {
-        let none = zero_log_det(&transformed);
-        let (z, log_scale) = self.transform.forward(transformed, params);
-        let log_det = match log_scale {
-            Some(log_scale) => sum_per_sample(self.mask.keep_transformed(log_scale)),
-            None => none,
-        };
-        (self.mask.keep_transformed(z), log_det)
+        let keep = |values| self.mask.keep_transformed(values);
+        map_and_log_det(&self.transform, transformed, params, keep)
     }
 }
 

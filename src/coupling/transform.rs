@@ -1,11 +1,14 @@
 //! The trait of elementwise maps of the transformed part; additive and affine ones.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::fused::FusedMap;
 use super::scale::{LOG_SCALE_FLOOR, LOG_SCALE_LIMIT, ScaleMap};
+use super::sum_per_sample;
+use crate::chain::zero_log_det;
+use crate::host;
 use crate::record::Setting;
 
 /// An invertible elementwise map `x -> z`, with parameters from a conditioner.
@@ -189,8 +192,7 @@ impl Transform for Affine {
         params: Tensor<D>,
     ) -> Tensor<D> {
         let gain = self.gain().map(|gain| {
-            let channels: Vec<i64> = channels.iter().map(|&channel| channel as i64).collect();
-            let channels = Tensor::<1, Int>::from_data(channels.as_slice(), &gain.device());
+            let channels = host::indices(channels.iter().copied(), &gain.device());
             gain.select(0, channels)
         });
         self.inverse_with(gain, z, params)
@@ -204,6 +206,19 @@ impl Transform for Affine {
             limits: [LOG_SCALE_FLOOR, LOG_SCALE_LIMIT],
         })
     }
+}
+
+/// `z` and the log-determinant of an elementwise map, both of what `keep` leaves of the values.
+pub(crate) fn map_and_log_det<const D: usize, T: Transform>(
+    transform: &T,
+    x: Tensor<D>,
+    params: Tensor<D>,
+    keep: impl Fn(Tensor<D>) -> Tensor<D>,
+) -> (Tensor<D>, Tensor<1>) {
+    let none = zero_log_det(&x);
+    let (z, log_slope) = transform.forward(x, params);
+    let log_det = log_slope.map_or(none, |log_slope| sum_per_sample(keep(log_slope)));
+    (keep(z), log_det)
 }
 
 /// `[channels]` shaped `[1, channels, 1, ...]`, to broadcast over batch and space.

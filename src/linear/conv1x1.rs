@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::Rng;
 
 use crate::backend::{HostScalar, HostValues};
-use crate::chain::same_log_det;
+use crate::chain::{assert_size, same_log_det};
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow, add_grad, backward_by_autodiff, pull_back_surrogate, weighted};
 use crate::host::{self, by_dtype};
@@ -97,10 +97,7 @@ impl PluWeight {
 
     fn matrix(&self) -> Tensor<2> {
         let lower = self.lower.val().tril(-1);
-        let identity = {
-            let [n, _] = lower.dims();
-            Tensor::<2>::eye(n, &lower.device()).cast(lower.dtype())
-        };
+        let identity = identity(lower.dims()[0], &lower);
         // Fixed, whatever `Module::unfreeze` asks of all parameters.
         let (sign_s, permutation) = (self.sign_s.val().detach(), self.permutation.val().detach());
         let diagonal = identity.clone() * (sign_s * self.log_s.val().exp()).unsqueeze();
@@ -326,11 +323,7 @@ impl InvertibleConv1x1 {
     }
 
     fn assert_channels<const D: usize>(&self, x: &Tensor<D>, size: usize) {
-        assert!(
-            x.dims()[1] == size,
-            "{LAYER}: got shape {:?}, but was built for {size} channels on axis 1",
-            x.dims()
-        );
+        assert_size(LAYER, x, size, "channels");
     }
 }
 
@@ -420,6 +413,11 @@ fn products_on_host<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Vec<f64> {
 
 fn transposed(matrix: &[f64], size: usize) -> Vec<f64> {
     (0..size * size).map(|at| matrix[at % size * size + at / size]).collect()
+}
+
+/// The identity matrix, on the device and in the dtype of `like`.
+pub(super) fn identity(size: usize, like: &Tensor<2>) -> Tensor<2> {
+    Tensor::<2>::eye(size, &like.device()).cast(like.dtype())
 }
 
 /// Multiplies axis 1 of `x` by `matrix` from the left.

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
-use crate::chain::same_log_det;
+use crate::chain::{assert_size, same_log_det};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
@@ -56,11 +56,7 @@ impl DiagonalScaling {
 
     fn assert_features<const D: usize>(&self, x: &Tensor<D>) {
         let features = self.log_scale.dims()[0];
-        assert!(
-            x.dims()[1] == features,
-            "DiagonalScaling: got shape {:?}, but was built for {features} features on axis 1",
-            x.dims()
-        );
+        assert_size("DiagonalScaling", x, features, "features");
     }
 }
 

@@ -4,8 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use rand::Rng;
 
-use super::conv1x1::apply;
-use crate::chain::zero_log_det;
+use super::conv1x1::{apply, identity};
+use crate::chain::{assert_size, zero_log_det};
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
 use crate::host;
@@ -139,41 +139,31 @@ impl Rotation {
     }
 }
 
-fn identity(size: usize, like: &Tensor<2>) -> Tensor<2> {
-    Tensor::<2>::eye(size, &like.device()).cast(like.dtype())
-}
-
 macro_rules! orthogonal {
-    ($name:ident) => {
+    ($name:ident, $param:ident) => {
         impl $name {
-            fn assert_channels<const D: usize>(&self, x: &Tensor<D>, matrix: &Tensor<2>) {
-                let [channels, _] = matrix.dims();
-                assert!(
-                    x.dims()[1] == channels,
-                    "{}: got shape {:?}, but was built for {channels} channels on axis 1",
-                    stringify!($name),
-                    x.dims()
-                );
+            fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {
+                let [_, channels] = self.$param.dims();
+                assert_size(stringify!($name), x, channels, "channels");
             }
         }
 
         impl<const D: usize> Flow<D> for $name {
             fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
-                let (matrix, log_det) = (self.matrix(), zero_log_det(&x));
-                self.assert_channels(&x, &matrix);
+                self.assert_channels(&x);
+                let log_det = zero_log_det(&x);
                 if host::has_no_samples(&x) {
                     return (x, log_det);
                 }
-                (apply(matrix, x), log_det)
+                (apply(self.matrix(), x), log_det)
             }
 
             fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-                let matrix = self.matrix();
-                self.assert_channels(&z, &matrix);
+                self.assert_channels(&z);
                 if host::has_no_samples(&z) {
                     return z;
                 }
-                apply(matrix.transpose(), z)
+                apply(self.matrix().transpose(), z)
             }
 
             fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
@@ -183,5 +173,5 @@ macro_rules! orthogonal {
     };
 }
 
-orthogonal!(Householder);
-orthogonal!(Rotation);
+orthogonal!(Householder, vectors);
+orthogonal!(Rotation, generator);

@@ -1,11 +1,11 @@
 //! Fixed permutations of the channels.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use crate::chain::zero_log_det;
+use crate::chain::{assert_size, zero_log_det};
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
 use crate::host;
@@ -87,17 +87,11 @@ fn not_a_permutation(order: &[usize]) -> FlowError {
 }
 
 fn select<const D: usize>(x: Tensor<D>, order: &[usize]) -> Tensor<D> {
-    assert!(
-        x.dims()[1] == order.len(),
-        "Permutation: got shape {:?}, but was built for {} channels on axis 1",
-        x.dims(),
-        order.len()
-    );
+    assert_size("Permutation", &x, order.len(), "channels");
     if host::has_no_samples(&x) {
         return x;
     }
-    let order: Vec<i64> = order.iter().map(|&index| index as i64).collect();
-    let order = Tensor::<1, Int>::from_data(order.as_slice(), &x.device().without_autodiff());
+    let order = host::indices(order.iter().copied(), &x.device().without_autodiff());
     x.select(1, order)
 }
 

@@ -5,7 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
 use crate::backend::{HostScalar, HostValues};
-use crate::chain::same_log_det;
+use crate::chain::{assert_size, same_log_det};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow, Pass, add_grad, backward_by_autodiff};
@@ -191,11 +191,7 @@ impl ActNorm {
 
     fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {
         let channels = self.bias.dims()[0];
-        assert!(
-            x.dims()[1] == channels,
-            "ActNorm: got shape {:?}, but was built for {channels} channels on axis 1",
-            x.dims()
-        );
+        assert_size("ActNorm", x, channels, "channels");
     }
 }
 

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::act_norm::{ActNorm, apply, rounded, standardization};
 use crate::backend::HostScalar;
-use crate::chain::same_log_det;
+use crate::chain::{assert_size, same_log_det};
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, Pass};
@@ -87,11 +87,7 @@ impl LinearActNorm {
 
     fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {
         let channels = self.bias.dims()[0];
-        assert!(
-            x.dims()[1] == channels,
-            "{LAYER}: got shape {:?}, but was built for {channels} channels on axis 1",
-            x.dims()
-        );
+        assert_size(LAYER, x, channels, "channels");
     }
 }
 

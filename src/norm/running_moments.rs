@@ -3,6 +3,7 @@
 use burn::module::{Flag, Module, Param};
 use burn::tensor::{Device, Tensor};
 
+use crate::chain::assert_size;
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::Pass;
@@ -239,10 +240,6 @@ impl RunningMoments {
 
     pub(crate) fn assert_channels<const D: usize>(&self, x: &Tensor<D>) {
         let channels = self.mean.dims()[0];
-        assert!(
-            x.dims()[1] == channels,
-            "BatchNorm: got shape {:?}, but was built for {channels} channels on axis 1",
-            x.dims()
-        );
+        assert_size("BatchNorm", x, channels, "channels");
     }
 }

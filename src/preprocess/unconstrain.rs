@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Bool, DType, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::chain::zero_log_det;
+use crate::chain::{assert_size, zero_log_det};
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
 use crate::host;
@@ -89,12 +89,7 @@ impl Unconstrain {
     }
 
     fn assert_features(&self, x: &Tensor<2>) {
-        let features = self.domains.len();
-        assert!(
-            x.dims()[1] == features,
-            "{LAYER}: got shape {:?}, but was built for {features} features on axis 1",
-            x.dims()
-        );
+        assert_size(LAYER, x, self.domains.len(), "features");
     }
 
     fn columns<'a>(&'a self, x: &'a Tensor<2>) -> impl Iterator<Item = (Domain, Tensor<2>)> {

@@ -470,9 +470,9 @@ where
             return Ok(gradients);
         }
         self.memory = memory;
-        let error = self.why_not_finite(x.clone());
-        let is_of_the_batch =
-            matches!(error, FlowError::OutsideSupport { .. }) || !host::is_finite(x);
+        let is_finite = host::is_finite(x.clone());
+        let error = self.why_not_finite(x, is_finite);
+        let is_of_the_batch = matches!(error, FlowError::OutsideSupport { .. }) || !is_finite;
         if is_of_the_batch {
             self.restore();
         } else {
@@ -568,8 +568,8 @@ where
         })
     }
 
-    /// The error for a batch whose loss is not finite.
-    fn why_not_finite(&self, x: Tensor<D>) -> FlowError {
+    /// The error for a batch, itself finite or not, whose loss is not finite.
+    fn why_not_finite(&self, x: Tensor<D>, is_finite: bool) -> FlowError {
         if let Some(error) = self.not_finite_from_the_start() {
             return error;
         }
@@ -583,9 +583,7 @@ where
         }
         // Moments that have just taken in what their numbers cannot hold. Those of a batch that is not
         // finite are no more than that.
-        if host::is_finite(x.clone())
-            && let Err(reason) = valid.check()
-        {
+        if is_finite && let Err(reason) = valid.check() {
             return reason;
         }
         let layer = place.unwrap_or_else(|| "the prior".into());

@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::nn::Linear;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 use burn_flows::FlowStack;
 use burn_flows::autoregressive::{Autoregressive, Made};
 use burn_flows::coupling::{
@@ -30,11 +30,6 @@ pub fn case(golden: &Golden) -> Option<Result<Computed, String>> {
     })
 }
 
-fn tensor<const D: usize>(golden: &Golden, array: Array) -> Tensor<D> {
-    let data = TensorData::new(array.values().to_vec(), array.shape().to_vec());
-    Tensor::from_data(data, (golden.weights.device(), golden.weights.dtype()))
-}
-
 /// One spline a column, from its numbers, one row a kind.
 fn splines(
     golden: &Golden,
@@ -43,7 +38,7 @@ fn splines(
 ) -> Result<Computed, String> {
     let transform = config.init().map_err(text)?;
     let (kinds, columns) = (numbers.shape()[0], numbers.shape()[1]);
-    let params: Tensor<2> = tensor(golden, numbers);
+    let params: Tensor<2> = golden.tensor_of(&numbers);
     let x: Tensor<2> = golden.tensor("x")?;
     let batch = x.dims()[0];
     let rows = params.clone().reshape([1, kinds * columns]).expand([batch, kinds * columns]);
@@ -131,7 +126,7 @@ fn distrax_splines(golden: &Golden) -> Result<Computed, String> {
 }
 
 fn rotation(golden: &Golden) -> Result<Computed, String> {
-    let flow = Rotation::from_generator(golden.params_tensor("A")?);
+    let flow = Rotation::from_generator(golden.tensor("param.A")?);
     let matrix = flow.matrix();
     let mut computed = layer::<2>(golden, Ok(flow))?;
     computed.set("matrix", matrix);
@@ -147,7 +142,7 @@ fn nflows(golden: &Golden) -> Result<Computed, String> {
         match layer["class"].as_str() {
             Some("HouseholderSequence") => {
                 let vectors = params.array(&format!("{index}.q_vectors")).map_err(text)?;
-                flows.push(Householder::from_vectors(tensor(golden, vectors)));
+                flows.push(Householder::from_vectors(golden.tensor_of(&vectors)));
             }
             other => return Err(format!("unknown layer {other:?}")),
         }
@@ -178,9 +173,9 @@ fn mixture(golden: &Golden) -> Result<Computed, String> {
     let (components, features) = (shape[1], shape[2]);
     let rows = |array: Array| Array::new(vec![components, features], array.values().to_vec());
     let prior = GaussianMixture {
-        logits: Param::from_tensor(tensor(golden, part("weight_scores")?.flat())),
-        mean: Param::from_tensor(tensor(golden, rows(part("loc")?))),
-        log_std: Param::from_tensor(tensor(golden, rows(part("log_scale")?))),
+        logits: Param::from_tensor(golden.tensor_of(&part("weight_scores")?.flat())),
+        mean: Param::from_tensor(golden.tensor_of(&rows(part("loc")?))),
+        log_std: Param::from_tensor(golden.tensor_of(&rows(part("log_scale")?))),
     };
     stack(golden, FlowStack::single(steps, prior, &[features]), in_order::<2>)
 }
@@ -244,15 +239,15 @@ fn zuko_made(
             array.rows(places.iter().copied())
         };
         layers.push(Linear {
-            weight: Param::from_tensor(tensor(golden, arranged(&weight))),
-            bias: Some(Param::from_tensor(tensor(golden, bias.rows(rows.iter().copied())))),
+            weight: Param::from_tensor(golden.tensor_of(&arranged(&weight))),
+            bias: Some(Param::from_tensor(golden.tensor_of(&bias.rows(rows.iter().copied())))),
         });
-        masks.push(tensor(golden, arranged(&mask)));
+        masks.push(golden.tensor_of(&arranged(&mask)));
         places = rows;
     }
     let frozen = |values: Vec<f64>| {
         let array = Array::new(vec![values.len()], values);
-        Param::from_tensor(tensor::<1>(golden, array)).set_require_grad(false)
+        Param::from_tensor(golden.tensor_of::<1>(&array)).set_require_grad(false)
     };
     Ok(Made {
         layers,

@@ -67,11 +67,6 @@ impl Golden {
         self.weights.under("param")
     }
 
-    /// A parameter as a tensor.
-    pub fn params_tensor<const D: usize>(&self, name: &str) -> Result<Tensor<D>, String> {
-        self.tensor(&format!("param.{name}"))
-    }
-
     /// Rank of `x`.
     pub fn rank(&self) -> Result<usize, String> {
         Ok(self.array("x")?.shape().len())
@@ -83,8 +78,13 @@ impl Golden {
         if array.shape().len() != D {
             return Err(format!("{key} has shape {:?}, but rank {D} is needed", array.shape()));
         }
+        Ok(self.tensor_of(&array))
+    }
+
+    /// An array as a tensor of its rank, in the float type of the weights.
+    pub fn tensor_of<const D: usize>(&self, array: &Array) -> Tensor<D> {
         let data = TensorData::new(array.values().to_vec(), array.shape().to_vec());
-        Ok(Tensor::from_data(data, (self.weights.device(), self.weights.dtype())))
+        Tensor::from_data(data, (self.weights.device(), self.weights.dtype()))
     }
 
     /// Names of what a model must reproduce: everything but inputs and parameters.
