@@ -78,6 +78,7 @@ pub mod autoregressive;
 pub mod backend;
 mod chain;
 pub mod conditioner;
+pub mod context;
 pub mod coupling;
 pub mod data;
 mod error;

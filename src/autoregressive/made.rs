@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor, activation};
 
 use crate::chain::assert_size;
 use crate::conditioner::drawn;
+use crate::context::Context;
 use crate::error::{FlowError, Result};
 use crate::host;
 use crate::param::frozen;
@@ -19,6 +20,7 @@ pub struct MadeConfig {
     hidden: Vec<usize>,
     params_per_feature: usize,
     order: Option<Vec<usize>>,
+    context: usize,
     zero_init: bool,
 }
 
@@ -26,7 +28,7 @@ impl MadeConfig {
     /// A net of `num_features` inputs, hidden layers of the given widths with ReLU, and
     /// `params_per_feature` outputs for each feature, which see the features before it.
     pub fn new(num_features: usize, hidden: Vec<usize>, params_per_feature: usize) -> Self {
-        Self { num_features, hidden, params_per_feature, order: None, zero_init: false }
+        Self { num_features, hidden, params_per_feature, order: None, context: 0, zero_init: false }
     }
 
     /// The step at which each feature is known: the numbers of feature `i` depend on the features `j`
@@ -34,6 +36,12 @@ impl MadeConfig {
     /// Default: one feature a step, in order.
     pub fn with_order(mut self, order: Vec<usize>) -> Self {
         self.order = Some(order);
+        self
+    }
+
+    /// Every hidden unit sees as many features of a [context](crate::context). Default: 0, none.
+    pub fn with_context(mut self, width: usize) -> Self {
+        self.context = width;
         self
     }
 
@@ -77,7 +85,19 @@ impl MadeConfig {
             (0..width).map(|unit| usize::from(steps > 1) + unit * (steps - 1) / width).collect()
         });
         let hidden: Vec<_> = hidden.collect();
-        Ok(Made::of_degrees(&order, &hidden, params_per_feature, self.zero_init, device))
+        let mut made =
+            Made::of_degrees(&order, &hidden, params_per_feature, self.zero_init, device);
+        if self.context > 0 {
+            let [_, width] = made.masks[0].dims();
+            let config = LinearConfig::new(self.context, width).with_bias(false);
+            // Without hidden layers the first one is the last.
+            let starts_at_zero = self.zero_init && self.hidden.is_empty();
+            made.context = Some(MadeContext {
+                weight: drawn(zeros_if(starts_at_zero, config), device).weight,
+                context: Context::new(self.context, device),
+            });
+        }
+        Ok(made)
     }
 }
 
@@ -94,6 +114,10 @@ fn mask(
         .map(|(from, to)| if sees(from, to) { 1.0 } else { 0.0 })
         .collect();
     host::tensor(values, [from.len(), to.len()], device)
+}
+
+fn zeros_if(starts_at_zero: bool, config: LinearConfig) -> LinearConfig {
+    if starts_at_zero { config.with_initializer(Initializer::Zeros) } else { config }
 }
 
 fn numbers(order: &[usize], device: &Device) -> Tensor<1> {
@@ -118,6 +142,23 @@ pub struct Made {
     pub order: Param<Tensor<1>>,
     /// The degree of each unit of each hidden layer, in ascending order, not trained.
     pub degrees: Vec<Param<Tensor<1>>>,
+    /// What the units of the first layer see of a context.
+    pub context: Option<MadeContext>,
+}
+
+/// The part of a [`Made`]'s first layer that sees a context: `x weight + context context_weight + bias`.
+#[derive(Module, Debug)]
+pub struct MadeContext {
+    /// `[context, outputs of the first layer]`.
+    pub weight: Param<Tensor<2>>,
+    /// The place of the context.
+    pub context: Context,
+}
+
+impl MadeContext {
+    fn forward(&self, batch: usize) -> Tensor<2> {
+        self.context.rows(batch).matmul(self.weight.val())
+    }
 }
 
 impl Made {
@@ -148,16 +189,14 @@ impl Made {
             let [inputs, outputs] = mask.dims();
             let config = LinearConfig::new(inputs, outputs);
             let starts_at_zero = index == last && zero_init;
-            drawn(
-                if starts_at_zero { config.with_initializer(Initializer::Zeros) } else { config },
-                device,
-            )
+            drawn(zeros_if(starts_at_zero, config), device)
         });
         Self {
             layers: layers.collect(),
             order: frozen(numbers(order, device)),
             degrees: degrees.iter().map(|degrees| frozen(numbers(degrees, device))).collect(),
             masks: masks.into_iter().map(frozen).collect(),
+            context: None,
         }
     }
 
@@ -182,7 +221,11 @@ impl Made {
             if index > 0 {
                 h = activation::relu(h);
             }
+            let batch = h.dims()[0];
             h = h.matmul(weight) + bias.unsqueeze();
+            if let (0, Some(context)) = (index, &self.context) {
+                h = h + context.forward(batch);
+            }
         }
         h
     }
@@ -220,6 +263,9 @@ impl Made {
                 bias.clone().reshape([1, width]).expand([batch, width])
             })
             .collect();
+        if let Some(context) = &self.context {
+            sums[0] = sums[0].clone() + context.forward(batch);
+        }
         for step in 0..=order.iter().copied().max().unwrap_or(0) {
             for (hidden, degrees) in degrees.iter().enumerate() {
                 let unlocked = degrees.partition_point(|&degree| degree < step)

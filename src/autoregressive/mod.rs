@@ -8,7 +8,7 @@ mod made;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-pub use made::{Made, MadeConfig};
+pub use made::{Made, MadeConfig, MadeContext};
 
 use crate::chain::zero_log_det;
 use crate::coupling::{Transform, map_and_log_det};

@@ -9,6 +9,7 @@ use crate::error::{FlowError, Result};
 use crate::flow::Flow;
 use crate::host;
 use crate::record::Setting;
+use crate::support;
 
 /// The values that a variable can have.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -99,6 +100,15 @@ impl Unconstrain {
 }
 
 impl Domain {
+    fn support(self) -> String {
+        match self {
+            Self::Real | Self::Circle(..) => "every number".into(),
+            Self::Above(bound) => format!("above {bound}"),
+            Self::Below(bound) => format!("below {bound}"),
+            Self::Between(lower, upper) => format!("between {lower} and {upper}"),
+        }
+    }
+
     /// `(z, ln|dz/dx|, whether x is outside)` of a column.
     fn forward(self, x: Tensor<2>) -> (Tensor<2>, Tensor<2>, Tensor<2, Bool>) {
         // What is logarithmized is held off 0, so that no gradient of what is outside is infinite.
@@ -177,8 +187,18 @@ impl Flow<2> for Unconstrain {
         }
         let batch = x.dims()[0];
         let mut log_det = zero_log_det(&x);
-        let columns = self.columns(&x).map(|(domain, column)| {
-            let (z, log_slope, outside) = domain.forward(column);
+        let columns = self.columns(&x).enumerate().map(|(index, (domain, column))| {
+            let (z, log_slope, outside) = domain.forward(column.clone());
+            support::report(|| {
+                let any = outside.clone().any().into_scalar::<bool>();
+                any.then(|| FlowError::OutsideSupport {
+                    layer: LAYER,
+                    lowest: host::plain(column.clone()).min().into_scalar(),
+                    highest: host::plain(column).max().into_scalar(),
+                    support: format!("{} for feature {index}", domain.support()),
+                    advice: "look at the data, or give the feature another Domain",
+                })
+            });
             let log_slope = log_slope.mask_fill(outside, f64::NEG_INFINITY);
             log_det = log_det.clone() + log_slope.reshape([batch]);
             z

@@ -2,6 +2,7 @@
 
 mod blank_normal;
 mod conditional_normal;
+mod context_normal;
 mod diagonal_normal;
 mod logistic;
 mod mixture;
@@ -39,6 +40,7 @@ pub use burn_flows_derive::Prior;
 /// all of them have; every variant holds one.
 pub use burn_flows_derive::SplitPrior;
 pub use conditional_normal::ConditionalNormal;
+pub use context_normal::ContextNormal;
 pub use diagonal_normal::DiagonalNormal;
 pub use logistic::StandardLogistic;
 pub use mixture::GaussianMixture;

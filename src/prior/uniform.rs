@@ -10,6 +10,7 @@ use crate::coupling::sum_per_sample;
 use crate::error::{FlowError, Result};
 use crate::host;
 use crate::record::Setting;
+use crate::support;
 
 /// Every value uniform on `[lower, upper]`: `ln p(z) = -values ln(upper - lower)`, and `-inf` for a sample
 /// with a value outside.
@@ -65,8 +66,18 @@ impl<const D: usize> Prior<D> for Uniform {
         let values: usize = z.dims()[1..].iter().product();
         let log_density = -(*self.upper - *self.lower).ln() * values as f64;
         let inside = zero_log_det(&z) + log_density;
-        let outside = z.clone().lower_elem(*self.lower).bool_or(z.greater_elem(*self.upper));
+        let outside =
+            z.clone().lower_elem(*self.lower).bool_or(z.clone().greater_elem(*self.upper));
         let outside = sum_per_sample(outside.float()).greater_elem(0.0);
+        support::report(|| {
+            outside.clone().any().into_scalar::<bool>().then(|| FlowError::OutsideSupport {
+                layer: "Uniform",
+                lowest: host::plain(z.clone()).min().into_scalar(),
+                highest: host::plain(z.clone()).max().into_scalar(),
+                support: format!("{} to {}", *self.lower, *self.upper),
+                advice: "bring the data there, or take a prior that reaches everywhere",
+            })
+        });
         inside.mask_fill(outside, f64::NEG_INFINITY)
     }
 

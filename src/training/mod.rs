@@ -8,6 +8,7 @@ mod repeats;
 pub mod reversible;
 mod schedule;
 mod shared;
+mod trainable;
 mod trainer;
 
 pub use adam::Adam;
@@ -15,6 +16,7 @@ pub use checkpoint::remove_checkpoint;
 pub use gradients::{first_not_finite, gradient_norm, scale_gradients};
 pub use rates::LearningRates;
 pub use schedule::Schedule;
+pub use trainable::{Batch, Trainable};
 pub use trainer::{DRIFT_BOUND, DRIFT_EVERY, GOOD_EVERY, Step, StepGradients, Trainer};
 
 pub use crate::tape::{CHECKPOINT_EVERY, Drift, LayerDrift, Memory, Tape};

@@ -10,6 +10,7 @@ use burn::tensor::Tensor;
 
 use super::gradients::gradient_norm;
 use crate::backend::is_host;
+use crate::context::Embedding;
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
 use crate::host;
@@ -27,6 +28,11 @@ const ANOTHER_ORDER: f64 = 1e-4;
 /// How far the terms of `ln p` in training may be from those at inference, relative to the largest: many
 /// times what rounding does to either, far less than a function of its own.
 const ROUNDING: f64 = 1e-2;
+
+/// How many samples the check takes from a batch.
+pub(super) fn samples<const D: usize>(x: &Tensor<D>) -> usize {
+    SAMPLES.min(x.dims()[0])
+}
 
 /// Refuses a model in training with a layer of Burn's kind that acts otherwise in training.
 pub(super) fn refuse_flags<M: Module>(model: &M) -> Result<()> {
@@ -52,7 +58,7 @@ where
     FlowStack<D, F, P, S>: Module,
 {
     refuse_flags(model)?;
-    let samples = SAMPLES.min(x.dims()[0]);
+    let samples = samples(&x);
     if samples == 0 {
         return Ok(());
     }
@@ -96,6 +102,31 @@ where
         }
     }
     Ok(())
+}
+
+/// Refuses an embedding, in training, that gives something else there than at inference; gives its
+/// contexts, plain.
+pub(super) fn check_embedding<const R: usize, const C: usize, E: Embedding<R, C>>(
+    embedding: &E,
+    raw: Tensor<R>,
+) -> Result<Tensor<C>> {
+    refuse_flags(embedding)?;
+    let context = embedding.valid().embed(raw.clone());
+    let training = embedding.clone().no_grad();
+    let [once, again] = [(); 2].map(|()| training.embed(raw.clone().autodiff()).inner());
+    let expected = host::to_f64(context.clone());
+    let largest = expected.iter().fold(1.0, |largest: f64, value| largest.max(value.abs()));
+    for got in [once, again] {
+        let got = host::to_f64(got);
+        if expected.iter().zip(&got).any(|(a, b)| (a - b).abs() > ROUNDING * largest) {
+            return Err(FlowError::NotRepeatable {
+                module: "embedding".into(),
+                what: "gives other values in training than at inference".into(),
+                advice: "make it the same function of its input and its parameters in both".into(),
+            });
+        }
+    }
+    Ok(context)
 }
 
 /// A step of the way to a parameter.

@@ -4,21 +4,18 @@ use std::any::type_name;
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer};
-use burn::tensor::Tensor;
 
 use super::gradients::{first_not_finite, gradient_norm, scale_gradients};
 use super::shared::{number_parameters, share_data_pass, share_step};
-use super::{Adam, LearningRates, repeats};
+use super::{Adam, Batch, LearningRates, Trainable};
 use crate::error::{FlowError, Result};
-use crate::flow::{Flow, Pass};
+use crate::flow::Pass;
 use crate::host;
 use crate::norm::{first_uninitialized, has_running_moments};
-use crate::prior::{Prior, SplitPrior};
-use crate::stack::FlowStack;
 use crate::support;
 use crate::tape::{Drift, Memory, Tape};
 
-/// Trains a [`FlowStack`] by maximum likelihood: [`Adam`] or any other optimizer, a
+/// Trains a [`FlowStack`](crate::FlowStack), or what else is [`Trainable`], by maximum likelihood: [`Adam`] or any other optimizer, a
 /// [`Schedule`](super::Schedule) or any other learning rates, clipping by the global norm.
 ///
 /// # Initialization
@@ -358,21 +355,18 @@ fn name_of<O>() -> Option<String> {
     (path != type_name::<ModuleOptimizer>()).then(|| name.into())
 }
 
-impl<const D: usize, F, P, S> Trainer<FlowStack<D, F, P, S>>
-where
-    F: Flow<D>,
-    P: Prior<D>,
-    S: SplitPrior<D>,
-    FlowStack<D, F, P, S>: Module,
-{
-    /// Initializes the layers that start from data by the batch `x` in place of the first batch of
+impl<M: Module> Trainer<M> {
+    /// Initializes the layers that start from data by this batch in place of the first batch of
     /// training; those that are initialized already stay as they are.
     ///
     /// # Errors
     /// As [`step`](Trainer::step), which initializes where this was not called.
-    pub fn with_initialization(mut self, x: Tensor<D>) -> Result<Self> {
-        self.check_batch(&x)?;
-        if !host::is_finite(x.clone()) {
+    pub fn with_initialization<B: Batch>(mut self, batch: B) -> Result<Self>
+    where
+        M: Trainable<B>,
+    {
+        self.check_batch(&batch)?;
+        if !batch.is_finite() {
             return Err(FlowError::Invalid {
                 what: "Trainer: the batch for the initialization".into(),
                 got: "values that are not finite".into(),
@@ -380,31 +374,34 @@ where
                 advice: "look at how the data are prepared".into(),
             });
         }
-        self.initialize(x)?;
+        self.initialize(batch)?;
         self.before = None;
         Ok(self)
     }
 
     /// Whether a step can be taken on a batch of as many samples.
-    fn check_batch(&self, x: &Tensor<D>) -> Result<()> {
-        let (model, batch) = (self.training_model(), x.dims()[0]);
+    fn check_batch<B: Batch>(&self, batch: &B) -> Result<()>
+    where
+        M: Trainable<B>,
+    {
+        let (model, samples) = (self.training_model(), batch.num_samples());
         let needs_variance = has_running_moments(model) && model.fewest_pixels() == 1;
         let (fewest, needed) = match needs_variance {
             true => (2, "at least 2: BatchNorm has no variance of one value a channel"),
             false => (1, "at least 1"),
         };
-        if batch >= fewest {
-            return Ok(());
+        if samples >= fewest {
+            return model.check_batch(batch);
         }
         Err(FlowError::Invalid {
             what: "Trainer: the samples of a batch".into(),
-            got: batch.to_string(),
+            got: samples.to_string(),
             needed: needed.into(),
             advice: "pass over the batch, or join it to another one".into(),
         })
     }
 
-    /// One step on the batch `x`, a plain tensor: [`gradients`](Trainer::gradients), then
+    /// One step on a batch of plain tensors, `x` or `(x, context)`: [`gradients`](Trainer::gradients), then
     /// [`apply`](Trainer::apply).
     ///
     /// # Errors
@@ -419,12 +416,15 @@ where
     /// - [`FlowError::Invalid`] where the learning rate of the step is not a finite number above 0,
     ///   where a parameter of the model was not finite from the start, or where a layer is not
     ///   reached by the [`Flow::data_pass`] that initializes. Nothing has changed then.
-    pub fn step(&mut self, x: Tensor<D>) -> Result<Step> {
-        let gradients = self.gradients(x)?;
+    pub fn step<B: Batch>(&mut self, batch: B) -> Result<Step>
+    where
+        M: Trainable<B>,
+    {
+        let gradients = self.gradients(batch)?;
         self.apply(gradients)
     }
 
-    /// The first half of a step on the batch `x`, a plain tensor: initialization where it is due,
+    /// The first half of a step on a batch of plain tensors: initialization where it is due,
     /// running statistics, loss and gradients. What is done to the gradients before
     /// [`apply`](Trainer::apply), a clipping of one's own or a sum over machines, has its place between
     /// the two.
@@ -448,30 +448,34 @@ where
     ///
     /// # Errors
     /// As [`step`](Trainer::step), for a loss that is not finite.
-    pub fn gradients(&mut self, x: Tensor<D>) -> Result<StepGradients> {
-        self.check_batch(&x)?;
+    pub fn gradients<B: Batch>(&mut self, batch: B) -> Result<StepGradients>
+    where
+        M: Trainable<B>,
+    {
+        self.check_batch(&batch)?;
         let memory = self.memory;
         self.before = None;
         let is_start = self.initializes && self.num_steps == 0;
         if is_start && first_uninitialized(self.training_model()).is_some() {
-            self.initialize(x.clone())?;
+            self.initialize(batch.clone())?;
         }
-        if let Err(error) = self.training_model().check() {
+        if let Err(error) = Trainable::<B>::check(self.training_model()) {
             let error = self.not_finite_from_the_start().unwrap_or(error);
             self.go_back();
             return Err(error);
         }
         if self.checks_left > 0 && self.num_steps.is_multiple_of(self.drift_every) {
-            repeats::check(self.training_model(), x.clone()).inspect_err(|_| self.restore())?;
+            let checked = self.training_model().check_repeats(batch.clone());
+            checked.inspect_err(|_| self.restore())?;
             self.checks_left -= 1;
         }
-        self.observe(x.clone());
-        if let Some(gradients) = self.finite_gradients(&x) {
+        self.observe(batch.clone());
+        if let Some(gradients) = self.finite_gradients(&batch) {
             return Ok(gradients);
         }
         self.memory = memory;
-        let is_finite = host::is_finite(x.clone());
-        let error = self.why_not_finite(x, is_finite);
+        let is_finite = batch.is_finite();
+        let error = self.why_not_finite(batch, is_finite);
         let is_of_the_batch = matches!(error, FlowError::OutsideSupport { .. }) || !is_finite;
         if is_of_the_batch {
             self.restore();
@@ -483,30 +487,35 @@ where
 
     /// Loss, gradients and, where it is this step's turn, the largest drift; `None` where the loss is
     /// not finite.
-    fn finite_gradients(&mut self, x: &Tensor<D>) -> Option<StepGradients> {
+    fn finite_gradients<B: Batch>(&mut self, batch: &B) -> Option<StepGradients>
+    where
+        M: Trainable<B>,
+    {
         let turn = self.num_steps / self.drift_every;
         let measures = self.num_steps.is_multiple_of(self.drift_every);
-        let batch = x.dims()[0];
+        let samples = batch.num_samples();
         loop {
             let model = self.training_model();
             let mut grads = GradientsParams::new();
             let mut loss = 0.0;
             let mut drift = None;
-            for start in (0..batch).step_by(self.micro_batch) {
-                let part = x.clone().narrow(0, start, self.micro_batch.min(batch - start));
+            for start in (0..samples).step_by(self.micro_batch) {
+                let part = match self.micro_batch < samples {
+                    true => batch.narrow(start, self.micro_batch.min(samples - start)),
+                    false => batch.clone(),
+                };
                 let mut tape = Tape::new(self.memory);
                 // One part is enough: the error depends on the layers more than on the samples.
                 if measures && start == 0 {
                     tape = tape.measuring(turn);
                 }
-                let pass = model.forward_log_prob(part, -1.0 / batch as f64, &mut tape);
-                // Before the way back: a matrix that is not finite has no inverse.
-                let part = pass.weighted_log_prob.clone().into_scalar::<f64>();
+                let weight = -1.0 / samples as f64;
+                // Asked before the way back: a matrix that is not finite has no inverse.
+                let part = model.gradients(part, weight, &mut tape, &mut grads, f64::is_finite);
                 if !part.is_finite() {
                     return None;
                 }
                 loss += part;
-                model.backward_log_prob(pass, &mut tape, &mut grads);
                 drift = drift.or(tape.into_drift());
             }
             let Some(drift) = drift else {
@@ -523,9 +532,12 @@ where
     }
 
     /// Initializes what is not; the model as it was is then in `before`.
-    fn initialize(&mut self, x: Tensor<D>) -> Result<()> {
+    fn initialize<B: Batch>(&mut self, batch: B) -> Result<()>
+    where
+        M: Trainable<B>,
+    {
         let model = self.training_model();
-        let initialized = self.share(model.valid().initialize(x).0).train();
+        let initialized = self.share(model.valid().data_pass(batch, Pass::Initialize)).train();
         if let Some(layer) = first_uninitialized(&initialized) {
             return Err(FlowError::Invalid {
                 what: format!("Trainer: the initialization of {layer}"),
@@ -543,10 +555,13 @@ where
 
     /// Takes the batch into the model's running statistics, if it has any; the model as it was is then
     /// in `before`.
-    fn observe(&mut self, x: Tensor<D>) {
+    fn observe<B: Batch>(&mut self, batch: B)
+    where
+        M: Trainable<B>,
+    {
         let model = self.training_model();
         if has_running_moments(model) {
-            let model = self.share(model.valid().data_pass(x, Pass::Observe).0);
+            let model = self.share(model.valid().data_pass(batch, Pass::Observe));
             let before = self.model.replace(model.train());
             self.before = self.before.take().or(before);
         }
@@ -569,7 +584,10 @@ where
     }
 
     /// The error for a batch, itself finite or not, whose loss is not finite.
-    fn why_not_finite(&self, x: Tensor<D>, is_finite: bool) -> FlowError {
+    fn why_not_finite<B: Batch>(&self, batch: B, is_finite: bool) -> FlowError
+    where
+        M: Trainable<B>,
+    {
         if let Some(error) = self.not_finite_from_the_start() {
             return error;
         }
@@ -578,23 +596,22 @@ where
         // The place in which the activations stop being finite, and the parameter there whose
         // gradient does.
         let (valid, mut place) = (model.valid(), None);
-        if let Some(reason) = support::watch(|| place = valid.first_not_finite(x.clone())) {
+        if let Some(reason) = support::watch(|| place = valid.first_not_finite(batch.clone())) {
             return reason;
         }
         // Moments that have just taken in what their numbers cannot hold. Those of a batch that is not
         // finite are no more than that.
-        if is_finite && let Err(reason) = valid.check() {
+        if is_finite && let Err(reason) = Trainable::<B>::check(&valid) {
             return reason;
         }
         let layer = place.unwrap_or_else(|| "the prior".into());
         let layer = if layer.starts_with("level") {
-            let log_prob = host::to_f64(valid.log_prob(x.clone()));
+            let log_prob = host::to_f64(valid.log_prob(batch.clone()));
             let sample = log_prob.iter().position(|value| !value.is_finite()).unwrap_or(0);
             // Stored, because nothing can be inverted there.
             let mut tape = Tape::new(Memory::Stored);
             let mut grads = GradientsParams::new();
-            let pass = model.forward_log_prob(x.narrow(0, sample, 1), -1.0, &mut tape);
-            model.backward_log_prob(pass, &mut tape, &mut grads);
+            model.gradients(batch.narrow(sample, 1), -1.0, &mut tape, &mut grads, |_| true);
             match first_not_finite(model, &grads) {
                 Some(parameter) => format!("{layer} ({parameter})"),
                 None => layer,

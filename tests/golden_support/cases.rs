@@ -1,7 +1,9 @@
 //! For each class of golden file the model that its metadata describe.
 
 use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor};
+use burn_flows::context::{Given, gradient};
 use burn_flows::coupling::{Mask, Parity};
 use burn_flows::norm::{ActNorm, BatchNorm, Moments};
 use burn_flows::preprocess::{Logit, LogitForm};
@@ -193,9 +195,22 @@ pub fn stack<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>>(
 where
     FlowStack<D, F, P, S>: Module,
 {
-    let stack = stack.map_err(text)?;
+    let mut stack = stack.map_err(text)?;
     let x: Tensor<D> = golden.tensor("x")?;
     let mut computed = Computed::default();
+    if golden.array("context").is_ok() {
+        let context: Tensor<2> = golden.tensor("context")?;
+        let first = stack.given(&context.clone().narrow(0, 0, 1)).map_err(text)?;
+        computed.set("log_prob_context_0", first.log_prob(x.clone()));
+        stack = stack.given(&context).map_err(text)?;
+        // What the file has of gradients is of those by samples and contexts.
+        let (x, training) = (Tensor::from_inner(x.clone()).require_grad(), stack.clone().train());
+        let mut graph = training.log_prob(x.clone()).sum().backward();
+        computed.set("grad_x", x.grad_remove(&mut graph).ok_or("no gradient by x")?);
+        let grads = GradientsParams::from_grads(graph, &training);
+        let by_context = gradient::<2, _>(&training, &grads).ok_or("no gradient by context")?;
+        computed.set("grad_context", by_context);
+    }
     let (latents, log_det) = stack.encode(x.clone());
     let back = stack.decode(latents.clone());
     let parts = order(latents.into_parts());

@@ -4,7 +4,8 @@ use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::{DType, Tensor};
 use burn_flows::FlowStack;
-use burn_flows::autoregressive::{Autoregressive, Made};
+use burn_flows::autoregressive::{Autoregressive, Made, MadeContext};
+use burn_flows::context::Context;
 use burn_flows::coupling::{
     Elementwise, RationalQuadratic, RationalQuadraticConfig, SplineForm, SplineTails, Transform,
 };
@@ -182,9 +183,6 @@ fn mixture(golden: &Golden) -> Result<Computed, String> {
 
 /// Autoregressive splines of zuko, with the masks that the file holds.
 fn zuko_nsf(golden: &Golden) -> Result<Computed, String> {
-    if golden.number("context")? != 0.0 {
-        return Err("a context is not built".into());
-    }
     let config = RationalQuadraticConfig::new(golden.number("bins")? as usize, 5.0)
         .with_form(SplineForm::Bent { slope: 1e-3 });
     let features = golden.number("features")? as usize;
@@ -214,11 +212,14 @@ fn zuko_made(
     // The steps that must be over before a unit is known, and the place of each unit in that order.
     let mut known: Vec<usize> = order.iter().map(|step| step + 1).collect();
     let mut places: Vec<usize> = (0..order.len()).collect();
+    let mut context = None;
     let (mut layers, mut masks, mut degrees) = (Vec::new(), Vec::new(), Vec::new());
     for (position, index) in indices.into_iter().enumerate() {
         let part = |name: &str| net.array(&format!("{index}.{name}")).map_err(text);
         let (weight, bias, mask) = (part("weight")?, part("bias")?, part("mask")?);
         let inputs = mask.shape()[1];
+        // The first layer sees the context behind the features, all of it.
+        known.resize(inputs, 0);
         let rows: Vec<usize> = if position == last {
             // Feature by feature there, kind by kind here.
             (0..kinds * order.len()).map(|at| at % order.len() * kinds + at / order.len()).collect()
@@ -234,6 +235,14 @@ fn zuko_made(
             degrees.push(rows.iter().map(|&unit| known[unit] as f64).collect::<Vec<_>>());
             rows
         };
+        if inputs > places.len() {
+            let columns = weight.rows(rows.iter().copied()).transposed();
+            let weight = columns.rows(places.len()..inputs);
+            context = Some(MadeContext {
+                weight: Param::from_tensor(golden.tensor_of(&weight)),
+                context: Context::new(inputs - places.len(), golden.weights.device()),
+            });
+        }
         let arranged = |array: &Array| {
             let array = array.rows(rows.iter().copied()).transposed();
             array.rows(places.iter().copied())
@@ -257,5 +266,6 @@ fn zuko_made(
             .collect(),
         order: frozen(order.iter().map(|&step| step as f64).collect()),
         degrees: degrees.into_iter().map(frozen).collect(),
+        context,
     })
 }

@@ -89,7 +89,7 @@ impl Golden {
 
     /// Names of what a model must reproduce: everything but inputs and parameters.
     fn outputs(&self) -> impl Iterator<Item = &str> {
-        let inputs = ["x", "init_batch", "pixels", "noise"];
+        let inputs = ["x", "context", "init_batch", "pixels", "noise"];
         self.weights
             .names()
             .filter(move |name| !name.starts_with("param.") && !inputs.contains(name))

@@ -1,0 +1,79 @@
+//! A model and the net that makes its context.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use super::Given;
+use crate::conditioner::Conditioner;
+use crate::error::Result;
+
+/// A net from something raw (a picture, a series, an observation) to a context of rank `C`.
+///
+/// Every [`Conditioner`] is one.
+pub trait Embedding<const R: usize, const C: usize>: Module {
+    /// `[batch, ...] -> [batch, width, ...]`.
+    fn embed(&self, raw: Tensor<R>) -> Tensor<C>;
+}
+
+impl<const D: usize, N: Conditioner<D>> Embedding<D, D> for N {
+    fn embed(&self, raw: Tensor<D>) -> Tensor<D> {
+        self.forward(raw)
+    }
+}
+
+/// A conditional model together with the net that makes its contexts, of rank `C`.
+///
+/// A [`Trainer`](crate::training::Trainer) trains both: `trainer.step((x, raw))`.
+///
+/// ```
+/// use burn::tensor::Tensor;
+/// use burn_flows::conditioner::MlpConfig;
+/// use burn_flows::context::{Embedded, WithContext};
+/// use burn_flows::coupling::{Coupling, Mask};
+/// use burn_flows::training::{Schedule, Trainer};
+/// use burn_flows::{FlowStack, prior::StandardNormal};
+///
+/// let device = burn_flows::backend::device();
+/// let net = WithContext::new(MlpConfig::new(1 + 2, vec![8], 1).init(&device)?, 2, &device);
+/// let flow = Coupling::additive(net, Mask::first_half());
+/// let model: FlowStack<2, _> = FlowStack::single(flow, StandardNormal::new(), &[2])?;
+/// // Eight numbers are observed; the model is told two that are made of them.
+/// let model = Embedded::new(MlpConfig::new(8, vec![16], 2).init(&device)?, model);
+///
+/// let mut trainer = Trainer::new(model, Schedule::constant(1e-3));
+/// let x = Tensor::<2>::from_data([[0.5, -1.0], [2.0, 0.1]], &device);
+/// let raw = Tensor::<2>::ones([2, 8], &device);
+/// trainer.step((x, raw.clone()))?;
+/// let posterior = trainer.model().given(&raw.narrow(0, 0, 1))?;
+/// assert_eq!(posterior.sample(100, 1.0).dims(), [100, 2]);
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
+#[derive(Module, Debug)]
+pub struct Embedded<E, M, const C: usize = 2> {
+    /// The net that makes the contexts.
+    pub embedding: E,
+    /// The model that they are given to.
+    pub model: M,
+}
+
+impl<E: Module, M: Module> Embedded<E, M> {
+    /// A net that makes vectors, and the model that they are given to. (With feature maps, write the
+    /// struct itself.)
+    pub fn new(embedding: E, model: M) -> Self {
+        Self { embedding, model }
+    }
+}
+
+impl<E: Module, M: Module, const C: usize> Embedded<E, M, C> {
+    /// The model, given what the embedding makes of `raw`. In training, a loss's gradient goes on
+    /// through the embedding.
+    ///
+    /// # Errors
+    /// As [`Given::given`].
+    pub fn given<const R: usize>(&self, raw: &Tensor<R>) -> Result<M>
+    where
+        E: Embedding<R, C>,
+    {
+        self.model.given(&self.embedding.embed(raw.clone()))
+    }
+}

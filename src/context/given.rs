@@ -1,0 +1,185 @@
+//! Putting a context into the places for it.
+
+use std::any::Any;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+
+use super::CONTAINER;
+use crate::error::{FlowError, Result};
+use crate::host;
+use crate::param::frozen;
+
+/// What [`given`](Given::given) and [`without_context`](Given::without_context) do is the same for all
+/// modules: flows, nets, priors, stacks and what holds them.
+pub trait Given: Module {
+    /// The module with every place for a context of rank `C` filled: a clone, whose parameters are
+    /// shared as those of clones are.
+    ///
+    /// The context is one parameter in all places. In a module in training, a plain context is a
+    /// parameter with a gradient, which [`gradient`] finds among those of the others; one that
+    /// autodiff follows already (the output of a net) is taken as it is, so that a loss's gradient
+    /// goes on through it. Another call replaces the context.
+    ///
+    /// # Shapes
+    /// - `context`: `[batch, width, ...]`, one row a sample, or `[1, width, ...]` for all samples
+    ///
+    /// # Errors
+    /// If no layer takes a context of that rank, one takes another width, or there are no rows.
+    fn given<const C: usize>(&self, context: &Tensor<C>) -> Result<Self> {
+        let (rows, width) = (context.dims()[0], context.dims()[1]);
+        let places = Places::of::<C, _>(self);
+        let refuse = |what: &str, got: String, needed: String, advice: &str| {
+            Err(FlowError::Invalid { what: what.into(), got, needed, advice: advice.into() })
+        };
+        if rows == 0 {
+            let advice = "give one context for each sample, or a single one for all";
+            return refuse("the rows of the context", "0".into(), "at least 1".into(), advice);
+        }
+        if places.widths.is_empty() {
+            let got = format!("a model without a layer that depends on contexts of rank {C}");
+            let needed = "at least one, such as WithContext or a Made with_context";
+            let advice = "build the layers with a context, or leave it out";
+            return refuse("the context", got, needed.into(), advice);
+        }
+        if let Some((path, needed)) = places.widths.iter().find(|(_, needed)| *needed != width) {
+            let what = format!("the width of the context at {path}");
+            let advice = "build the layers with the width that the contexts have on axis 1";
+            return refuse(&what, width.to_string(), needed.to_string(), advice);
+        }
+        let tracked = places.in_training && !context.is_autodiff();
+        let value = if tracked { Tensor::from_inner(context.clone()) } else { context.clone() };
+        let param = match value.is_tracked() {
+            true => Param::initialized(ParamId::new(), value),
+            false => Param::from_tensor(value),
+        };
+        Ok(filled_with(self, &param))
+    }
+
+    /// The module with every place for a context of rank `C` empty, as it was built.
+    fn without_context<const C: usize>(&self) -> Self {
+        self.clone().map(&mut Fill::new(|before: Param<Tensor<C>>| {
+            let mut shape = [1; C];
+            (shape[0], shape[1]) = (0, before.dims()[1]);
+            frozen(host::empty_like(&before.val(), shape))
+        }))
+    }
+}
+
+impl<M: Module> Given for M {}
+
+/// The module with `context` in every place for contexts of its rank, whatever its width.
+pub(crate) fn filled_with<const C: usize, M: Module>(module: &M, context: &Param<Tensor<C>>) -> M {
+    module.clone().map(&mut Fill::new(|_| context.clone()))
+}
+
+/// The gradient with respect to the context of rank `C` that `module` was [given](Given::given).
+///
+/// ```
+/// use burn::module::Module;
+/// use burn::tensor::Tensor;
+/// use burn_flows::conditioner::MlpConfig;
+/// use burn_flows::context::{Given, WithContext, gradient};
+/// use burn_flows::coupling::{Coupling, Mask};
+/// use burn_flows::training::reversible;
+/// use burn_flows::{FlowStack, prior::StandardNormal};
+///
+/// let device = burn_flows::backend::device();
+/// let net = WithContext::new(MlpConfig::new(1 + 3, vec![8], 1).init(&device)?, 3, &device);
+/// let flow = Coupling::additive(net, Mask::first_half());
+/// let model: FlowStack<2, _> = FlowStack::single(flow, StandardNormal::new(), &[2])?;
+///
+/// let context = Tensor::<2>::from_data([[1.0, 0.0, 2.0]], &device);
+/// let model = model.train().given(&context)?;
+/// let x = Tensor::from_data([[0.5, -1.0], [2.0, 0.1]], &device);
+/// let (_, grads) = reversible::gradients(&model, x);
+/// assert_eq!(gradient::<2, _>(&model, &grads).unwrap().dims(), [1, 3]);
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
+pub fn gradient<const C: usize, M: Module>(
+    module: &M,
+    grads: &GradientsParams,
+) -> Option<Tensor<C>> {
+    Places::of::<C, _>(module).id.and_then(|id| grads.get::<C>(id))
+}
+
+/// The places for contexts of one rank.
+struct Places {
+    rank: usize,
+    path: Vec<String>,
+    inside: usize,
+    widths: Vec<(String, usize)>,
+    id: Option<ParamId>,
+    in_training: bool,
+}
+
+impl Places {
+    fn of<const C: usize, M: Module>(module: &M) -> Self {
+        let mut places = Self {
+            rank: C,
+            path: Vec::new(),
+            inside: 0,
+            widths: Vec::new(),
+            id: None,
+            in_training: false,
+        };
+        module.visit(&mut places);
+        places
+    }
+}
+
+impl ModuleVisitor for Places {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.inside += usize::from(container_type == CONTAINER);
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        self.inside -= usize::from(container_type == CONTAINER);
+        self.path.pop();
+    }
+
+    fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+        let value = param.val();
+        self.in_training |= value.is_autodiff();
+        if self.inside > 0 && N == self.rank {
+            let (_, path) = self.path.split_last().expect("a place has a name");
+            self.widths.push((path.join("."), value.dims()[1]));
+            self.id = Some(param.id);
+        }
+    }
+}
+
+/// Replaces what is in the places for contexts of rank `C`.
+struct Fill<const C: usize, W> {
+    with: W,
+    inside: usize,
+}
+
+impl<const C: usize, W: FnMut(Param<Tensor<C>>) -> Param<Tensor<C>>> Fill<C, W> {
+    fn new(with: W) -> Self {
+        Self { with, inside: 0 }
+    }
+}
+
+impl<const C: usize, W: FnMut(Param<Tensor<C>>) -> Param<Tensor<C>>> ModuleMapper for Fill<C, W> {
+    fn enter_module(&mut self, _name: &str, container_type: &str) {
+        self.inside += usize::from(container_type == CONTAINER);
+    }
+
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        self.inside -= usize::from(container_type == CONTAINER);
+    }
+
+    fn map_float<const N: usize>(&mut self, param: Param<Tensor<N>>) -> Param<Tensor<N>> {
+        if self.inside == 0 || N != C {
+            return param;
+        }
+        // The ranks are the same, which the compiler does not know.
+        let param: Box<dyn Any> = Box::new(param);
+        let param = (self.with)(*param.downcast().expect("the ranks are the same"));
+        let param: Box<dyn Any> = Box::new(param);
+        *param.downcast().expect("the ranks are the same")
+    }
+}

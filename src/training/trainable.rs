@@ -1,0 +1,305 @@
+//! What a [`Trainer`](super::Trainer) trains, and on what.
+
+use burn::module::{Module, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+
+use super::repeats;
+use crate::context::{Embedded, Embedding, Given, filled_with, gradient};
+use crate::error::{FlowError, Result};
+use crate::flow::{Flow, Pass, collect};
+use crate::host;
+use crate::prior::{Prior, SplitPrior};
+use crate::stack::FlowStack;
+use crate::tape::Tape;
+
+/// Samples that go through a training step together: a tensor, batch first, or a pair of one and its
+/// contexts (one a sample, or one for all).
+pub trait Batch: Clone {
+    /// The number of samples.
+    fn num_samples(&self) -> usize;
+
+    /// `length` samples from `start` on.
+    fn narrow(&self, start: usize, length: usize) -> Self;
+
+    /// Whether every value is finite.
+    fn is_finite(&self) -> bool;
+}
+
+impl<const D: usize> Batch for Tensor<D> {
+    fn num_samples(&self) -> usize {
+        self.dims()[0]
+    }
+
+    fn narrow(&self, start: usize, length: usize) -> Self {
+        self.clone().narrow(0, start, length)
+    }
+
+    fn is_finite(&self) -> bool {
+        host::is_finite(self.clone())
+    }
+}
+
+impl<const D: usize, const C: usize> Batch for (Tensor<D>, Tensor<C>) {
+    fn num_samples(&self) -> usize {
+        self.0.num_samples()
+    }
+
+    fn narrow(&self, start: usize, length: usize) -> Self {
+        let (x, context) = self;
+        let is_for_all = context.num_samples() == 1;
+        let context =
+            if is_for_all { context.clone() } else { Batch::narrow(context, start, length) };
+        (Batch::narrow(x, start, length), context)
+    }
+
+    fn is_finite(&self) -> bool {
+        Batch::is_finite(&self.0) && Batch::is_finite(&self.1)
+    }
+}
+
+/// A density that a [`Trainer`](super::Trainer) can train on batches of a kind: a [`FlowStack`] on
+/// `x` or on `(x, context)`, an [`Embedded`] stack on `(x, raw)`.
+///
+/// For a model that is none of these, implement the methods by those of the stack inside.
+pub trait Trainable<B: Batch>: Module {
+    /// `ln p(x)`, or `ln p(x | context)`, in nats: `[batch]`.
+    fn log_prob(&self, batch: B) -> Tensor<1>;
+
+    /// [`Flow::data_pass`] of a model that is not in training.
+    fn data_pass(self, batch: B, pass: Pass) -> Self;
+
+    /// Whether the model can take the batch.
+    ///
+    /// # Errors
+    /// If not.
+    fn check_batch(&self, batch: &B) -> Result<()>;
+
+    /// [`Flow::check`].
+    ///
+    /// # Errors
+    /// As [`Flow::check`].
+    fn check(&self) -> Result<()>;
+
+    /// Whether the model, in training, is one function; see
+    /// [`reversible::check`](super::reversible::check).
+    ///
+    /// # Errors
+    /// If not.
+    fn check_repeats(&self, batch: B) -> Result<()>;
+
+    /// `weight` times the sum of `ln p` over the batch, by a model in training, and, where `goes_back`
+    /// says so of that sum, its gradients added to `grads`.
+    fn gradients(
+        &self,
+        batch: B,
+        weight: f64,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+        goes_back: impl FnOnce(f64) -> bool,
+    ) -> f64;
+
+    /// [`FlowStack::first_not_finite`].
+    fn first_not_finite(&self, batch: B) -> Option<String>;
+
+    /// The fewest pixels that a channel has on the way through the model, of which batch normalization
+    /// takes the variance; 1 for vectors.
+    fn fewest_pixels(&self) -> usize;
+}
+
+impl<const D: usize, F, P, S> Trainable<Tensor<D>> for FlowStack<D, F, P, S>
+where
+    F: Flow<D>,
+    P: Prior<D>,
+    S: SplitPrior<D>,
+    Self: Module,
+{
+    fn log_prob(&self, x: Tensor<D>) -> Tensor<1> {
+        self.log_prob(x)
+    }
+
+    fn data_pass(self, x: Tensor<D>, pass: Pass) -> Self {
+        Flow::data_pass(self, x, pass).0
+    }
+
+    fn check_batch(&self, _x: &Tensor<D>) -> Result<()> {
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        Flow::check(self)
+    }
+
+    fn check_repeats(&self, x: Tensor<D>) -> Result<()> {
+        repeats::check(self, x)
+    }
+
+    fn gradients(
+        &self,
+        x: Tensor<D>,
+        weight: f64,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+        goes_back: impl FnOnce(f64) -> bool,
+    ) -> f64 {
+        let pass = self.forward_log_prob(x, weight, tape);
+        let sum = pass.weighted_log_prob.clone().into_scalar::<f64>();
+        if goes_back(sum) {
+            self.backward_log_prob(pass, tape, grads);
+        }
+        sum
+    }
+
+    fn first_not_finite(&self, x: Tensor<D>) -> Option<String> {
+        self.first_not_finite(x)
+    }
+
+    fn fewest_pixels(&self) -> usize {
+        self.fewest_pixels()
+    }
+}
+
+/// Whether there are as many contexts as the samples need.
+fn check_rows<const D: usize, const C: usize>(x: &Tensor<D>, context: &Tensor<C>) -> Result<()> {
+    let (samples, rows) = (x.dims()[0], context.dims()[0]);
+    if rows == 1 || rows == samples {
+        return Ok(());
+    }
+    Err(FlowError::Invalid {
+        what: "Trainer: the contexts of a batch".into(),
+        got: rows.to_string(),
+        needed: format!("{samples}, one for each sample, or 1 for all"),
+        advice: "take the rows of the samples and of their contexts together".into(),
+    })
+}
+
+/// The stack given a context that no gradient is asked for.
+fn constant<const C: usize, M: Module>(stack: &M, context: Tensor<C>) -> M {
+    filled_with(stack, &Param::from_tensor(context).set_require_grad(false))
+}
+
+impl<const D: usize, const C: usize, F, P, S> Trainable<(Tensor<D>, Tensor<C>)>
+    for FlowStack<D, F, P, S>
+where
+    F: Flow<D>,
+    P: Prior<D>,
+    S: SplitPrior<D>,
+    Self: Module,
+{
+    fn log_prob(&self, (x, context): (Tensor<D>, Tensor<C>)) -> Tensor<1> {
+        constant(self, context).log_prob(x)
+    }
+
+    fn data_pass(self, (x, context): (Tensor<D>, Tensor<C>), pass: Pass) -> Self {
+        Flow::data_pass(constant(&self, context), x, pass).0.without_context::<C>()
+    }
+
+    fn check_batch(&self, (x, context): &(Tensor<D>, Tensor<C>)) -> Result<()> {
+        check_rows(x, context)?;
+        self.given(context).map(|_| ())
+    }
+
+    fn check(&self) -> Result<()> {
+        Flow::check(self)
+    }
+
+    fn check_repeats(&self, (x, context): (Tensor<D>, Tensor<C>)) -> Result<()> {
+        let (x, context) = Batch::narrow(&(x.clone(), context), 0, repeats::samples(&x));
+        repeats::check(&constant(self, Tensor::from_inner(context)), x)
+    }
+
+    fn gradients(
+        &self,
+        (x, context): (Tensor<D>, Tensor<C>),
+        weight: f64,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+        goes_back: impl FnOnce(f64) -> bool,
+    ) -> f64 {
+        let stack = constant(self, Tensor::from_inner(context));
+        Trainable::gradients(&stack, x, weight, tape, grads, goes_back)
+    }
+
+    fn first_not_finite(&self, (x, context): (Tensor<D>, Tensor<C>)) -> Option<String> {
+        constant(self, context).first_not_finite(x)
+    }
+
+    fn fewest_pixels(&self) -> usize {
+        self.fewest_pixels()
+    }
+}
+
+impl<const D: usize, const R: usize, const C: usize, E, F, P, S> Trainable<(Tensor<D>, Tensor<R>)>
+    for Embedded<E, FlowStack<D, F, P, S>, C>
+where
+    E: Embedding<R, C>,
+    F: Flow<D>,
+    P: Prior<D>,
+    S: SplitPrior<D>,
+    FlowStack<D, F, P, S>: Module,
+    Self: Module,
+{
+    fn log_prob(&self, (x, raw): (Tensor<D>, Tensor<R>)) -> Tensor<1> {
+        Trainable::log_prob(&self.model, (x, self.embedding.embed(raw)))
+    }
+
+    fn data_pass(mut self, (x, raw): (Tensor<D>, Tensor<R>), pass: Pass) -> Self {
+        let context = self.embedding.embed(raw);
+        self.model = Trainable::data_pass(self.model, (x, context), pass);
+        self
+    }
+
+    fn check_batch(&self, (x, raw): &(Tensor<D>, Tensor<R>)) -> Result<()> {
+        check_rows(x, raw)?;
+        let first = self.valid().embedding.embed(Batch::narrow(raw, 0, 1));
+        self.model.given(&first).map(|_| ())
+    }
+
+    fn check(&self) -> Result<()> {
+        Flow::check(&self.model)
+    }
+
+    fn check_repeats(&self, (x, raw): (Tensor<D>, Tensor<R>)) -> Result<()> {
+        let (x, raw) = Batch::narrow(&(x.clone(), raw), 0, repeats::samples(&x));
+        let context = repeats::check_embedding::<R, C, E>(&self.embedding, raw)?;
+        Trainable::check_repeats(&self.model, (x, context))
+    }
+
+    fn gradients(
+        &self,
+        (x, raw): (Tensor<D>, Tensor<R>),
+        weight: f64,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+        goes_back: impl FnOnce(f64) -> bool,
+    ) -> f64 {
+        let context = self.embedding.embed(Tensor::from_inner(raw));
+        let leaf = Tensor::from_inner(context.clone().inner()).require_grad();
+        let stack = filled_with(&self.model, &Param::from_tensor(leaf));
+        let mut went_back = false;
+        let sum = Trainable::gradients(&stack, x, weight, tape, grads, |sum| {
+            went_back = goes_back(sum);
+            went_back
+        });
+        if went_back
+            && context.is_tracked()
+            && let Some(dcontext) = gradient::<C, _>(&stack, grads)
+        {
+            let mut graph = (context * Tensor::from_inner(dcontext)).sum().backward();
+            collect(&mut graph, &self.embedding, grads);
+        }
+        sum
+    }
+
+    fn first_not_finite(&self, (x, raw): (Tensor<D>, Tensor<R>)) -> Option<String> {
+        let context = self.embedding.embed(raw);
+        if !host::is_finite(context.clone()) {
+            return Some("the embedding".into());
+        }
+        Trainable::first_not_finite(&self.model, (x, context))
+    }
+
+    fn fewest_pixels(&self) -> usize {
+        self.model.fewest_pixels()
+    }
+}
