@@ -161,9 +161,9 @@ fn the_gradient_by_the_context_is_a_slope() {
 #[test]
 fn a_trainer_learns_what_the_context_says() {
     let device = host();
-    let entropy = 2.0 * (0.5 * (2.0 * std::f64::consts::PI).ln() + 0.5 + 0.1f64.ln());
+    let entropy = 2.0 * (0.5 * (2.0 * std::f64::consts::PI).ln() + 0.5 + 0.3f64.ln());
     for micro_batch in [usize::MAX, 48] {
-        let made = MadeConfig::new(2, vec![16], 2).with_context(2).init(&device).unwrap();
+        let made = MadeConfig::new(2, vec![32], 2).with_context(2).init(&device).unwrap();
         let affine = Affine::new(
             ScaleMap::BoundedExp { bound: 4.0 },
             AffineOrder::ScaleThenShift,
@@ -173,15 +173,15 @@ fn a_trainer_learns_what_the_context_says() {
         let flow = (ActNorm::new(2, &device).unwrap(), Autoregressive::new(made, affine).unwrap());
         let model: FlowStack<2, _> = FlowStack::single(flow, StandardNormal::new(), &[2]).unwrap();
         let mut trainer =
-            Trainer::new(model, Schedule::constant(1e-2)).with_micro_batch(micro_batch);
+            Trainer::new(model, Schedule::constant(5e-3)).with_micro_batch(micro_batch);
         let mut last = Vec::new();
-        for step in 0..400 {
+        for step in 0..1500 {
             let context = inputs([128, 2], 2 * step, &device, DType::F32);
             let noise = inputs([128, 2], 2 * step + 1, &device, DType::F32);
-            last.push(trainer.step((context.clone() + noise * 0.1, context)).unwrap().loss);
+            last.push(trainer.step((context.clone() + noise * 0.3, context)).unwrap().loss);
         }
-        let mean = last[350..].iter().sum::<f64>() / 50.0;
-        assert!(mean > entropy - 0.1 && mean < entropy + 0.25, "{mean} {entropy}");
+        let mean = last[1450..].iter().sum::<f64>() / 50.0;
+        assert!(mean > entropy - 0.1 && mean < entropy + 0.1, "{mean} {entropy}");
     }
 }
 

@@ -103,8 +103,10 @@ fn check_stack<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>>(
     let groups = groups(&start);
     for group in groups.iter().step_by(groups.len().div_ceil(MOST_GROUPS).max(1)) {
         let paths: Vec<&str> = group.iter().map(|&index| start[index].path.as_str()).collect();
-        let ids = group.iter().map(|&index| start[index].id).collect();
-        let group_of_ids = ParamGroup::from_ids(ids);
+        let ids: Vec<_> = group.iter().map(|&index| start[index].id).collect();
+        // Where a parameter is shared, all of its places.
+        let is_of_group = |index: usize| ids.contains(&start[index].id);
+        let group_of_ids = ParamGroup::from_ids(ids.clone());
         let frozen = stack.clone().freeze_group(group_of_ids.clone());
         // A norm's moments, or its weight, tell the gradients of what is around it what to follow.
         let alters_others =
@@ -112,7 +114,7 @@ fn check_stack<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>>(
                 && start.iter().any(|entry| entry.path.contains("moments"));
         // The flag of moments is what says of them that they stay.
         let holds_moments = paths.iter().any(|path| path.ends_with("moments.training"));
-        let is_held = |index| group.contains(&index) && (start[index].trained || holds_moments);
+        let is_held = |index| is_of_group(index) && (start[index].trained || holds_moments);
 
         let steps = trained(frozen.clone(), &x, memory);
         for (step, after) in steps.iter().enumerate() {

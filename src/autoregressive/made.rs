@@ -80,9 +80,12 @@ impl MadeConfig {
                 "a permutation of 0..features is an order of single features",
             ));
         }
+        // Units that see no feature are of use where they see a context: without them, the features of
+        // the first step could not depend on it.
+        let first = usize::from(steps > 1 && self.context == 0);
         let hidden = self.hidden.iter().map(|&width| {
             // In the order of the steps, so that what a step unlocks is one range.
-            (0..width).map(|unit| usize::from(steps > 1) + unit * (steps - 1) / width).collect()
+            (0..width).map(|unit| first + unit * (steps - first) / width).collect()
         });
         let hidden: Vec<_> = hidden.collect();
         let mut made =
