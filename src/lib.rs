@@ -56,6 +56,7 @@
 //! | choose layers | [`coupling`], [`autoregressive`], [`norm`], [`linear`], [`reshape`]; [`Inverse`] turns one around |
 //! | choose nets | [`conditioner`] |
 //! | choose densities of the latent | [`prior`] |
+//! | condition on a context: `p(x given context)` | [`context`] |
 //! | prepare pixels | [`preprocess`], [`data`] |
 //! | train | [`training`], [`metrics`] |
 //! | use a trained model: edit, interpolate, fill in, score | [`latent`], [`metrics`] |

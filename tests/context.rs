@@ -5,6 +5,7 @@ mod common;
 mod fixtures;
 
 use burn::optim::GradientsParams;
+use burn_flows::models::{Maf, SplineFlow};
 use burn_flows::training::{Memory, Schedule, Tape, Trainable, Trainer, reversible};
 use burn_flows::{FlowError, record};
 use common::{flat, gradients, host, hosts};
@@ -268,6 +269,34 @@ fn contexts_come_and_go() {
     // With a context inside it is another record.
     let error = record::from_bytes(model, record::to_bytes(&given).unwrap(), &path).unwrap_err();
     assert!(error.to_string().contains("context.value"), "{error}");
+}
+
+/// The ready-made conditional models are loaded by the path alone and go on being conditional.
+#[test]
+fn conditional_models_are_loaded_by_path() {
+    let device = host();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let (x, context) = (inputs([4, 3], 1, &device, DType::F32), rows(4, 2, &device));
+    let rng = || StdRng::seed_from_u64(3);
+    for kind in [SplineFlowKind::Coupling, SplineFlowKind::Autoregressive] {
+        let config = SplineFlowConfig::new(3, 2, vec![8]).with_context(2).with_kind(kind);
+        let model = seeded(1, &device, || config.init(&mut rng(), &device).unwrap());
+        let model = move_parameters(model, 4, 0.1);
+        model.save(&path).unwrap();
+        let loaded = SplineFlow::load(&path, &device).unwrap();
+        assert_eq!(loaded.configuration::<SplineFlowConfig>(), Some(config));
+        let log_prob =
+            |model: &SplineFlow| flat(model.given(&context).unwrap().log_prob(x.clone()));
+        assert_eq!(log_prob(&loaded), log_prob(&model));
+    }
+    let config = MafConfig::new(3, 2, vec![8]).with_context(2);
+    let model = move_parameters(config.init(&device).unwrap(), 4, 0.1);
+    model.save(&path).unwrap();
+    let log_prob = |model: &Maf| flat(model.given(&context).unwrap().log_prob(x.clone()));
+    assert_eq!(log_prob(&Maf::load(&path, &device).unwrap()), log_prob(&model));
+    let error = SplineFlow::load(&path, &device).unwrap_err().to_string();
+    assert!(error.contains("Maf"), "{error}");
 }
 
 /// A net of one's own that takes the context where it wants it, in a struct of one's own.

@@ -143,7 +143,7 @@ impl ModuleVisitor for Places {
     fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
         let value = param.val();
         self.in_training |= value.is_autodiff();
-        if self.inside > 0 && N == self.rank {
+        if self.inside > 0 && N == self.rank && value.dims()[1] > 0 {
             let (_, path) = self.path.split_last().expect("a place has a name");
             self.widths.push((path.join("."), value.dims()[1]));
             self.id = Some(param.id);
@@ -173,7 +173,7 @@ impl<const C: usize, W: FnMut(Param<Tensor<C>>) -> Param<Tensor<C>>> ModuleMappe
     }
 
     fn map_float<const N: usize>(&mut self, param: Param<Tensor<N>>) -> Param<Tensor<N>> {
-        if self.inside == 0 || N != C {
+        if self.inside == 0 || N != C || param.dims()[1] == 0 {
             return param;
         }
         // The ranks are the same, which the compiler does not know.

@@ -73,7 +73,8 @@ pub struct Context<const D: usize = 2> {
 }
 
 impl<const D: usize> Context<D> {
-    /// An empty place for contexts of that many features or channels.
+    /// An empty place for contexts of that many features or channels; with none, a place that is never
+    /// filled and changes nothing.
     pub fn new(width: usize, device: &Device) -> Self {
         let mut shape = [1; D];
         (shape[0], shape[1]) = (0, width);
@@ -127,6 +128,9 @@ impl<const D: usize> Context<D> {
     /// # Panics
     /// As [`rows`](Context::rows); if a feature map cannot be squeezed to the sides of `x`.
     pub fn beside<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
+        if self.width() == 0 {
+            return x;
+        }
         let context = self.at(x.dims());
         Tensor::cat(vec![x, context], 1)
     }

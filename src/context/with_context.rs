@@ -5,7 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
 use super::Context;
-use crate::conditioner::Conditioner;
+use crate::conditioner::{Conditioner, Fold};
 use crate::flow::Pass;
 
 /// A net that sees the context behind its input, on axis 1: it makes every coupling, and the prior of
@@ -58,11 +58,19 @@ where
         dparams: impl FnOnce(Tensor<D>) -> Tensor<D>,
         grads: &mut GradientsParams,
     ) -> Tensor<D> {
+        if self.context.width() == 0 {
+            return self.net.pull_back(x, dparams, grads);
+        }
         let channels = x.dims()[1];
         let joined = self.context.valid().beside(x);
         let width = joined.dims()[1] - channels;
         let gradient = self.net.pull_back(joined, dparams, grads);
         self.context.add_gradient(gradient.clone().narrow(1, channels, width), grads);
         gradient.narrow(1, 0, channels)
+    }
+
+    fn folded(&self) -> Option<&dyn Fold> {
+        // The kernels know nothing of contexts.
+        if self.context.width() == 0 { self.net.folded() } else { None }
     }
 }

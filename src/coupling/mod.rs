@@ -115,17 +115,7 @@ impl<C: Module> Coupling<C, Affine> {
         device: &Device,
     ) -> Result<Self> {
         let transformed = check_channels("AffineCoupling", mask, num_channels)?;
-        if let ScaleMap::BoundedExp { bound } = scale_map
-            && !(bound > 0.0 && bound.is_finite())
-        {
-            return Err(FlowError::config(
-                "AffineCoupling",
-                "bound",
-                bound,
-                "positive and finite",
-                "2.0 is the usual choice",
-            ));
-        }
+        scale_map.validate("AffineCoupling")?;
         Ok(Self {
             conditioner,
             transform: Affine::new(scale_map, order, transformed, device),

@@ -3,6 +3,8 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{FlowError, Result};
+
 /// Highest log-scale of any map, in nats: `e^20` is as far as an f32 product of scale and activation
 /// stays useful, and inverse and log-determinant stay finite and consistent however extreme the
 /// conditioner's output is.
@@ -66,6 +68,16 @@ impl Default for ScaleMap {
 }
 
 impl ScaleMap {
+    /// Refuses a bound that is none.
+    pub(crate) fn validate(self, layer: &'static str) -> Result<()> {
+        let Self::BoundedExp { bound } = self else { return Ok(()) };
+        if bound > 0.0 && bound.is_finite() {
+            return Ok(());
+        }
+        let advice = "2.0 is the usual choice";
+        Err(FlowError::config(layer, "bound", bound, "positive and finite", advice))
+    }
+
     /// `log_scale(h)`, elementwise; `gain`, broadcast to `h`, is used by [`ScaleMap::Tanh`] alone.
     pub(crate) fn log_scale<const D: usize>(
         self,

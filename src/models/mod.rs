@@ -1,10 +1,12 @@
 //! Ready-made models: configurations and paper presets, no tensor arithmetic.
 
 mod glow;
+mod maf;
 mod nice;
 mod real_nvp;
 mod real_nvp_vector;
 mod size;
+mod spline_flow;
 
 /// Gives a ready-made model its `load`.
 macro_rules! loads {
@@ -31,6 +33,37 @@ pub use glow::{
     Glow, GlowConfig, GlowCoupling, GlowCouplingKind, GlowLevel, GlowMixing, GlowMixingKind,
     GlowPrior, GlowSplitPrior, GlowStep,
 };
+pub use maf::{Maf, MafConfig, MafStep};
 pub use nice::{NICE_INIT_RANGE, Nice, NiceConfig, NiceFlow, NicePrior, NicePriorKind};
 pub use real_nvp::{RealNvp, RealNvpConfig, RealNvpLevel, RealNvpStep};
 pub use real_nvp_vector::{RealNvpVector, RealNvpVectorConfig, RealNvpVectorStep, VectorMaskKind};
+pub use spline_flow::{SplineFlow, SplineFlowConfig, SplineFlowKind, SplineLayer, SplineStep};
+
+use crate::error::{FlowError, Result};
+
+/// The order of the features in layer `index`: first to last, last to first, in turn.
+fn in_turn(num_features: usize, index: usize) -> Vec<usize> {
+    let order = 0..num_features;
+    if index.is_multiple_of(2) { order.collect() } else { order.rev().collect() }
+}
+
+/// Refuses a model of vectors without features, without layers, or with a hidden layer of no units.
+fn validate_steps(
+    layer: &'static str,
+    num_features: usize,
+    steps: (&'static str, usize),
+    hidden: &[usize],
+) -> Result<()> {
+    for (parameter, value) in [("num_features", num_features), steps] {
+        if value == 0 {
+            let advice = "give the model something to do";
+            return Err(FlowError::config(layer, parameter, 0, "at least 1", advice));
+        }
+    }
+    if hidden.contains(&0) {
+        let advice = "give every layer a width";
+        let got = format!("{hidden:?}");
+        return Err(FlowError::config(layer, "hidden", got, "at least 1 each", advice));
+    }
+    Ok(())
+}

@@ -73,6 +73,26 @@ pub(super) fn mlp(features_in: usize, hidden: &[usize], features_out: f64) -> f6
     sum
 }
 
+/// Weights, masks and biases of a `Made`, its order and degrees, and its weights for a context.
+pub(super) fn made(features: usize, hidden: &[usize], params: f64, context: usize) -> f64 {
+    let (mut weights, mut biases) = (0.0, 0.0);
+    let mut before = features as f64;
+    let widths = hidden.iter().map(|&width| width as f64).chain([params * features as f64]);
+    for width in widths.clone() {
+        weights += before * width;
+        biases += width;
+        before = width;
+    }
+    let degrees: f64 = hidden.iter().map(|&width| width as f64).sum();
+    let first = widths.into_iter().next().unwrap_or(0.0);
+    2.0 * weights + biases + features as f64 + degrees + context as f64 * first
+}
+
+/// The parts of a PLU matrix.
+pub(super) fn plu(channels: f64) -> f64 {
+    3.0 * channels * channels + 2.0 * channels
+}
+
 /// A 3x3 convolution with bias and log-scale.
 pub(super) fn zero_conv(channels_in: f64, channels_out: f64) -> f64 {
     9.0 * channels_in * channels_out + 2.0 * channels_out
@@ -141,6 +161,20 @@ mod tests {
             let config = RealNvpVectorConfig::new(5, 3, vec![4, 6]).with_mask(mask);
             assert_counted(config.clone().with_batch_norm(true));
             assert_counted(config.with_scale_map(ScaleMap::Exp));
+        }
+    }
+
+    #[test]
+    fn splines_and_autoregressive_layers() {
+        for context in [0, 3] {
+            for hidden in [vec![], vec![6, 4]] {
+                let config = MafConfig::new(5, 3, hidden.clone()).with_context(context);
+                assert_counted(config.clone().with_batch_norm(true));
+                assert_counted(config.with_scale_map(ScaleMap::Tanh));
+                let config = SplineFlowConfig::new(5, 3, hidden).with_context(context);
+                assert_counted(config.clone());
+                assert_counted(config.with_kind(SplineFlowKind::Autoregressive));
+            }
         }
     }
 
