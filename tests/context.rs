@@ -249,6 +249,29 @@ fn wrong_contexts_are_refused() {
     trainer.step((x, rows(5, 3, &device))).unwrap();
 }
 
+/// What is computed by hand does not reach a net behind the context, and says so.
+#[test]
+fn gradients_that_would_end_at_a_context_are_refused() {
+    let device = host();
+    let embedding = seeded(8, &device, || mlp(6, 3, &device).unwrap());
+    let model = Embedded::new(embedding, stack(&device)).train();
+    let x = inputs([5, 4], 6, &device, DType::F32);
+    let given = model.given(&rows(5, 6, &device)).unwrap();
+    let panic = panic_of(|| drop(reversible::gradients(&given, x.clone())));
+    assert!(panic.contains("levels.0.1.conditioner.context.value"), "{panic}");
+    assert!(panic.contains("context::Embedded"), "{panic}");
+    let loss = |z: Tensor<2>, _| z.sum();
+    let panic = panic_of(|| {
+        drop(reversible::gradients_of(&given, x.clone(), &mut Tape::default(), loss));
+    });
+    assert!(panic.contains("context::Embedded"), "{panic}");
+    // A leaf of one's own is a parameter like others.
+    let leaf = Tensor::from_inner(rows(5, 3, &device)).require_grad();
+    let given = model.model.given(&leaf).unwrap();
+    let (_, grads) = reversible::gradients(&given, x);
+    assert_eq!(gradient::<2, _>(&given, &grads).unwrap().dims(), [5, 3]);
+}
+
 /// A record is that of the model, whatever it was given, and an empty place stays empty.
 #[test]
 fn contexts_come_and_go() {

@@ -20,7 +20,9 @@ pub trait Given: Module {
     /// The context is one parameter in all places. In a module in training, a plain context is a
     /// parameter with a gradient, which [`gradient`] finds among those of the others; one that
     /// autodiff follows already (the output of a net) is taken as it is, so that a loss's gradient
-    /// goes on through it. Another call replaces the context.
+    /// goes on through it. Another call replaces the context. (A [`Trainer`](crate::training::Trainer)
+    /// would train a context that its model was given before: hand it the model without, and each batch
+    /// with its contexts.)
     ///
     /// # Shapes
     /// - `context`: `[batch, width, ...]`, one row a sample, or `[1, width, ...]` for all samples

@@ -46,6 +46,44 @@ pub(super) fn refuse_flags<M: Module>(model: &M) -> Result<()> {
     })
 }
 
+/// Refuses a model with a parameter that is the output of something autodiff follows, such as a context
+/// that a net has made: what is computed by hand ends at the parameter, and that net would get no
+/// gradient.
+pub(super) fn refuse_followed<M: Module>(model: &M) -> Result<()> {
+    #[derive(Default)]
+    struct Find {
+        path: Vec<String>,
+        found: Option<String>,
+    }
+    impl ModuleVisitor for Find {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.into());
+        }
+
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+
+        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            let value = param.val();
+            if self.found.is_none() && value.is_tracked() && !value.is_require_grad() {
+                self.found = Some(self.path.join("."));
+            }
+        }
+    }
+    let mut find = Find::default();
+    model.visit(&mut find);
+    let Some(path) = find.found else { return Ok(()) };
+    Err(FlowError::Invalid {
+        what: format!("reversible gradients: {path}"),
+        got: "the output of a net, through which autodiff would go on".into(),
+        needed: "a parameter or a plain context".into(),
+        advice: "train the net with the model (context::Embedded), or give the context as a plain \
+                 tensor and take its gradient from context::gradient"
+            .into(),
+    })
+}
+
 /// Refuses a model in training that does not compute one function, judged by a batch.
 pub(super) fn check<const D: usize, F, P, S>(
     model: &FlowStack<D, F, P, S>,

@@ -37,7 +37,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use super::repeats::{self, refuse_flags};
+use super::repeats::{self, refuse_flags, refuse_followed};
 use crate::error::Result;
 use crate::flow::{At, Flow};
 use crate::prior::{Prior, SplitPrior};
@@ -55,7 +55,8 @@ use crate::tape::Tape;
 /// # Panics
 /// If `x` has no samples, or a flow has no inverse (see [`Flow::check`]); if a layer of Burn in `stack`
 /// acts otherwise in training than at inference, such as `nn::Dropout` or `nn::BatchNorm`, and is not
-/// frozen (see [`check`]).
+/// frozen (see [`check`]); if a context in it is the output of a net that autodiff follows, to which no
+/// gradient would get (see [`Embedded`](crate::context::Embedded)).
 pub fn gradients<const D: usize, F, P, S>(
     stack: &FlowStack<D, F, P, S>,
     x: Tensor<D>,
@@ -84,7 +85,8 @@ where
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
 {
-    refuse_flags(stack).unwrap_or_else(|error| panic!("{error}"));
+    let checked = refuse_flags(stack).and_then(|()| refuse_followed(stack));
+    checked.unwrap_or_else(|error| panic!("{error}"));
     let batch = x.dims()[0];
     assert!(batch > 0, "reversible::gradients: got no samples, but the loss is the mean over them");
     let weight = -1.0 / batch as f64;
@@ -132,7 +134,8 @@ pub fn gradients_of<const D: usize, F: Flow<D>>(
     tape: &mut Tape,
     loss: impl FnOnce(Tensor<D>, Tensor<1>) -> Tensor<1>,
 ) -> (Tensor<1>, Tensor<D>, GradientsParams) {
-    refuse_flags(flow).unwrap_or_else(|error| panic!("{error}"));
+    let checked = refuse_flags(flow).and_then(|()| refuse_followed(flow));
+    checked.unwrap_or_else(|error| panic!("{error}"));
     let (z, log_det) = flow.valid().forward_on(x, tape);
     let (tracked, tracked_log_det) =
         (Tensor::from_inner(z.clone()).require_grad(), Tensor::from_inner(log_det).require_grad());
