@@ -15,8 +15,9 @@ use crate::norm::{first_uninitialized, has_running_moments};
 use crate::support;
 use crate::tape::{Drift, Memory, Tape};
 
-/// Trains a [`FlowStack`](crate::FlowStack), or what else is [`Trainable`], by maximum likelihood: [`Adam`] or any other optimizer, a
-/// [`Schedule`](super::Schedule) or any other learning rates, clipping by the global norm.
+/// Trains a [`FlowStack`](crate::FlowStack), or what else is [`Trainable`], by maximum likelihood:
+/// [`Adam`] or any other optimizer, a [`Schedule`](super::Schedule) or any other learning rates, clipping
+/// by the global norm.
 ///
 /// # Initialization
 ///
@@ -25,7 +26,7 @@ use crate::tape::{Drift, Memory, Tape};
 /// [`with_initialization`](Trainer::with_initialization), unless they are already: a model that was
 /// loaded or resumed goes on as it is, and one in which some are missing gets these alone. A layer of
 /// your own takes part if it keeps a mark as ActNorm does: a frozen parameter named `initialized`,
-/// `[1]`, 0 until [`Flow::data_pass`] sets it to 1.
+/// `[1]`, 0 until [`Flow::data_pass`](crate::Flow::data_pass) sets it to 1.
 ///
 /// # The last good model
 ///
@@ -230,8 +231,8 @@ impl<M: Module> Trainer<M> {
     /// the step is that of the whole batch within rounding, with the activations of a part.
     ///
     /// The same holds with [`BatchNorm`](crate::norm::BatchNorm): its moments take in the whole batch
-    /// before the step (by a forward pass alone, see [`Flow::data_pass`]) and are constants in the step
-    /// itself. It does not hold with batch normalization inside of nets: the values are still those of
+    /// before the step (by a forward pass alone, see [`Flow::data_pass`](crate::Flow::data_pass)) and are
+    /// constants in the step itself. It does not hold with batch normalization inside of nets: the values are still those of
     /// the whole batch, but gradients through the moments are those of each part, see
     /// [`NetBatchNorm`](crate::conditioner::NetBatchNorm).
     ///
@@ -407,7 +408,7 @@ impl<M: Module> Trainer<M> {
     /// # Errors
     /// - [`FlowError::NotFinite`], with step and layer, where loss or gradients are not finite, and
     ///   [`FlowError::Singular`] and [`FlowError::Scale`] where a flow has no inverse
-    ///   ([`Flow::check`]); see [the last good model](Trainer#the-last-good-model).
+    ///   ([`Flow::check`](crate::Flow::check)); see [the last good model](Trainer#the-last-good-model).
     /// - [`FlowError::Invalid`] for an empty batch, and for a single sample where batch normalization
     ///   would see one value a channel, which has no variance; [`FlowError::OutsideSupport`] where the
     ///   batch has values to which a layer gives no density. Nothing has changed then.
@@ -415,7 +416,8 @@ impl<M: Module> Trainer<M> {
     ///   [`reversible::check`](super::reversible::check). Nothing has changed then.
     /// - [`FlowError::Invalid`] where the learning rate of the step is not a finite number above 0,
     ///   where a parameter of the model was not finite from the start, or where a layer is not
-    ///   reached by the [`Flow::data_pass`] that initializes. Nothing has changed then.
+    ///   reached by the [`Flow::data_pass`](crate::Flow::data_pass) that initializes. Nothing has changed
+    ///   then.
     pub fn step<B: Batch>(&mut self, batch: B) -> Result<Step>
     where
         M: Trainable<B>,
