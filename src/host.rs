@@ -64,7 +64,7 @@ pub(crate) fn largest_log_scale(dtype: DType) -> f64 {
 
 /// Whether every value is finite.
 pub(crate) fn is_finite<const D: usize>(tensor: Tensor<D>) -> bool {
-    tensor.is_finite().all().into_scalar::<bool>()
+    tensor.dims().contains(&0) || tensor.is_finite().all().into_scalar::<bool>()
 }
 
 /// The gate of every fast road to values (`forward`, `inverse`, densities, samples, data passes):

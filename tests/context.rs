@@ -240,13 +240,72 @@ fn wrong_contexts_are_refused() {
     let panic = panic_of(|| drop(given.without_context::<2>().sample(5, 1.0)));
     assert!(panic.contains("no context is given"), "{panic}");
 
+    let error = model.given(&rows(5, 3, &device).cast(DType::F64)).unwrap_err().to_string();
+    assert!(error.contains("got F64"), "{error}");
+    let wide = WithContext::of_maps(mlp(2, 2, &device).unwrap(), 2, &device);
+    let map = inputs([1, 2, 4, 4], 1, &device, DType::F32);
+    let wide = wide.given(&map).unwrap();
+    let panic = panic_of(|| drop(wide.forward(Tensor::<2>::zeros([1, 2], &device))));
+    assert!(panic.contains("rank 4 cannot stand beside samples of rank 2"), "{panic}");
+
     let mut trainer = Trainer::new(model, Schedule::constant(1e-3));
+    let error = trainer.step(x.clone()).unwrap_err().to_string();
+    assert!(error.contains("pass (x, context) to the step"), "{error}");
     let error = trainer.step((x.clone(), rows(4, 3, &device))).unwrap_err();
     assert!(matches!(error, FlowError::Invalid { .. }), "{error}");
     assert!(error.to_string().contains("got 4, needs 5"), "{error}");
     let error = trainer.step((x.clone(), rows(5, 4, &device))).unwrap_err().to_string();
     assert!(error.contains("got 4, needs 3"), "{error}");
     trainer.step((x, rows(5, 3, &device))).unwrap();
+}
+
+/// Both parts of an embedded model are trained, initialized and told of data; a frozen part stays.
+#[test]
+fn embedded_models_are_trained() {
+    let device = host();
+    let net =
+        || seeded(8, &device, || ResidualNetConfig::new(1, HIDDEN, 3, 1).init(&device).unwrap());
+    #[derive(Module, Debug)]
+    struct Look {
+        net: ResidualNet,
+    }
+    impl Embedding<4, 2> for Look {
+        fn embed(&self, raw: Tensor<4>) -> Tensor<2> {
+            let y = Conditioner::<4>::forward(&self.net, raw);
+            let [batch, channels, ..] = y.dims();
+            y.reshape([batch, channels, 16]).mean_dim(2).reshape([batch, channels])
+        }
+        fn embed_pass(mut self, raw: Tensor<4>, pass: burn_flows::Pass) -> (Self, Tensor<2>) {
+            let context = self.embed(raw.clone());
+            self.net = Conditioner::<4>::data_pass(self.net, raw, pass).0;
+            (self, context)
+        }
+    }
+    let raw = inputs([6, 1, 4, 4], 3, &device, DType::F32);
+    let x = inputs([6, 4], 4, &device, DType::F32);
+    let moments = |model: &Embedded<Look, _>| record::to_bytes(&model.embedding).unwrap();
+    for frozen in [false, true] {
+        for micro_batch in [6, 4] {
+            let look = Look { net: net() };
+            let look = if frozen { look.freeze() } else { look };
+            let conditional = seeded(3, &device, || conditional_stack(&device).unwrap());
+            let model = Embedded::new(look, conditional);
+            let before = moments(&model);
+            let mut trainer =
+                Trainer::new(model, Schedule::constant(1e-2)).with_micro_batch(micro_batch);
+            let first = trainer.step((x.clone(), raw.clone())).unwrap().loss;
+            for _ in 0..30 {
+                trainer.step((x.clone(), raw.clone())).unwrap();
+            }
+            // One context for all samples is a batch as well.
+            let one = trainer.step((x.clone(), raw.clone().narrow(0, 0, 1)));
+            assert!(one.is_ok() || !frozen, "{:?}", one.err());
+            let model = trainer.model();
+            assert_eq!(moments(&model) == before, frozen);
+            let last = -model.given(&raw).unwrap().log_prob(x.clone()).mean().into_scalar::<f64>();
+            assert!(last < first, "{last} {first}");
+        }
+    }
 }
 
 /// What is computed by hand does not reach a net behind the context, and says so.

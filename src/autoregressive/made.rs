@@ -39,7 +39,8 @@ impl MadeConfig {
         self
     }
 
-    /// Every hidden unit sees as many features of a [context](crate::context). Default: 0, none.
+    /// The first layer sees a [context](crate::context) of `width` features as well, and hidden units that
+    /// see nothing else join it, so that the numbers of every feature depend on it. Default: 0, none.
     pub fn with_context(mut self, width: usize) -> Self {
         self.context = width;
         self
@@ -149,7 +150,7 @@ pub struct Made {
     pub context: Option<MadeContext>,
 }
 
-/// The part of a [`Made`]'s first layer that sees a context: `x weight + context context_weight + bias`.
+/// The part of a [`Made`]'s first layer that sees a context: `x W + context V + bias` with `V = weight`.
 #[derive(Module, Debug)]
 pub struct MadeContext {
     /// `[context, outputs of the first layer]`.

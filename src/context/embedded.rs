@@ -6,24 +6,38 @@ use burn::tensor::Tensor;
 use super::Given;
 use crate::conditioner::Conditioner;
 use crate::error::Result;
+use crate::flow::Pass;
 
 /// A net from something raw (a picture, a series, an observation) to a context of rank `C`.
 ///
 /// Every [`Conditioner`] is one.
 pub trait Embedding<const R: usize, const C: usize>: Module {
-    /// `[batch, ...] -> [batch, width, ...]`.
+    /// `[batch, ...] -> [batch, width, ...]`: one row for each row, independent of the others.
     fn embed(&self, raw: Tensor<R>) -> Tensor<C>;
+
+    /// Sends a batch through, by which the net may change, as
+    /// [`Flow::data_pass`](crate::Flow::data_pass). The default changes nothing.
+    fn embed_pass(self, raw: Tensor<R>, _pass: Pass) -> (Self, Tensor<C>) {
+        let context = self.embed(raw);
+        (self, context)
+    }
 }
 
 impl<const D: usize, N: Conditioner<D>> Embedding<D, D> for N {
     fn embed(&self, raw: Tensor<D>) -> Tensor<D> {
         self.forward(raw)
     }
+
+    fn embed_pass(self, raw: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
+        Conditioner::data_pass(self, raw, pass)
+    }
 }
 
 /// A conditional model together with the net that makes its contexts, of rank `C`.
 ///
-/// A [`Trainer`](crate::training::Trainer) trains both: `trainer.step((x, raw))`.
+/// A [`Trainer`](crate::training::Trainer) trains both: `trainer.step((x, raw))`. As nets in couplings,
+/// the embedding has to be a function of its input: dropout is refused, see
+/// [`reversible::check`](crate::training::reversible::check).
 ///
 /// ```
 /// use burn::tensor::Tensor;
@@ -57,9 +71,15 @@ pub struct Embedded<E, M, const C: usize = 2> {
 }
 
 impl<E: Module, M: Module> Embedded<E, M> {
-    /// A net that makes vectors, and the model that they are given to. (With feature maps, write the
-    /// struct itself.)
+    /// A net that makes vectors, and the model that they are given to.
     pub fn new(embedding: E, model: M) -> Self {
+        Self { embedding, model }
+    }
+}
+
+impl<E: Module, M: Module> Embedded<E, M, 4> {
+    /// A net that makes feature maps, and the model that they are given to.
+    pub fn of_maps(embedding: E, model: M) -> Self {
         Self { embedding, model }
     }
 }
@@ -70,10 +90,33 @@ impl<E: Module, M: Module, const C: usize> Embedded<E, M, C> {
     ///
     /// # Errors
     /// As [`Given::given`].
+    ///
+    /// # Panics
+    /// If the embedding does not give a context for each row.
     pub fn given<const R: usize>(&self, raw: &Tensor<R>) -> Result<M>
     where
         E: Embedding<R, C>,
     {
-        self.model.given(&self.embedding.embed(raw.clone()))
+        self.model.given(&self.context(raw.clone()))
     }
+
+    /// What the embedding makes of `raw`.
+    pub(crate) fn context<const R: usize>(&self, raw: Tensor<R>) -> Tensor<C>
+    where
+        E: Embedding<R, C>,
+    {
+        let rows = raw.dims()[0];
+        let context = self.embedding.embed(raw);
+        assert_rows(rows, &context);
+        context
+    }
+}
+
+/// An embedding has given a context for each row.
+pub(crate) fn assert_rows<const C: usize>(rows: usize, context: &Tensor<C>) {
+    assert!(
+        context.dims()[0] == rows,
+        "Embedded: the embedding made {} contexts of {rows} rows; it must make one of each row",
+        context.dims()[0]
+    );
 }

@@ -4,15 +4,15 @@ use std::any::Any;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 
 use super::CONTAINER;
 use crate::error::{FlowError, Result};
 use crate::host;
 use crate::param::frozen;
 
-/// What [`given`](Given::given) and [`without_context`](Given::without_context) do is the same for all
-/// modules: flows, nets, priors, stacks and what holds them.
+/// Gives a module a context, or takes it away: every module has it, flows, nets, priors, stacks and what
+/// holds them.
 pub trait Given: Module {
     /// The module with every place for a context of rank `C` filled: a clone, whose parameters are
     /// shared as those of clones are.
@@ -28,7 +28,8 @@ pub trait Given: Module {
     /// - `context`: `[batch, width, ...]`, one row a sample, or `[1, width, ...]` for all samples
     ///
     /// # Errors
-    /// If no layer takes a context of that rank, one takes another width, or there are no rows.
+    /// If no layer takes a context of that rank, one takes another width, the context is on another device
+    /// or of another dtype than the model, or there are no rows.
     fn given<const C: usize>(&self, context: &Tensor<C>) -> Result<Self> {
         let (rows, width) = (context.dims()[0], context.dims()[1]);
         let places = Places::of::<C, _>(self);
@@ -45,7 +46,16 @@ pub trait Given: Module {
             let advice = "build the layers with a context, or leave it out";
             return refuse("the context", got, needed.into(), advice);
         }
-        if let Some((path, needed)) = places.widths.iter().find(|(_, needed)| *needed != width) {
+        let (dtype, device) = (context.dtype(), context.device());
+        let is_other = |place: &&Place| place.dtype != dtype || place.device != device;
+        if let Some(place) = places.widths.iter().find(is_other) {
+            let what = format!("dtype and device of the context at {}", place.path);
+            let needed = format!("{:?} on {:?}", place.dtype, place.device);
+            let advice = "bring the context to the model's (Tensor::cast, Tensor::to_device)";
+            return refuse(&what, format!("{dtype:?} on {device:?}"), needed, advice);
+        }
+        let other_width = places.widths.iter().find(|place| place.width != width);
+        if let Some(Place { path, width: needed, .. }) = other_width {
             let what = format!("the width of the context at {path}");
             let advice = "build the layers with the width that the contexts have on axis 1";
             return refuse(&what, width.to_string(), needed.to_string(), advice);
@@ -106,12 +116,54 @@ pub fn gradient<const C: usize, M: Module>(
     Places::of::<C, _>(module).id.and_then(|id| grads.get::<C>(id))
 }
 
+/// The path of the first place, of any rank, that waits for a context.
+pub(crate) fn first_empty<M: Module>(module: &M) -> Option<String> {
+    struct Find {
+        path: Vec<String>,
+        inside: usize,
+        found: Option<String>,
+    }
+    impl ModuleVisitor for Find {
+        fn enter_module(&mut self, name: &str, container_type: &str) {
+            self.inside += usize::from(container_type == CONTAINER);
+            self.path.push(name.into());
+        }
+
+        fn exit_module(&mut self, _name: &str, container_type: &str) {
+            self.inside -= usize::from(container_type == CONTAINER);
+            self.path.pop();
+        }
+
+        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            if self.inside > 0
+                && self.found.is_none()
+                && param.dims()[0] == 0
+                && param.dims()[1] > 0
+            {
+                let (_, path) = self.path.split_last().expect("a place has a name");
+                self.found = Some(path.join("."));
+            }
+        }
+    }
+    let mut find = Find { path: Vec::new(), inside: 0, found: None };
+    module.visit(&mut find);
+    find.found
+}
+
+/// A place for a context, as the layer was built.
+struct Place {
+    path: String,
+    width: usize,
+    dtype: DType,
+    device: Device,
+}
+
 /// The places for contexts of one rank.
 struct Places {
     rank: usize,
     path: Vec<String>,
     inside: usize,
-    widths: Vec<(String, usize)>,
+    widths: Vec<Place>,
     id: Option<ParamId>,
     in_training: bool,
 }
@@ -147,7 +199,12 @@ impl ModuleVisitor for Places {
         self.in_training |= value.is_autodiff();
         if self.inside > 0 && N == self.rank && value.dims()[1] > 0 {
             let (_, path) = self.path.split_last().expect("a place has a name");
-            self.widths.push((path.join("."), value.dims()[1]));
+            self.widths.push(Place {
+                path: path.join("."),
+                width: value.dims()[1],
+                dtype: value.dtype(),
+                device: value.device(),
+            });
             self.id = Some(param.id);
         }
     }

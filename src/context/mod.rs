@@ -40,9 +40,10 @@ mod embedded;
 mod given;
 mod with_context;
 
+pub(crate) use embedded::assert_rows;
 pub use embedded::{Embedded, Embedding};
-pub(crate) use given::filled_with;
 pub use given::{Given, gradient};
+pub(crate) use given::{filled_with, first_empty};
 pub use with_context::WithContext;
 
 use burn::module::{
@@ -64,8 +65,8 @@ const NAME: &str = "value";
 /// The place of a context in a layer: vectors `[batch, width]` (`D = 2`) or feature maps
 /// `[batch, channels, height, width]` (`D = 4`).
 ///
-/// [`Given::given`] fills it. A record holds what is in it: nothing but its width for a model that was
-/// given no context.
+/// [`Given::given`] fills it. A record holds what is in it, which is nothing but its width before: save a
+/// model as it was built, or after [`Given::without_context`], for `load` to take it.
 #[derive(Debug, Clone)]
 pub struct Context<const D: usize = 2> {
     /// No rows while no context is given.
@@ -74,8 +75,12 @@ pub struct Context<const D: usize = 2> {
 
 impl<const D: usize> Context<D> {
     /// An empty place for contexts of that many features or channels; with none, a place that is never
-    /// filled and changes nothing.
+    /// filled, for nets that have none to look at.
+    ///
+    /// # Panics
+    /// If the rank is below 2.
     pub fn new(width: usize, device: &Device) -> Self {
+        assert!(D >= 2, "Context: got rank {D}, but a context is [batch, width, ...]");
         let mut shape = [1; D];
         (shape[0], shape[1]) = (0, width);
         Self { value: frozen(host::tensor(Vec::<f32>::new(), shape, device)) }
@@ -94,8 +99,12 @@ impl<const D: usize> Context<D> {
     /// The context of each of `batch` samples: one row a sample.
     ///
     /// # Panics
-    /// If no context is given, or one for another number of samples.
+    /// If no context is given, or contexts for another number of samples; if the place is one of width 0.
     pub fn rows(&self, batch: usize) -> Tensor<D> {
+        assert!(
+            self.width() > 0,
+            "Context: a place of width 0 has none to give; build the layer with the width of the contexts"
+        );
         let value = self.value.val();
         let mut shape = value.dims();
         match shape[0] {
@@ -144,10 +153,15 @@ impl<const D: usize> Context<D> {
             wide[1] = narrow[1];
             return rows.reshape(narrow).expand(wide);
         }
+        assert!(
+            N == D,
+            "Context: feature maps of rank {D} cannot stand beside samples of rank {N}; give the layer a \
+             context of rank 2, or a net that takes the map itself"
+        );
         let from = rows.dims();
         let fits = |squeezes: &u32| {
             let sides = |axis: usize| from[axis] == dims[axis] << squeezes;
-            N == D && (2..D).all(sides)
+            (2..D).all(sides)
         };
         let most = usize::BITS - from.iter().max().map_or(0, |side| side.leading_zeros());
         let Some(squeezes) =
@@ -174,6 +188,12 @@ impl<const D: usize> Context<D> {
     /// [beside](Context::beside) the samples.
     pub(crate) fn add_gradient<const N: usize>(&self, at: Tensor<N>, grads: &mut GradientsParams) {
         if !self.value.is_require_grad() {
+            assert!(
+                !self.value.val().is_tracked(),
+                "Context: the context is the output of a net, to which no gradient would get from here; \
+                 train the net with the model (context::Embedded), or give the context as a plain tensor \
+                 and take its gradient from context::gradient"
+            );
             return;
         }
         // The way there only repeats and moves values: by autodiff, which knows the way back.

@@ -68,7 +68,7 @@ impl Default for ScaleMap {
 }
 
 impl ScaleMap {
-    /// Refuses a bound that is none.
+    /// Refuses a bound that is not positive and finite.
     pub(crate) fn validate(self, layer: &'static str) -> Result<()> {
         let Self::BoundedExp { bound } = self else { return Ok(()) };
         if bound > 0.0 && bound.is_finite() {

@@ -31,7 +31,7 @@ pub struct MafConfig {
     /// Widths of the hidden layers of every net; the paper has one or two of 100 to 1024.
     pub hidden: Vec<usize>,
     /// Features of the [context](crate::context); default: 0, none.
-    pub context: usize,
+    pub context_width: usize,
     /// Scale map of the layers; default: bounded.
     pub scale_map: ScaleMap,
     /// Whether the layers' outputs are batch normalized, as in the paper; default: no.
@@ -39,21 +39,21 @@ pub struct MafConfig {
 }
 
 impl MafConfig {
-    /// Layers whose orders are turned around from one to the next, without context.
+    /// Layers whose orders are reversed from one to the next, without context.
     pub fn new(num_features: usize, num_layers: usize, hidden: Vec<usize>) -> Self {
         Self {
             num_features,
             num_layers,
             hidden,
-            context: 0,
+            context_width: 0,
             scale_map: ScaleMap::default(),
             batch_norm: false,
         }
     }
 
     /// A density that is conditional on so many features of a context.
-    pub fn with_context(mut self, context: usize) -> Self {
-        self.context = context;
+    pub fn with_context(mut self, width: usize) -> Self {
+        self.context_width = width;
         self
     }
 
@@ -75,6 +75,7 @@ impl MafConfig {
     /// Names the first field that cannot be built.
     pub fn validate(&self) -> Result<()> {
         validate_steps("Maf", self.num_features, ("num_layers", self.num_layers), &self.hidden)?;
+        self.scale_map.validate("Maf")?;
         record::check_buildable(self)
     }
 
@@ -83,7 +84,7 @@ impl MafConfig {
     /// (`Device::seed`).
     ///
     /// # Errors
-    /// As [`validate`](MafConfig::validate), and if the scale map has no valid bound.
+    /// As [`validate`](MafConfig::validate).
     pub fn init(&self, device: &Device) -> Result<Maf> {
         self.validate()?;
         let steps = (0..self.num_layers).map(|index| self.step(index, device));
@@ -97,10 +98,9 @@ impl MafConfig {
         let features = self.num_features;
         let made = MadeConfig::new(features, self.hidden.clone(), 2)
             .with_order(in_turn(features, index))
-            .with_context(self.context)
+            .with_context(self.context_width)
             .with_zero_init(true)
             .init(device)?;
-        self.scale_map.validate("Maf")?;
         let affine = Affine::new(self.scale_map, AffineOrder::ScaleThenShift, features, device);
         let norm = self.batch_norm.then(|| BatchNorm::new(features, device)).transpose()?;
         Ok((Autoregressive::new(made, affine)?, norm))
@@ -119,7 +119,7 @@ impl Configuration for MafConfig {
         let features = self.num_features as f64;
         let norm = if self.batch_norm { size::moments(features) } else { 0.0 };
         let gain = if self.scale_map == ScaleMap::Tanh { features } else { 0.0 };
-        let made = size::made(self.num_features, &self.hidden, 2.0, self.context);
+        let made = size::made(self.num_features, &self.hidden, 2.0, self.context_width);
         size::act_norm(features) + self.num_layers as f64 * (made + gain + norm)
     }
 }

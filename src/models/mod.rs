@@ -56,7 +56,7 @@ fn validate_steps(
 ) -> Result<()> {
     for (parameter, value) in [("num_features", num_features), steps] {
         if value == 0 {
-            let advice = "give the model something to do";
+            let advice = "set it to at least 1";
             return Err(FlowError::config(layer, parameter, 0, "at least 1", advice));
         }
     }

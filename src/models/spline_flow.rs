@@ -21,13 +21,13 @@ use crate::prior::StandardNormal;
 use crate::record::{self, Configuration};
 use crate::stack::FlowStack;
 
-/// What tells the splines of a [`SplineFlow`] what to be.
+/// The layers that compute the parameters of a [`SplineFlow`]'s splines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SplineFlowKind {
     /// Couplings with a learned LU matrix before each, RQ-NSF (C) of the paper: densities and draws in one
     /// pass.
     Coupling,
-    /// Autoregressive layers whose orders are turned around from one to the next, RQ-NSF (AR): densities in
+    /// Autoregressive layers whose orders are reversed from one to the next, RQ-NSF (AR): densities in
     /// one pass, draws in a step a feature. Works for a single feature as well.
     Autoregressive,
 }
@@ -55,7 +55,7 @@ pub struct SplineFlowConfig {
     /// Widths of the hidden layers of every net.
     pub hidden: Vec<usize>,
     /// Features of the [context](crate::context); default: 0, none.
-    pub context: usize,
+    pub context_width: usize,
     /// Couplings or autoregressive layers; default: couplings.
     pub kind: SplineFlowKind,
     /// Pieces of a spline; default: 8.
@@ -71,29 +71,29 @@ impl SplineFlowConfig {
             num_features,
             num_steps,
             hidden,
-            context: 0,
+            context_width: 0,
             kind: SplineFlowKind::Coupling,
             num_bins: 8,
             tail_bound: 3.0,
         }
     }
 
-    /// With the sizes of sbi's posterior estimator `nsf`: five steps, 10 bins, two hidden layers of 50;
-    /// couplings, or autoregressive layers for a single feature.
+    /// With the numbers of steps, bins and hidden units of sbi's posterior estimator `nsf`, 5, 10 and 50;
+    /// the nets are plain perceptrons here. Couplings, or autoregressive layers for a single feature.
     ///
     /// Source: sbi, `neural_nets/net_builders/flow.py`, `build_nsf`.
-    pub fn sbi(num_features: usize, context: usize) -> Self {
+    pub fn sbi(num_features: usize, context_width: usize) -> Self {
         let kind = match num_features {
             1 => SplineFlowKind::Autoregressive,
             _ => SplineFlowKind::Coupling,
         };
-        let config = Self::new(num_features, 5, vec![50, 50]).with_context(context);
+        let config = Self::new(num_features, 5, vec![50, 50]).with_context(context_width);
         config.with_kind(kind).with_bins(10, 3.0)
     }
 
     /// A density that is conditional on so many features of a context.
-    pub fn with_context(mut self, context: usize) -> Self {
-        self.context = context;
+    pub fn with_context(mut self, width: usize) -> Self {
+        self.context_width = width;
         self
     }
 
@@ -154,10 +154,10 @@ impl SplineFlowConfig {
             SplineFlowKind::Coupling => {
                 let mask = Mask::Alternating(Parity::of(index));
                 let (seen, changed) = (mask.num_identity(features), mask.num_transformed(features));
-                let inputs = seen + self.context;
+                let inputs = seen + self.context_width;
                 let net = MlpConfig::new(inputs, self.hidden.clone(), changed * params);
                 let net = net.with_zero_init(true).init(device)?;
-                let net = WithContext::new(net, self.context, device);
+                let net = WithContext::new(net, self.context_width, device);
                 let coupling = Coupling::from_transform(net, spline, mask);
                 let mixing = InvertibleConv1x1::plu(features, rng, device)?;
                 SplineStep { mixing: Some(mixing), layer: SplineLayer::Coupling(coupling) }
@@ -165,7 +165,7 @@ impl SplineFlowConfig {
             SplineFlowKind::Autoregressive => {
                 let made = MadeConfig::new(features, self.hidden.clone(), params)
                     .with_order(in_turn(features, index))
-                    .with_context(self.context)
+                    .with_context(self.context_width)
                     .with_zero_init(true)
                     .init(device)?;
                 let layer = SplineLayer::Autoregressive(Autoregressive::new(made, spline)?);
@@ -192,7 +192,7 @@ impl Configuration for SplineFlowConfig {
                 let step = |parity| {
                     let mask = Mask::Alternating(parity);
                     let changed = mask.num_transformed(features) as f64;
-                    let seen = mask.num_identity(features) + self.context;
+                    let seen = mask.num_identity(features) + self.context_width;
                     size::mlp(seen, &self.hidden, changed * params) + size::plu(features as f64)
                 };
                 let odd = (self.num_steps / 2) as f64;
@@ -200,7 +200,8 @@ impl Configuration for SplineFlowConfig {
                 even * step(Parity::Even) + odd * step(Parity::Odd)
             }
             SplineFlowKind::Autoregressive => {
-                self.num_steps as f64 * size::made(features, &self.hidden, params, self.context)
+                self.num_steps as f64
+                    * size::made(features, &self.hidden, params, self.context_width)
             }
         };
         size::act_norm(features as f64) + steps
@@ -225,7 +226,7 @@ pub struct SplineStep {
     pub layer: SplineLayer,
 }
 
-/// Splines and what tells them what to be.
+/// Splines and the layer that computes their parameters.
 #[derive(Module, Debug, Flow)]
 #[allow(clippy::large_enum_variant)] // a model has few of them
 pub enum SplineLayer {

@@ -31,6 +31,9 @@ pub struct ContextNormal<N> {
 
 impl<N: Conditioner<2>> ContextNormal<N> {
     /// A net and the width of the contexts that it sees.
+    ///
+    /// `log_prob` and `sample` panic where the net does not give two numbers a channel, or no context is
+    /// given.
     pub fn new(net: N, context_width: usize, device: &Device) -> Self {
         Self { net, context: Context::new(context_width, device) }
     }

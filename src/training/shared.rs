@@ -97,6 +97,10 @@ pub(super) fn share_data_pass<M: Module>(module: M) -> M {
     struct Collect(HashMap<ParamId, (Box<dyn Any>, usize)>);
     impl ModuleVisitor for Collect {
         fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            // Places for contexts have no values: not every device adds none up.
+            if param.dims().contains(&0) {
+                return;
+            }
             let (sum, count) = match self.0.remove(&param.id) {
                 Some((sum, count)) => {
                     let sum: Box<Tensor<N>> = sum.downcast().expect("clones have one rank");
@@ -110,9 +114,9 @@ pub(super) fn share_data_pass<M: Module>(module: M) -> M {
     struct Share(HashMap<ParamId, (Box<dyn Any>, usize)>);
     impl ModuleMapper for Share {
         fn map_float<const N: usize>(&mut self, param: Param<Tensor<N>>) -> Param<Tensor<N>> {
-            match &self.0[&param.id] {
-                (_, 1) => param,
-                (sum, count) => {
+            match self.0.get(&param.id) {
+                None | Some((_, 1)) => param,
+                Some((sum, count)) => {
                     let sum: &Tensor<N> = sum.downcast_ref().expect("clones have one rank");
                     param.map(|_| sum.clone() / *count as f64)
                 }

@@ -5,7 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use super::repeats;
-use crate::context::{Embedded, Embedding, Given, filled_with, gradient};
+use crate::context::{Embedded, Embedding, Given, assert_rows, filled_with, first_empty};
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, Pass, collect};
 use crate::host;
@@ -123,7 +123,7 @@ where
     }
 
     fn check_batch(&self, _x: &Tensor<D>) -> Result<()> {
-        Ok(())
+        check_given(self, "pass (x, context) to the step")
     }
 
     fn check(&self) -> Result<()> {
@@ -173,6 +173,20 @@ fn check_rows<const D: usize, const C: usize>(x: &Tensor<D>, context: &Tensor<C>
     })
 }
 
+const OF_ANOTHER_RANK: &str =
+    "give the model the context of the other rank before it is trained (Given::given)";
+
+/// Whether every layer has the context that it depends on.
+fn check_given<M: Module>(model: &M, advice: &str) -> Result<()> {
+    let Some(path) = first_empty(model) else { return Ok(()) };
+    Err(FlowError::Invalid {
+        what: "Trainer: the context of a batch".into(),
+        got: "none".into(),
+        needed: format!("one for {path}"),
+        advice: advice.into(),
+    })
+}
+
 /// The stack given a context that no gradient is asked for.
 fn constant<const C: usize, M: Module>(stack: &M, context: Tensor<C>) -> M {
     filled_with(stack, &Param::from_tensor(context).set_require_grad(false))
@@ -196,7 +210,7 @@ where
 
     fn check_batch(&self, (x, context): &(Tensor<D>, Tensor<C>)) -> Result<()> {
         check_rows(x, context)?;
-        self.given(context).map(|_| ())
+        check_given(&self.given(context)?, OF_ANOTHER_RANK)
     }
 
     fn check(&self) -> Result<()> {
@@ -240,19 +254,22 @@ where
     Self: Module,
 {
     fn log_prob(&self, (x, raw): (Tensor<D>, Tensor<R>)) -> Tensor<1> {
-        Trainable::log_prob(&self.model, (x, self.embedding.embed(raw)))
+        Trainable::log_prob(&self.model, (x, self.context(raw)))
     }
 
     fn data_pass(mut self, (x, raw): (Tensor<D>, Tensor<R>), pass: Pass) -> Self {
-        let context = self.embedding.embed(raw);
+        let rows = raw.dims()[0];
+        let (embedding, context) = self.embedding.embed_pass(raw, pass);
+        assert_rows(rows, &context);
+        self.embedding = embedding;
         self.model = Trainable::data_pass(self.model, (x, context), pass);
         self
     }
 
     fn check_batch(&self, (x, raw): &(Tensor<D>, Tensor<R>)) -> Result<()> {
         check_rows(x, raw)?;
-        let first = self.valid().embedding.embed(Batch::narrow(raw, 0, 1));
-        self.model.given(&first).map(|_| ())
+        let first = self.valid().context(Batch::narrow(raw, 0, 1));
+        check_given(&self.model.given(&first)?, OF_ANOTHER_RANK)
     }
 
     fn check(&self) -> Result<()> {
@@ -273,18 +290,19 @@ where
         grads: &mut GradientsParams,
         goes_back: impl FnOnce(f64) -> bool,
     ) -> f64 {
-        let context = self.embedding.embed(Tensor::from_inner(raw));
-        let leaf = Tensor::from_inner(context.clone().inner()).require_grad();
-        let stack = filled_with(&self.model, &Param::from_tensor(leaf));
+        let context = self.context(Tensor::from_inner(raw));
+        if !context.is_tracked() {
+            let batch = (x, context.inner());
+            return Trainable::gradients(&self.model, batch, weight, tape, grads, goes_back);
+        }
+        let leaf = Param::from_tensor(Tensor::from_inner(context.clone().inner()).require_grad());
+        let stack = filled_with(&self.model, &leaf);
         let mut went_back = false;
         let sum = Trainable::gradients(&stack, x, weight, tape, grads, |sum| {
             went_back = goes_back(sum);
             went_back
         });
-        if went_back
-            && context.is_tracked()
-            && let Some(dcontext) = gradient::<C, _>(&stack, grads)
-        {
+        if went_back && let Some(dcontext) = grads.remove::<C>(leaf.id) {
             let mut graph = (context * Tensor::from_inner(dcontext)).sum().backward();
             collect(&mut graph, &self.embedding, grads);
         }
@@ -292,7 +310,7 @@ where
     }
 
     fn first_not_finite(&self, (x, raw): (Tensor<D>, Tensor<R>)) -> Option<String> {
-        let context = self.embedding.embed(raw);
+        let context = self.context(raw);
         if !host::is_finite(context.clone()) {
             return Some("the embedding".into());
         }

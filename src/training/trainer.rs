@@ -409,7 +409,8 @@ impl<M: Module> Trainer<M> {
     /// - [`FlowError::NotFinite`], with step and layer, where loss or gradients are not finite, and
     ///   [`FlowError::Singular`] and [`FlowError::Scale`] where a flow has no inverse
     ///   ([`Flow::check`](crate::Flow::check)); see [the last good model](Trainer#the-last-good-model).
-    /// - [`FlowError::Invalid`] for an empty batch, and for a single sample where batch normalization
+    /// - [`FlowError::Invalid`] for contexts that are missing, of other numbers, widths, dtypes or devices
+    ///   than the model's layers take, for an empty batch, and for a single sample where batch normalization
     ///   would see one value a channel, which has no variance; [`FlowError::OutsideSupport`] where the
     ///   batch has values to which a layer gives no density. Nothing has changed then.
     /// - [`FlowError::NotRepeatable`], at the first step, for nets with chance or a state of their own; see
