@@ -15,7 +15,7 @@ use burn_flows::weights::normflows::{self, MaskedScale};
 use burn_flows::weights::{Array, Weights};
 
 use super::cases::{in_order, layer, stack, text};
-use super::{Computed, Golden, INVERSE, values};
+use super::{Computed, Golden, INVERSE, cast, values};
 
 /// The case for a class, if it is one of these.
 pub fn case(golden: &Golden) -> Option<Result<Computed, String>> {
@@ -240,7 +240,10 @@ fn zuko_made(
             let weight = columns.rows(places.len()..inputs);
             context = Some(MadeContext {
                 weight: Param::from_tensor(golden.tensor_of(&weight)),
-                context: Context::new(inputs - places.len(), golden.weights.device()),
+                context: cast(
+                    Context::new(inputs - places.len(), golden.weights.device()),
+                    golden.weights.dtype(),
+                ),
             });
         }
         let arranged = |array: &Array| {
