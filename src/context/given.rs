@@ -31,35 +31,8 @@ pub trait Given: Module {
     /// If no layer takes a context of that rank, one takes another width, the context is on another device
     /// or of another dtype than the model, or there are no rows.
     fn given<const C: usize>(&self, context: &Tensor<C>) -> Result<Self> {
-        let (rows, width) = (context.dims()[0], context.dims()[1]);
-        let places = Places::of::<C, _>(self);
-        let refuse = |what: &str, got: String, needed: String, advice: &str| {
-            Err(FlowError::Invalid { what: what.into(), got, needed, advice: advice.into() })
-        };
-        if rows == 0 {
-            let advice = "give one context for each sample, or a single one for all";
-            return refuse("the rows of the context", "0".into(), "at least 1".into(), advice);
-        }
-        if places.widths.is_empty() {
-            let got = format!("a model without a layer that depends on contexts of rank {C}");
-            let needed = "at least one, such as WithContext or a Made with_context";
-            let advice = "build the layers with a context, or leave it out";
-            return refuse("the context", got, needed.into(), advice);
-        }
-        let (dtype, device) = (context.dtype(), context.device());
-        let is_other = |place: &&Place| place.dtype != dtype || place.device != device;
-        if let Some(place) = places.widths.iter().find(is_other) {
-            let what = format!("dtype and device of the context at {}", place.path);
-            let needed = format!("{:?} on {:?}", place.dtype, place.device);
-            let advice = "bring the context to the model's (Tensor::cast, Tensor::to_device)";
-            return refuse(&what, format!("{dtype:?} on {device:?}"), needed, advice);
-        }
-        let other_width = places.widths.iter().find(|place| place.width != width);
-        if let Some(Place { path, width: needed, .. }) = other_width {
-            let what = format!("the width of the context at {path}");
-            let advice = "build the layers with the width that the contexts have on axis 1";
-            return refuse(&what, width.to_string(), needed.to_string(), advice);
-        }
+        let places = Places::of(self);
+        places.check(context)?;
         let tracked = places.in_training && !context.is_autodiff();
         let value = if tracked { Tensor::from_inner(context.clone()) } else { context.clone() };
         let param = match value.is_tracked() {
@@ -113,73 +86,89 @@ pub fn gradient<const C: usize, M: Module>(
     module: &M,
     grads: &GradientsParams,
 ) -> Option<Tensor<C>> {
-    Places::of::<C, _>(module).id.and_then(|id| grads.get::<C>(id))
+    let places = Places::of(module).all;
+    places.iter().find(|place| place.rank == C).and_then(|place| grads.get::<C>(place.id))
 }
 
 /// The path of the first place, of any rank, that waits for a context.
 pub(crate) fn first_empty<M: Module>(module: &M) -> Option<String> {
-    struct Find {
-        path: Vec<String>,
-        inside: usize,
-        found: Option<String>,
-    }
-    impl ModuleVisitor for Find {
-        fn enter_module(&mut self, name: &str, container_type: &str) {
-            self.inside += usize::from(container_type == CONTAINER);
-            self.path.push(name.into());
-        }
+    Places::of(module).all.into_iter().find(|place| place.is_empty).map(|place| place.path)
+}
 
-        fn exit_module(&mut self, _name: &str, container_type: &str) {
-            self.inside -= usize::from(container_type == CONTAINER);
-            self.path.pop();
-        }
-
-        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
-            if self.inside > 0
-                && self.found.is_none()
-                && param.dims()[0] == 0
-                && param.dims()[1] > 0
-            {
-                let (_, path) = self.path.split_last().expect("a place has a name");
-                self.found = Some(path.join("."));
-            }
-        }
-    }
-    let mut find = Find { path: Vec::new(), inside: 0, found: None };
-    module.visit(&mut find);
-    find.found
+/// Whether `module` could be [given](Given::given) the context; then, as [`first_empty`], what it would
+/// wait for after that.
+///
+/// # Errors
+/// As [`Given::given`].
+pub(crate) fn first_empty_beside<const C: usize, M: Module>(
+    module: &M,
+    context: &Tensor<C>,
+) -> Result<Option<String>> {
+    let places = Places::of(module);
+    places.check(context)?;
+    let waits = |place: &Place| place.is_empty && place.rank != C;
+    Ok(places.all.into_iter().find(waits).map(|place| place.path))
 }
 
 /// A place for a context, as the layer was built.
 struct Place {
     path: String,
+    rank: usize,
     width: usize,
+    is_empty: bool,
     dtype: DType,
     device: Device,
+    id: ParamId,
 }
 
-/// The places for contexts of one rank.
+/// The places for contexts; without those of width 0, which are never filled.
+#[derive(Default)]
 struct Places {
-    rank: usize,
     path: Vec<String>,
     inside: usize,
-    widths: Vec<Place>,
-    id: Option<ParamId>,
+    all: Vec<Place>,
     in_training: bool,
 }
 
 impl Places {
-    fn of<const C: usize, M: Module>(module: &M) -> Self {
-        let mut places = Self {
-            rank: C,
-            path: Vec::new(),
-            inside: 0,
-            widths: Vec::new(),
-            id: None,
-            in_training: false,
-        };
+    fn of<M: Module>(module: &M) -> Self {
+        let mut places = Self::default();
         module.visit(&mut places);
         places
+    }
+
+    /// Whether the places of the rank of `context` can take it.
+    fn check<const C: usize>(&self, context: &Tensor<C>) -> Result<()> {
+        let (rows, width) = (context.dims()[0], context.dims()[1]);
+        let mut of_rank = self.all.iter().filter(|place| place.rank == C).peekable();
+        let refuse = |what: &str, got: String, needed: String, advice: &str| {
+            Err(FlowError::Invalid { what: what.into(), got, needed, advice: advice.into() })
+        };
+        if rows == 0 {
+            let advice = "give one context for each sample, or a single one for all";
+            return refuse("the rows of the context", "0".into(), "at least 1".into(), advice);
+        }
+        if of_rank.peek().is_none() {
+            let got = format!("a model without a layer that depends on contexts of rank {C}");
+            let needed = "at least one, such as WithContext or a Made with_context";
+            let advice = "build the layers with a context, or leave it out";
+            return refuse("the context", got, needed.into(), advice);
+        }
+        let (dtype, device) = (context.dtype(), context.device());
+        let is_other = |place: &&Place| place.dtype != dtype || place.device != device;
+        if let Some(place) = of_rank.clone().find(is_other) {
+            let what = format!("dtype and device of the context at {}", place.path);
+            let needed = format!("{:?} on {:?}", place.dtype, place.device);
+            let advice = "bring the context to the model's (Tensor::cast, Tensor::to_device)";
+            return refuse(&what, format!("{dtype:?} on {device:?}"), needed, advice);
+        }
+        let other_width = of_rank.find(|place| place.width != width);
+        if let Some(Place { path, width: needed, .. }) = other_width {
+            let what = format!("the width of the context at {path}");
+            let advice = "build the layers with the width that the contexts have on axis 1";
+            return refuse(&what, width.to_string(), needed.to_string(), advice);
+        }
+        Ok(())
     }
 }
 
@@ -197,15 +186,17 @@ impl ModuleVisitor for Places {
     fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
         let value = param.val();
         self.in_training |= value.is_autodiff();
-        if self.inside > 0 && N == self.rank && value.dims()[1] > 0 {
+        if self.inside > 0 && value.dims()[1] > 0 {
             let (_, path) = self.path.split_last().expect("a place has a name");
-            self.widths.push(Place {
+            self.all.push(Place {
                 path: path.join("."),
+                rank: N,
                 width: value.dims()[1],
+                is_empty: value.dims()[0] == 0,
                 dtype: value.dtype(),
                 device: value.device(),
+                id: param.id,
             });
-            self.id = Some(param.id);
         }
     }
 }

@@ -43,7 +43,7 @@ mod with_context;
 pub(crate) use embedded::assert_rows;
 pub use embedded::{Embedded, Embedding};
 pub use given::{Given, gradient};
-pub(crate) use given::{filled_with, first_empty};
+pub(crate) use given::{filled_with, first_empty, first_empty_beside};
 pub use with_context::WithContext;
 
 use burn::module::{

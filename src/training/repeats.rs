@@ -128,9 +128,7 @@ where
     let training = model.clone().no_grad().log_prob_terms(x.clone().autodiff());
     let expected = model.valid().log_prob_terms(x);
     for (index, (got, expected)) in training.into_iter().zip(expected).enumerate() {
-        let (got, expected) = (host::to_f64(got.inner()), host::to_f64(expected));
-        let largest = expected.iter().fold(1.0, |largest: f64, value| largest.max(value.abs()));
-        if expected.iter().zip(&got).any(|(a, b)| (a - b).abs() > ROUNDING * largest) {
+        if is_another(got.inner(), expected) {
             // For each level its log-determinant and the density of its part of the latent.
             return Err(FlowError::NotRepeatable {
                 module: format!("levels.{} or the prior behind it", index / 2),
@@ -152,19 +150,21 @@ pub(super) fn check_embedding<const R: usize, const C: usize, E: Embedding<R, C>
     let context = embedding.valid().embed(raw.clone());
     let training = embedding.clone().no_grad();
     let [once, again] = [(); 2].map(|()| training.embed(raw.clone().autodiff()).inner());
-    let expected = host::to_f64(context.clone());
-    let largest = expected.iter().fold(1.0, |largest: f64, value| largest.max(value.abs()));
-    for got in [once, again] {
-        let got = host::to_f64(got);
-        if expected.iter().zip(&got).any(|(a, b)| (a - b).abs() > ROUNDING * largest) {
-            return Err(FlowError::NotRepeatable {
-                module: "embedding".into(),
-                what: "gives other values in training than at inference".into(),
-                advice: "make it the same function of its input and its parameters in both".into(),
-            });
-        }
+    if [once, again].into_iter().any(|got| is_another(got, context.clone())) {
+        return Err(FlowError::NotRepeatable {
+            module: "embedding".into(),
+            what: "gives other values in training than at inference".into(),
+            advice: "make it the same function of its input and its parameters in both".into(),
+        });
     }
     Ok(context)
+}
+
+/// Whether values in training are further from those at inference than rounding brings them.
+fn is_another<const N: usize>(got: Tensor<N>, expected: Tensor<N>) -> bool {
+    let (got, expected) = (host::to_f64(got), host::to_f64(expected));
+    let largest = expected.iter().fold(1.0, |largest: f64, value| largest.max(value.abs()));
+    expected.iter().zip(&got).any(|(a, b)| (a - b).abs() > ROUNDING * largest)
 }
 
 /// A step of the way to a parameter.

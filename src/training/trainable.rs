@@ -5,7 +5,9 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use super::repeats;
-use crate::context::{Embedded, Embedding, Given, assert_rows, filled_with, first_empty};
+use crate::context::{
+    Embedded, Embedding, Given, assert_rows, filled_with, first_empty, first_empty_beside,
+};
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, Pass, collect};
 use crate::host;
@@ -123,7 +125,7 @@ where
     }
 
     fn check_batch(&self, _x: &Tensor<D>) -> Result<()> {
-        check_given(self, "pass (x, context) to the step")
+        check_given(first_empty(self), "pass (x, context) to the step")
     }
 
     fn check(&self) -> Result<()> {
@@ -176,9 +178,9 @@ fn check_rows<const D: usize, const C: usize>(x: &Tensor<D>, context: &Tensor<C>
 const OF_ANOTHER_RANK: &str =
     "give the model the context of the other rank before it is trained (Given::given)";
 
-/// Whether every layer has the context that it depends on.
-fn check_given<M: Module>(model: &M, advice: &str) -> Result<()> {
-    let Some(path) = first_empty(model) else { return Ok(()) };
+/// Refuses a model with a place, if there is one, that waits for a context.
+fn check_given(empty: Option<String>, advice: &str) -> Result<()> {
+    let Some(path) = empty else { return Ok(()) };
     Err(FlowError::Invalid {
         what: "Trainer: the context of a batch".into(),
         got: "none".into(),
@@ -210,7 +212,7 @@ where
 
     fn check_batch(&self, (x, context): &(Tensor<D>, Tensor<C>)) -> Result<()> {
         check_rows(x, context)?;
-        check_given(&self.given(context)?, OF_ANOTHER_RANK)
+        check_given(first_empty_beside(self, context)?, OF_ANOTHER_RANK)
     }
 
     fn check(&self) -> Result<()> {
@@ -268,8 +270,9 @@ where
 
     fn check_batch(&self, (x, raw): &(Tensor<D>, Tensor<R>)) -> Result<()> {
         check_rows(x, raw)?;
-        let first = self.valid().context(Batch::narrow(raw, 0, 1));
-        check_given(&self.model.given(&first)?, OF_ANOTHER_RANK)
+        let first = self.embedding.valid().embed(Batch::narrow(raw, 0, 1));
+        assert_rows(1, &first);
+        check_given(first_empty_beside(&self.model, &first)?, OF_ANOTHER_RANK)
     }
 
     fn check(&self) -> Result<()> {

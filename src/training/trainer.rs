@@ -503,10 +503,7 @@ impl<M: Module> Trainer<M> {
             let mut loss = 0.0;
             let mut drift = None;
             for start in (0..samples).step_by(self.micro_batch) {
-                let part = match self.micro_batch < samples {
-                    true => batch.narrow(start, self.micro_batch.min(samples - start)),
-                    false => batch.clone(),
-                };
+                let part = batch.narrow(start, self.micro_batch.min(samples - start));
                 let mut tape = Tape::new(self.memory);
                 // One part is enough: the error depends on the layers more than on the samples.
                 if measures && start == 0 {
