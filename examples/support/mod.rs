@@ -4,6 +4,7 @@
 
 pub mod arguments;
 pub mod available;
+pub mod corner;
 pub mod data;
 pub mod foreign;
 pub mod images;
@@ -21,6 +22,8 @@ pub mod run;
 pub mod saved;
 #[cfg(feature = "images")]
 pub mod subject;
+pub mod table;
+pub mod tasks;
 pub mod train;
 
 use std::process::{ExitCode, Termination};

@@ -1,8 +1,10 @@
 //! Figures by which flows are compared.
 
 mod score;
+mod two_sample;
 
 pub use score::{Score, log_mean_exp};
+pub use two_sample::c2st;
 
 use burn::tensor::Tensor;
 

@@ -2,6 +2,7 @@
 
 mod adam;
 mod checkpoint;
+mod fit;
 mod gradients;
 mod rates;
 mod repeats;
@@ -13,6 +14,7 @@ mod trainer;
 
 pub use adam::Adam;
 pub use checkpoint::remove_checkpoint;
+pub use fit::{Epoch, Fit, Fitted, Stopped};
 pub use gradients::{first_not_finite, gradient_norm, scale_gradients};
 pub use rates::LearningRates;
 pub use schedule::Schedule;

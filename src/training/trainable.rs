@@ -24,6 +24,9 @@ pub trait Batch: Clone {
     /// `length` samples from `start` on.
     fn narrow(&self, start: usize, length: usize) -> Self;
 
+    /// The samples of these numbers, in their order.
+    fn select(&self, samples: &[usize]) -> Self;
+
     /// Whether every value is finite.
     fn is_finite(&self) -> bool;
 }
@@ -35,6 +38,10 @@ impl<const D: usize> Batch for Tensor<D> {
 
     fn narrow(&self, start: usize, length: usize) -> Self {
         self.clone().narrow(0, start, length)
+    }
+
+    fn select(&self, samples: &[usize]) -> Self {
+        self.clone().select(0, host::indices(samples.iter().copied(), &self.device()))
     }
 
     fn is_finite(&self) -> bool {
@@ -49,15 +56,30 @@ impl<const D: usize, const C: usize> Batch for (Tensor<D>, Tensor<C>) {
 
     fn narrow(&self, start: usize, length: usize) -> Self {
         let (x, context) = self;
-        let is_for_all = context.num_samples() == 1;
-        let context =
-            if is_for_all { context.clone() } else { Batch::narrow(context, start, length) };
+        let context = match is_for_all(context) {
+            true => context.clone(),
+            false => Batch::narrow(context, start, length),
+        };
         (Batch::narrow(x, start, length), context)
+    }
+
+    fn select(&self, samples: &[usize]) -> Self {
+        let (x, context) = self;
+        let context = match is_for_all(context) {
+            true => context.clone(),
+            false => Batch::select(context, samples),
+        };
+        (Batch::select(x, samples), context)
     }
 
     fn is_finite(&self) -> bool {
         Batch::is_finite(&self.0) && Batch::is_finite(&self.1)
     }
+}
+
+/// Whether a context is not one a sample.
+fn is_for_all<const C: usize>(context: &Tensor<C>) -> bool {
+    context.dims()[0] == 1
 }
 
 /// A density that a [`Trainer`](super::Trainer) can train on batches of a kind: a [`FlowStack`] on

@@ -1,0 +1,322 @@
+//! Simulation-based inference: learns the posterior of a simulator's parameters from simulations alone.
+//!
+//! `cargo run --release --example posterior`
+//!
+//! Parameters are drawn from the prior and data are simulated from them; a neural spline flow learns
+//! `p(parameters | data)` for all data at once (neural posterior estimation). Then it is asked about
+//! observations: those given with `--observation`, or one that is simulated. Into `--out`, by default
+//! `runs/posterior-TASK`, go the model and, for each observation,
+//!
+//! - `posterior-1.csv`: samples of its posterior;
+//! - `corner-1.png`: each parameter by itself, and each pair.
+//!
+//! With `--reference`, samples of the true posterior, it also says how well a classifier tells the two
+//! apart (C2ST): 0.5 is perfect.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use burn_flows::context::Given;
+use burn_flows::data::{random_for, streams};
+use burn_flows::metrics::c2st;
+use burn_flows::models::{SplineFlow, SplineFlowConfig};
+use burn_flows::preprocess::Standardize;
+use burn_flows::training::{Fit, Schedule, Stopped, Trainer};
+use burn_flows::{Flow, Result, record};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::rngs::StdRng;
+use serde::Serialize;
+use support::arguments::{DeviceArgument, at_least_one, invalid};
+use support::corner::Corner;
+use support::run::{create_folder, refuse_to_replace, remove, write_config};
+use support::say;
+use support::table::{Table, to_tensor};
+use support::tasks::Task;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Learn the posterior of a simulator's parameters.
+#[derive(Parser, Serialize)]
+struct Arguments {
+    /// The simulator
+    #[arg(long, value_enum, default_value = "two-moons")]
+    task: Task,
+    /// Simulations to learn from
+    #[arg(long, default_value_t = 10_000)]
+    simulations: usize,
+    /// Simulations a step
+    #[arg(long, default_value_t = 200)]
+    batch: usize,
+    /// Upper bound on passes over the simulations; early stopping usually ends before
+    #[arg(long, default_value_t = 1000)]
+    epochs: usize,
+    /// Samples of each posterior
+    #[arg(long, default_value_t = 10_000)]
+    samples: usize,
+    /// Seed of simulations, parameters and samples
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Observed data: a CSV with one row; again for more [default: simulated]
+    #[arg(long)]
+    observation: Vec<PathBuf>,
+    /// Samples of the true posterior of each observation, CSV or CSV.gz, in the same order
+    #[arg(long)]
+    reference: Vec<PathBuf>,
+    #[command(flatten)]
+    #[serde(skip)]
+    device: DeviceArgument,
+    /// Replace the run that is in --out
+    #[arg(long)]
+    #[serde(skip)]
+    overwrite: bool,
+    /// Folder of the model, the samples and the pictures
+    #[arg(long)]
+    #[serde(skip)]
+    out: Option<PathBuf>,
+}
+
+/// One simulation of ten is held out, to stop early by: sbi's `validation_fraction`.
+const HELD_OUT: usize = 10;
+
+/// sbi's defaults.
+const LEARNING_RATE: f64 = 5e-4;
+const MAX_GRADIENT_NORM: f64 = 5.0;
+
+/// Draws outside of the prior are drawn again, at most this often.
+const MAX_ROUNDS: usize = 100;
+
+fn main() -> ExitCode {
+    support::run(run)
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    for (option, count) in [
+        ("--batch", arguments.batch),
+        ("--epochs", arguments.epochs),
+        ("--samples", arguments.samples),
+    ] {
+        at_least_one(option, Some(count))?;
+    }
+    if arguments.simulations < 2 * HELD_OUT {
+        let got = arguments.simulations.to_string();
+        return Err(invalid("--simulations", &got, "at least 20", "10000 is usual"));
+    }
+    let (task, device) = (arguments.task, arguments.device.get()?);
+    let observations = observations(arguments)?;
+    let default = || format!("runs/posterior-{}", task.name()).into();
+    let out = arguments.out.clone().unwrap_or_else(default);
+    let outputs: Vec<String> = (1..=observations.len())
+        .flat_map(|number| [format!("posterior-{number}.csv"), format!("corner-{number}.png")])
+        .chain(["config.json".into(), "model.safetensors".into()])
+        .collect();
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    if !arguments.overwrite {
+        refuse_to_replace(&out, &outputs, "--overwrite replaces it, another --out keeps it")?;
+    }
+    create_folder(&out)?;
+    remove(&out, &outputs)?;
+    write_config(&out, arguments)?;
+
+    let posterior = train(arguments, &device)?;
+    record::save(&posterior, out.join("model.safetensors"))?;
+    let mut accuracies = Vec::new();
+    for (index, observation) in observations.iter().enumerate() {
+        accuracies.extend(show(arguments, &posterior, observation, index + 1, &out)?);
+    }
+    if accuracies.len() > 1 {
+        let mean = accuracies.iter().sum::<f64>() / accuracies.len() as f64;
+        say!("C2ST {mean:.3} in the mean over {} observations", accuracies.len());
+    }
+    Ok(())
+}
+
+/// What was learned, and between which scales.
+#[derive(Module, Debug)]
+struct Posterior {
+    parameters: Standardize,
+    data: Standardize,
+    flow: SplineFlow,
+}
+
+impl Posterior {
+    /// `count` draws of the parameters, given the data that were observed.
+    fn sample(&self, data: &[f64], count: usize, rng: &mut StdRng) -> Result<Tensor<2>> {
+        let data = to_tensor(&[data.to_vec()], &self.data.mean.device());
+        let flow = self.flow.given(&self.data.forward(data).0)?;
+        Ok(self.parameters.inverse(flow.sample_with(count, 1.0, rng)))
+    }
+}
+
+fn train(arguments: &Arguments, device: &Device) -> Result<Posterior> {
+    let (task, seed) = (arguments.task, arguments.seed);
+    device.seed(seed);
+    let mut rng = random_for(seed, streams::USER, 0);
+    let theta: Vec<_> = (0..arguments.simulations).map(|_| task.draw(&mut rng)).collect();
+    let data: Vec<_> = theta.iter().map(|theta| task.simulate(theta, &mut rng)).collect();
+    let (theta, data) = (to_tensor(&theta, device), to_tensor(&data, device));
+    let (parameters, of_data) = (Standardize::fit(theta.clone())?, Standardize::fit(data.clone())?);
+    let (theta, data) = (parameters.forward(theta).0, of_data.forward(data).0);
+
+    let held_out = arguments.simulations / HELD_OUT;
+    let part =
+        |from, count| (theta.clone().narrow(0, from, count), data.clone().narrow(0, from, count));
+    let config = SplineFlowConfig::sbi(task.num_parameters(), task.num_data());
+    let model = config.init(&mut random_for(seed, streams::PARAMETERS, 0), device)?;
+    let trainer = Trainer::new(model, Schedule::constant(LEARNING_RATE))
+        .with_max_gradient_norm(MAX_GRADIENT_NORM);
+    let fit = Fit::new(arguments.batch).with_max_epochs(arguments.epochs).with_seed(seed);
+    let bar = ProgressBar::no_length();
+    bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is valid"));
+    let start = Instant::now();
+    let fitted = fit.run(
+        trainer,
+        part(held_out, arguments.simulations - held_out),
+        part(0, held_out),
+        |epoch| {
+            bar.set_message(format!(
+                "pass {}: {:.3} nats in training, {:.3} held out",
+                epoch.number, -epoch.train_loss, -epoch.held_out_loss
+            ));
+            ControlFlow::Continue(())
+        },
+    )?;
+    bar.finish_and_clear();
+    if let Stopped::Diverged(error) = &fitted.stopped {
+        say!("{error}");
+    }
+    // The density of standardized parameters is higher than that of the parameters by their scale.
+    let scale = parameters.forward(parameters.mean.val().unsqueeze()).1.into_scalar::<f64>();
+    say!(
+        "{:.3} nats over {held_out} held-out simulations after pass {} of {}, {:.1} s",
+        scale - fitted.held_out_loss,
+        fitted.best_epoch,
+        fitted.num_epochs,
+        start.elapsed().as_secs_f64()
+    );
+    Ok(Posterior { parameters, data: of_data, flow: fitted.model })
+}
+
+/// What was observed, and what is known of it.
+struct Observation {
+    data: Vec<f64>,
+    /// The parameters that it was simulated from.
+    truth: Option<Vec<f64>>,
+    /// Samples of the true posterior.
+    reference: Option<Table>,
+}
+
+fn observations(arguments: &Arguments) -> Result<Vec<Observation>> {
+    let task = arguments.task;
+    let (given, references) = (&arguments.observation, &arguments.reference);
+    if !references.is_empty() && references.len() != given.len() {
+        let got = format!("{} for {} observations", references.len(), given.len());
+        return Err(invalid(
+            "--reference",
+            &got,
+            "one for each observation",
+            "leave it out, or give all",
+        ));
+    }
+    if given.is_empty() {
+        let mut rng = random_for(arguments.seed, streams::USER, 1);
+        let truth = task.draw(&mut rng);
+        let data = task.simulate(&truth, &mut rng);
+        return Ok(vec![Observation { data, truth: Some(truth), reference: None }]);
+    }
+    let references = references.iter().map(Some).chain(std::iter::repeat(None));
+    given
+        .iter()
+        .zip(references)
+        .map(|(path, reference)| {
+            let [data]: [Vec<f64>; 1] =
+                table(path, task.num_data())?.rows.try_into().map_err(|rows: Vec<_>| {
+                    let advice = "give each observation a file of its own";
+                    invalid("--observation", &format!("{} rows", rows.len()), "one row", advice)
+                })?;
+            let reference = reference.map(|path| table(path, task.num_parameters())).transpose()?;
+            Ok(Observation { data, truth: None, reference })
+        })
+        .collect()
+}
+
+/// The numbers of a file that must have as many columns.
+fn table(path: &Path, columns: usize) -> Result<Table> {
+    let table = Table::read(path)?;
+    if table.names.len() == columns {
+        return Ok(table);
+    }
+    let got = format!("{} with {} columns", path.display(), table.names.len());
+    Err(invalid(
+        "a file",
+        &got,
+        &format!("{columns} for this --task"),
+        "check the file and the task",
+    ))
+}
+
+/// Writes samples of the posterior of an observation; gives back C2ST where there is a reference.
+fn show(
+    arguments: &Arguments,
+    posterior: &Posterior,
+    observation: &Observation,
+    number: usize,
+    out: &Path,
+) -> Result<Option<f64>> {
+    let task = arguments.task;
+    let mut rng = random_for(arguments.seed, streams::SAMPLE, number as u64);
+    let names: Vec<String> = (1..=task.num_parameters()).map(|i| format!("theta_{i}")).collect();
+    let mut samples = Table { names: names.clone(), rows: Vec::new() };
+    let (wanted, mut drawn) = (arguments.samples, 0);
+    for _ in 0..MAX_ROUNDS {
+        let batch = posterior.sample(&observation.data, wanted, &mut rng)?;
+        drawn += wanted;
+        let inside = |row: &Vec<f64>| match task.bound() {
+            Some(bound) => row.iter().all(|value| value.abs() < bound),
+            None => true,
+        };
+        samples.rows.extend(Table::of(&names, batch).rows.into_iter().filter(inside));
+        if samples.rows.len() >= wanted {
+            break;
+        }
+    }
+    let share = samples.rows.len() as f64 / drawn as f64;
+    samples.rows.truncate(wanted);
+    if samples.rows.is_empty() {
+        let advice = "give more --simulations, or check that the observation is of this --task";
+        return Err(invalid("the posterior", "no draw inside of the prior", "some", advice));
+    }
+    samples.write(&out.join(format!("posterior-{number}.csv")))?;
+    let reference = observation.reference.as_ref().map(|table| &table.rows[..]);
+    let corner = Corner {
+        names: &names,
+        samples: &samples.rows,
+        reference,
+        truth: observation.truth.as_deref(),
+    };
+    corner.write(&out.join(format!("corner-{number}.png")))?;
+    let device = arguments.device.get()?;
+    let accuracy = reference
+        .map(|reference| {
+            let count = reference.len().min(samples.rows.len());
+            let (x, y) = (&reference[..count], &samples.rows[..count]);
+            c2st(to_tensor(x, &device), to_tensor(y, &device), arguments.seed)
+        })
+        .transpose()?;
+    let compared = accuracy.map_or(String::new(), |accuracy| format!(", C2ST {accuracy:.3}"));
+    say!(
+        "observation {number}: {} samples, {:.1} % of the draws inside of the prior{compared}, in {}",
+        samples.rows.len(),
+        100.0 * share,
+        out.display()
+    );
+    Ok(accuracy)
+}

@@ -1,0 +1,351 @@
+//! The density of a table: comma-separated numbers in, log-densities and samples out.
+//!
+//! `cargo run --release --example tabular -- --data FILE.csv`
+//!
+//! Every fifth row is kept for the test, a tenth of the rest is held out to stop early by. Into `--out`,
+//! by default `runs/tabular`, go
+//!
+//! - `model.safetensors`: the model, standardization included;
+//! - `scores.csv`: for each row of the file its part and `ln p` in nats;
+//! - `samples.csv`: as many rows drawn from the model as the table has, or `--samples`.
+//!
+//! Without `--data` it draws a table whose density is known, Breiman's *twonorm*, and says how near the
+//! model comes.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::f64::consts::TAU;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use burn_flows::coupling::ScaleMap;
+use burn_flows::data::{random_for, streams};
+use burn_flows::metrics::log_mean_exp;
+use burn_flows::models::{
+    Maf, MafConfig, RealNvpVector, RealNvpVectorConfig, SplineFlow, SplineFlowConfig,
+    SplineFlowKind,
+};
+use burn_flows::preprocess::Standardize;
+use burn_flows::prior::StandardNormal;
+use burn_flows::training::{Adam, Fit, Schedule, Stopped, Trainer};
+use burn_flows::{Flow, FlowStack, Result};
+use clap::{Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::{Rng, RngExt};
+use rand_distr::{Distribution, StandardNormal as Normal};
+use serde::Serialize;
+use support::arguments::{DeviceArgument, at_least_one, invalid};
+use support::run::{create_folder, refuse_to_replace, remove, write_config};
+use support::say;
+use support::table::{Table, to_tensor};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Learn the density of a table.
+#[derive(Parser, Serialize)]
+struct Arguments {
+    /// Comma-separated numbers, one sample a line, CSV or CSV.gz [default: a table of known density]
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Columns to leave out, by name, or by number from 1; a class for instance
+    #[arg(long, value_delimiter = ',')]
+    drop: Vec<String>,
+    /// Columns of whole numbers, which get uniform noise between 0 and 1: without it their density has no
+    /// bound
+    #[arg(long, value_delimiter = ',')]
+    whole: Vec<String>,
+    /// The flow
+    #[arg(long, value_enum, default_value = "spline")]
+    flow: Kind,
+    /// Layers [default: 8 couplings or 5 autoregressive layers]
+    #[arg(long)]
+    layers: Option<usize>,
+    /// Width of the two hidden layers of every net
+    #[arg(long, default_value_t = 64)]
+    width: usize,
+    /// Rows a step
+    #[arg(long, default_value_t = 256)]
+    batch: usize,
+    /// Learning rate
+    #[arg(long, default_value_t = 1e-3)]
+    learning_rate: f64,
+    /// Weight decay of Adam, which keeps a flow of few rows from learning them by heart
+    #[arg(long, default_value_t = 0.0)]
+    weight_decay: f32,
+    /// Upper bound on passes over the rows; early stopping usually ends before
+    #[arg(long, default_value_t = 1000)]
+    epochs: usize,
+    /// Passes without a gain on the held-out rows after which it stops
+    #[arg(long, default_value_t = 20)]
+    patience: usize,
+    /// Rows to draw from the model [default: as many as the table has]
+    #[arg(long)]
+    samples: Option<usize>,
+    /// Seed of parameters, noise, order and samples
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    #[serde(skip)]
+    device: DeviceArgument,
+    /// Replace the run that is in --out
+    #[arg(long)]
+    #[serde(skip)]
+    overwrite: bool,
+    /// Folder of the results
+    #[arg(long, default_value = "runs/tabular")]
+    #[serde(skip)]
+    out: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Kind {
+    /// Affine couplings
+    RealNvp,
+    /// Affine autoregressive layers
+    Maf,
+    /// Spline couplings
+    Spline,
+    /// Spline autoregressive layers
+    SplineAr,
+}
+
+/// What a run leaves in its folder.
+const OUTPUTS: [&str; 4] = ["config.json", "model.safetensors", "scores.csv", "samples.csv"];
+
+/// Of so many rows one is kept for the test, and of the rest one is held out.
+const TEST: usize = 5;
+const HELD_OUT: usize = 10;
+
+const MAX_GRADIENT_NORM: f64 = 5.0;
+
+/// Rows whose densities are computed at once.
+const ROWS_AT_ONCE: usize = 1000;
+
+/// Rows of the table that is drawn without `--data`.
+const NUM_DRAWN: usize = 7400;
+
+fn main() -> ExitCode {
+    support::run(run)
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    for (option, count) in [
+        ("--layers", arguments.layers),
+        ("--width", Some(arguments.width)),
+        ("--batch", Some(arguments.batch)),
+        ("--epochs", Some(arguments.epochs)),
+        ("--patience", Some(arguments.patience)),
+        ("--samples", arguments.samples),
+    ] {
+        at_least_one(option, count)?;
+    }
+    let (out, device) = (&arguments.out, arguments.device.get()?);
+    let table = table(arguments)?;
+    if table.rows.len() < TEST * HELD_OUT {
+        let got = format!("{} rows", table.rows.len());
+        return Err(invalid(
+            "--data",
+            &got,
+            "at least 50",
+            "a density cannot be learned from fewer",
+        ));
+    }
+    if !arguments.overwrite {
+        refuse_to_replace(out, &OUTPUTS, "--overwrite replaces it, another --out keeps it")?;
+    }
+    create_folder(out)?;
+    remove(out, &OUTPUTS)?;
+    write_config(out, arguments)?;
+
+    let (model, held_out) = train(arguments, &table, &device)?;
+    model.save(out.join("model.safetensors"))?;
+    let scores = scores(&model, &table, &device);
+    let test = mean_of_test(&scores);
+    let mut said =
+        format!("{test:.3} nats a row over the test rows, {held_out:.3} over those held out");
+    if arguments.data.is_none() {
+        let true_scores: Vec<f64> = table.rows.iter().map(|row| twonorm_log_prob(row)).collect();
+        said +=
+            &format!(", {:.3} by the true density of the test rows", mean_of_test(&true_scores));
+    }
+    let rows =
+        scores.iter().enumerate().map(|(row, score)| vec![part(row) as usize as f64, *score]);
+    let names = ["part (0 train, 1 held out, 2 test)", "log_prob"].map(String::from);
+    Table { names: names.to_vec(), rows: rows.collect() }.write(&out.join("scores.csv"))?;
+    let count = arguments.samples.unwrap_or(table.rows.len());
+    let mut rng = random_for(arguments.seed, streams::SAMPLE, 0);
+    Table::of(&table.names, model.sample_with(count, 1.0, &mut rng))
+        .write(&out.join("samples.csv"))?;
+    say!("{said}, in {}", out.display());
+    Ok(())
+}
+
+/// What a row is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Train,
+    HeldOut,
+    Test,
+}
+
+fn part(row: usize) -> Part {
+    match (row % TEST, row / TEST) {
+        (4, _) => Part::Test,
+        (place, group) if (group * (TEST - 1) + place).is_multiple_of(HELD_OUT) => Part::HeldOut,
+        _ => Part::Train,
+    }
+}
+
+/// The table as it is to be learned: without the columns to drop, with noise on whole numbers.
+fn table(arguments: &Arguments) -> Result<Table> {
+    let mut rng = random_for(arguments.seed, streams::USER, 0);
+    let mut table = match &arguments.data {
+        Some(path) => Table::read(path)?,
+        None => twonorm(NUM_DRAWN, &mut rng),
+    };
+    let number = |option: &str, column: &String| {
+        let by_name = table.names.iter().position(|name| name == column);
+        let by_number =
+            || column.parse().ok().filter(|number| (1..=table.names.len()).contains(number));
+        by_name.or_else(|| by_number().map(|number: usize| number - 1)).ok_or_else(|| {
+            let needed = format!(
+                "a name of {} or a number up to {}",
+                table.names.join(", "),
+                table.names.len()
+            );
+            invalid(option, column, &needed, "look at the first line of the file")
+        })
+    };
+    let numbers = |option, columns: &[String]| {
+        columns.iter().map(|column| number(option, column)).collect::<Result<Vec<usize>>>()
+    };
+    let (dropped, whole) =
+        (numbers("--drop", &arguments.drop)?, numbers("--whole", &arguments.whole)?);
+    let kept = |column: &usize| !dropped.contains(column);
+    for row in &mut table.rows {
+        for &column in &whole {
+            row[column] += rng.random::<f64>();
+        }
+        *row = (0..row.len()).filter(kept).map(|column| row[column]).collect();
+    }
+    table.names =
+        (0..table.names.len()).filter(kept).map(|column| table.names[column].clone()).collect();
+    if table.names.is_empty() {
+        return Err(invalid("--drop", "every column", "one to be left at least", "drop fewer"));
+    }
+    Ok(table)
+}
+
+/// A flow behind a standardization, so that densities and samples are those of the table's own units.
+type Tabular = FlowStack<2, (Standardize, AnyFlow)>;
+
+/// One of the ready-made models, as a layer.
+#[derive(Module, Debug, Flow)]
+#[allow(clippy::large_enum_variant)] // there is one of it
+enum AnyFlow {
+    RealNvp(RealNvpVector),
+    Maf(Maf),
+    Spline(SplineFlow),
+}
+
+fn flow(arguments: &Arguments, features: usize, device: &Device) -> Result<AnyFlow> {
+    let hidden = vec![arguments.width; 2];
+    let layers = |usual| arguments.layers.unwrap_or(usual);
+    let spline = |usual, kind| {
+        let config = SplineFlowConfig::new(features, layers(usual), hidden.clone()).with_kind(kind);
+        config.init(&mut random_for(arguments.seed, streams::PARAMETERS, 0), device)
+    };
+    Ok(match arguments.flow {
+        Kind::RealNvp => {
+            let config = RealNvpVectorConfig::new(features, layers(8), hidden);
+            AnyFlow::RealNvp(config.with_scale_map(ScaleMap::default()).init(device)?)
+        }
+        Kind::Maf => AnyFlow::Maf(MafConfig::new(features, layers(5), hidden).init(device)?),
+        Kind::Spline => AnyFlow::Spline(spline(8, SplineFlowKind::Coupling)?),
+        Kind::SplineAr => AnyFlow::Spline(spline(5, SplineFlowKind::Autoregressive)?),
+    })
+}
+
+/// The model and its mean log-density of the held-out rows.
+fn train(arguments: &Arguments, table: &Table, device: &Device) -> Result<(Tabular, f64)> {
+    device.seed(arguments.seed);
+    let rows = |wanted| -> Tensor<2> {
+        let rows = table.rows.iter().enumerate().filter(|(row, _)| part(*row) == wanted);
+        to_tensor(&rows.map(|(_, row)| row.clone()).collect::<Vec<_>>(), device)
+    };
+    let (train, held_out) = (rows(Part::Train), rows(Part::HeldOut));
+    let features = table.names.len();
+    let flow = (Standardize::fit(train.clone())?, flow(arguments, features, device)?);
+    let model = FlowStack::single(flow, StandardNormal::new(), &[features])?;
+    let trainer = Trainer::new(model, Schedule::constant(arguments.learning_rate))
+        .with_optimizer(Adam::new().with_weight_decay(arguments.weight_decay))
+        .with_max_gradient_norm(MAX_GRADIENT_NORM);
+    let fit = Fit::new(arguments.batch)
+        .with_max_epochs(arguments.epochs)
+        .with_patience(arguments.patience)
+        .with_seed(arguments.seed);
+    let bar = ProgressBar::no_length();
+    bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is valid"));
+    let start = Instant::now();
+    let fitted = fit.run(trainer, train, held_out, |epoch| {
+        bar.set_message(format!(
+            "pass {}: {:.3} nats in training, {:.3} held out",
+            epoch.number, -epoch.train_loss, -epoch.held_out_loss
+        ));
+        ControlFlow::Continue(())
+    })?;
+    bar.finish_and_clear();
+    if let Stopped::Diverged(error) = &fitted.stopped {
+        say!("{error}");
+    }
+    say!(
+        "best pass {} of {}, {:.1} s",
+        fitted.best_epoch,
+        fitted.num_epochs,
+        start.elapsed().as_secs_f64()
+    );
+    Ok((fitted.model, -fitted.held_out_loss))
+}
+
+/// `ln p` of each row of the table, in nats.
+fn scores(model: &Tabular, table: &Table, device: &Device) -> Vec<f64> {
+    let scores = |rows: &[Vec<f64>]| -> Vec<f64> {
+        let log_prob = model.log_prob(to_tensor(rows, device));
+        log_prob.try_into_vec_as().expect("a density is a float")
+    };
+    table.rows.chunks(ROWS_AT_ONCE).flat_map(scores).collect()
+}
+
+fn mean_of_test(scores: &[f64]) -> f64 {
+    let test = || scores.iter().enumerate().filter(|(row, _)| part(*row) == Part::Test);
+    test().map(|(_, score)| score).sum::<f64>() / test().count() as f64
+}
+
+/// Features of twonorm, and how far each of its two normals is off in all of them.
+const TWONORM_FEATURES: usize = 20;
+const TWONORM_MEAN: f64 = 0.447_213_595_499_957_94;
+
+/// Breiman, *Bias, variance, and arcing classifiers*, 1996: two normals of deviation 1, half each.
+fn twonorm(rows: usize, rng: &mut impl Rng) -> Table {
+    let mut row = || -> Vec<f64> {
+        let mean = if rng.random::<bool>() { TWONORM_MEAN } else { -TWONORM_MEAN };
+        (0..TWONORM_FEATURES).map(|_| mean + Distribution::<f64>::sample(&Normal, rng)).collect()
+    };
+    let rows = (0..rows).map(|_| row()).collect();
+    Table { names: (1..=TWONORM_FEATURES).map(|i| format!("x{i}")).collect(), rows }
+}
+
+fn twonorm_log_prob(row: &[f64]) -> f64 {
+    let of_side = |mean: f64| {
+        let squares: f64 = row.iter().map(|value| (value - mean).powi(2)).sum();
+        -squares / 2.0 - row.len() as f64 * TAU.ln() / 2.0
+    };
+    log_mean_exp(&[of_side(TWONORM_MEAN), of_side(-TWONORM_MEAN)])
+}
