@@ -237,6 +237,93 @@ fn two_moons_writes_its_pictures() {
 }
 
 #[test]
+fn tabular_writes_scores_and_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (folder.path().join("table.csv"), folder.path().join("out"));
+    let row = |i: usize| format!("{},{},{}\n", i % 7, (i * i % 11) as f64 / 3.0, i % 2);
+    let rows: String = (0..100).map(row).collect();
+    fs::write(&data, format!("count, size, class\n{rows}")).unwrap();
+    let run = |options: &[&str]| {
+        let mut command = example("tabular");
+        command.arg("--data").arg(&data).arg("--out").arg(&out).args(options);
+        command
+    };
+    let options = ["--drop", "class", "--whole", "count", "--layers", "2", "--width", "8"];
+    for flow in ["real-nvp", "maf", "spline", "spline-ar"] {
+        let _ = fs::remove_dir_all(&out);
+        let last = ["--epochs", "2", "--batch", "32", "--samples", "5", "--flow", flow];
+        let answer = answer(run(&options).args(last));
+        let line = answer.last_line();
+        assert!(number(line, "", " nats a row over the test rows").is_finite(), "{line}");
+        let scores = fs::read_to_string(out.join("scores.csv")).unwrap();
+        assert_eq!(scores.lines().count(), 101);
+        assert_eq!(scores.lines().filter(|line| line.starts_with("2,")).count(), 20);
+        let samples = fs::read_to_string(out.join("samples.csv")).unwrap();
+        assert_eq!(samples.lines().next(), Some("count,size"));
+        assert_eq!(samples.lines().count(), 6);
+        assert!(out.join("model.safetensors").exists());
+    }
+    assert!(complaint(&mut run(&options)).contains("--overwrite replaces it"));
+    let unknown = complaint(run(&["--overwrite", "--drop", "4"]).arg("--epochs").arg("1"));
+    assert_eq!(
+        unknown,
+        "--drop: got 4, needs a name of count, size, class or a number up to 3; look at the first line of \
+         the file"
+    );
+    fs::write(&data, "1,2\n3,four\n").unwrap();
+    let wrong = complaint(&mut run(&["--overwrite"]));
+    assert!(wrong.contains("\"four\" in line 2, column 2, expected a finite number"), "{wrong}");
+    fs::write(&data, "1,2\n3\n").unwrap();
+    let uneven = complaint(&mut run(&["--overwrite"]));
+    assert!(uneven.contains("as many fields in every line as in the first"), "{uneven}");
+    fs::write(&data, "").unwrap();
+    assert!(complaint(&mut run(&["--overwrite"])).contains("no numbers"));
+}
+
+#[test]
+fn posterior_writes_samples_and_corner_plots() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, reference) = (folder.path().join("x.csv"), folder.path().join("reference.csv"));
+    fs::write(&data, "data_1,data_2\n0.1,-0.2\n").unwrap();
+    let row = |i: usize| format!("{},{}\n", (i as f64 * 0.7).sin(), (i as f64 * 1.3).cos());
+    fs::write(&reference, (0..60).map(row).collect::<String>()).unwrap();
+    let run = |options: &[&str]| {
+        let mut command = example("posterior");
+        command.args(["--simulations", "100", "--batch", "32", "--epochs", "2"]);
+        command.args(["--samples", "100"]).args(options);
+        command
+    };
+    for task in ["two-moons", "slcp", "gaussian-linear", "gaussian-mixture"] {
+        let out = folder.path().join(task);
+        let answer = answer(run(&["--task", task, "--out"]).arg(&out));
+        assert!(answer.last_line().contains("observation 1: 100 samples"), "{}", answer.stdout);
+        let samples = fs::read_to_string(out.join("posterior-1.csv")).unwrap();
+        assert!(samples.starts_with("theta_1,theta_2") && samples.lines().count() == 101);
+        let picture = picture(out.join("corner-1.png"));
+        assert!(picture.width() > 500 && num_colors(&picture) > 50, "{task}");
+    }
+    let out = folder.path().join("given");
+    let mut command = run(&["--out"]);
+    command.arg(&out).arg("--observation").arg(&data).arg("--observation").arg(&data);
+    command.arg("--reference").arg(&reference).arg("--reference").arg(&reference);
+    let answer = answer(&mut command);
+    let accuracy = number(answer.last_line(), "C2ST ", " in the mean over 2 observations");
+    assert!((0.3..=1.0).contains(&accuracy), "{}", answer.stdout);
+    assert!(out.join("corner-2.png").exists());
+
+    let refused = |options: &[&str]| {
+        let out = folder.path().join("refused");
+        let text = complaint(run(options).arg("--out").arg(&out).arg("--observation").arg(&data));
+        assert!(!out.exists());
+        text
+    };
+    assert!(refused(&["--task", "slcp"]).contains("with 2 columns, needs 8 for this --task"));
+    let reference = reference.to_str().unwrap();
+    let both = refused(&["--reference", reference, "--reference", reference]);
+    assert!(both.contains("2 for 1 observations, needs one for each"), "{both}");
+}
+
+#[test]
 fn custom_flow_proves_its_layer() {
     let answer = answer(example("custom_flow").args(["--steps", "100", "--batch", "64"]));
     let line = answer.last_line();

@@ -2,6 +2,8 @@
 //! after an interruption, and goes back to a good model where an update did harm.
 
 mod common;
+#[path = "training/fit.rs"]
+mod fit;
 #[path = "training/initialization.rs"]
 mod initialization;
 #[path = "training/last_good.rs"]

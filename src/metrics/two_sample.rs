@@ -205,3 +205,44 @@ fn accuracy(net: &Mlp, data: &Labelled, device: &Device) -> f64 {
     let log_odds = host::to_f64(net.forward(x) * label);
     log_odds.iter().filter(|&&agrees| agrees > 0.0).count() as f64 / data.rows() as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draw(rows: usize, features: usize, seed: u64) -> Tensor<2> {
+        let device = crate::backend::hosts().first().expect("a backend is compiled in").1();
+        crate::testing::inputs([rows, features], seed, &device, burn::tensor::DType::F32)
+    }
+
+    #[test]
+    fn two_normals_are_told_apart_as_well_as_can_be() {
+        let (x, y) = (draw(1000, 1, 1), draw(1000, 1, 2));
+        let scale = x.clone().sub(x.clone().mean().unsqueeze()).powf_scalar(2.0).mean().sqrt();
+        let deviation = scale.into_scalar::<f64>();
+        // Of two normals two deviations apart, the better guess is right with probability Phi(1).
+        let apart = c2st(x.clone(), y.clone() + 2.0 * deviation, 1).unwrap();
+        assert!((apart - 0.841).abs() < 0.03, "{apart}");
+        // A standard deviation of the accuracy over 2,000 rows is 0.011.
+        let alike = c2st(x, y, 1).unwrap();
+        assert!((alike - 0.5).abs() < 0.04, "{alike}");
+    }
+
+    #[test]
+    fn the_seed_alone_decides() {
+        let accuracy = |seed| c2st(draw(60, 2, 1), draw(80, 2, 2) * 1.5, seed).unwrap();
+        assert_eq!(accuracy(1), accuracy(1));
+    }
+
+    #[test]
+    fn samples_that_cannot_be_compared_are_refused() {
+        let text = |x, y| c2st(x, y, 0).unwrap_err().to_string();
+        assert!(text(draw(60, 2, 1), draw(60, 3, 1)).contains("the features: got 2 and 3"));
+        assert!(
+            text(draw(60, 2, 1), draw(49, 2, 1)).contains("the rows: got 49, needs at least 50")
+        );
+        assert!(text(draw(60, 2, 1), draw(60, 2, 1) / 0.0).contains("not finite"));
+        let constant = text(draw(60, 2, 1) * 0.0 + 3.0, draw(60, 2, 1));
+        assert!(constant.contains("the same value in all rows of feature 0"), "{constant}");
+    }
+}

@@ -128,9 +128,9 @@ impl Fit {
         held_out: B,
         mut on_epoch: impl FnMut(&Epoch) -> ControlFlow<()>,
     ) -> Result<Fitted<M>> {
-        self.validate(&held_out)?;
+        self.validate(&train, &held_out)?;
         let samples = train.num_samples();
-        let batches = Batches::training(samples, self.batch_size.min(samples.max(1)), self.seed)?;
+        let batches = Batches::training(samples, self.batch_size.min(samples), self.seed)?;
         let mut best: Option<Fitted<M>> = None;
         let mut number = 0;
         loop {
@@ -193,11 +193,12 @@ impl Fit {
         Ok(-sum / samples as f64)
     }
 
-    fn validate<B: Batch>(&self, held_out: &B) -> Result<()> {
+    fn validate<B: Batch>(&self, train: &B, held_out: &B) -> Result<()> {
         let counts = [
             ("batch_size", self.batch_size, "200 is usual"),
             ("max_epochs", self.max_epochs, "leave it at its default where early stopping decides"),
             ("patience", self.patience, "20 is usual"),
+            ("train samples", train.num_samples(), "check the data"),
             ("held_out samples", held_out.num_samples(), "hold out a tenth of the data"),
         ];
         match counts.into_iter().find(|(_, count, _)| *count == 0) {
