@@ -197,16 +197,18 @@ impl Prior<2> for GivenNoise {
 
 /// `ln p` of a file's target.
 fn target(golden: &Golden) -> Result<fn(Tensor<2>) -> Tensor<1>, String> {
-    let column = |x: &Tensor<2>, at: usize| x.clone().narrow(1, at, 1).squeeze_dim::<1>(1);
+    fn column(x: &Tensor<2>, at: usize) -> Tensor<1> {
+        x.clone().narrow(1, at, 1).squeeze_dim::<1>(1)
+    }
     match golden.text("target")?.as_str() {
-        "two_moons" => Ok(move |x| {
+        "two_moons" => Ok(|x: Tensor<2>| {
             let size = column(&x, 0).abs();
             let radius = x.square().sum_dim(1).sqrt().squeeze_dim::<1>(1);
             let ring = ((radius - 2.0) / 0.2).square() * -0.5;
             let sides = ((size.clone() - 2.0) / 0.3).square() * -0.5;
             ring + sides + (size * (-4.0 / 0.09)).exp().log1p()
         }),
-        "ring" => Ok(move |x| {
+        "ring" => Ok(|x: Tensor<2>| {
             let radius = (x.clone().square().sum_dim(1) + 1e-12).sqrt().squeeze_dim::<1>(1);
             ((radius - 2.0) / 0.4).square() * -0.5 - column(&x, 0) * 0.3
         }),
