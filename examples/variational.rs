@@ -138,8 +138,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn fit(posterior: &Posterior, arguments: &Arguments, device: &Device) -> Result<()> {
     let Posterior { name, log_p, log_evidence, .. } = *posterior;
     device.seed(arguments.seed);
-    let config =
-        RealNvpVectorConfig::new(2, 8, vec![32, 32]).with_scale_map(ScaleMap::default());
+    let config = RealNvpVectorConfig::new(2, 8, vec![32, 32]).with_scale_map(ScaleMap::default());
     let schedule = Schedule::new(3e-3, arguments.steps).with_warm_up(50.min(arguments.steps / 10));
     let mut trainer = Trainer::new(config.init(device)?, schedule).with_max_gradient_norm(5.0);
     let objective = ReverseKl::new(arguments.batch).with_path_gradient(true);
@@ -156,7 +155,11 @@ fn fit(posterior: &Posterior, arguments: &Arguments, device: &Device) -> Result<
     let (x, weights) = weighted_draws(&trainer.model(), NUM_DRAWS, log_p, &mut rng)?;
     let draws = to_points(x);
     let rows = draws.iter().zip(weights.values()).map(|([a, b], w)| format!("{a},{b},{w}\n"));
-    write(&arguments.out, &format!("{name}.csv"), &rows.fold("x0,x1,log_w\n".into(), |a, b| a + &b))?;
+    write(
+        &arguments.out,
+        &format!("{name}.csv"),
+        &rows.fold(String::from("x0,x1,log_w\n"), |a, b| a + &b),
+    )?;
     let density = |points: &[Point]| {
         let log_p = log_p(to_tensor(points, device)) - log_evidence;
         log_p.exp().try_into_vec_as().expect("a density is a float")
@@ -190,6 +193,10 @@ fn fit(posterior: &Posterior, arguments: &Arguments, device: &Device) -> Result<
 fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
     let path = folder.join(name);
     let advice = "choose a folder that can be written to with --out";
-    std::fs::write(&path, text)
-        .map_err(|source| FlowError::Io { action: "write", path, source, advice })
+    std::fs::write(&path, text).map_err(|source| FlowError::Io {
+        action: "write",
+        path,
+        source,
+        advice,
+    })
 }

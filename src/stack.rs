@@ -683,7 +683,7 @@ where
                 let z = self.sample_part(last, n, None, 1.0, &mut replay, &place);
                 let loss = (z.clone() * Tensor::from_inner(dz)).sum()
                     + self.prior.log_prob(z).sum() * weight;
-                let loss = Some(loss).filter(Tensor::is_tracked);
+                let loss = Some(loss).filter(|loss| loss.is_tracked());
                 pull_back_surrogate(&self.prior, loss.into_iter(), grads);
                 return;
             }

@@ -185,7 +185,7 @@ fn within(weight: Tensor<2>, coefficient: f64) -> Tensor<2> {
 
 /// The singular vectors of the largest singular value of a row-major matrix.
 fn singular_vectors(matrix: &[f64], rows: usize, columns: usize) -> (Vec<f64>, Vec<f64>) {
-    // No start is orthogonal to every vector; a irregular one is to few.
+    // No start is orthogonal to every vector; an irregular one is to few.
     let mut right: Vec<f64> = (0..columns).map(|j| 1.0 + 0.5 * (j as f64 + 1.0).sin()).collect();
     let mut left = vec![0.0; rows];
     let mut norm = 0.0;
@@ -329,8 +329,7 @@ impl Flow<2> for Residual {
             let change = (next.clone() - x).abs().max().into_scalar::<f64>();
             let size = next.clone().abs().max().into_scalar::<f64>();
             x = next;
-            // Written so that a NaN ends it.
-            if !(change > epsilon * (1.0 + size)) {
+            if change.is_nan() || change <= 2.0 * epsilon * (1.0 + size) {
                 break;
             }
         }

@@ -148,7 +148,7 @@ impl ReverseKl {
         );
         let mut grads = GradientsParams::new();
         collect(&mut loss.backward(), model, &mut grads);
-        Ok(StepGradients { loss: loss.into_scalar(), grads, drift: None })
+        Ok(StepGradients { loss: loss.inner().into_scalar(), grads, drift: None })
     }
 
     fn reversible_gradients<const D: usize, F, P, S>(

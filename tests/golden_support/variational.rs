@@ -82,7 +82,8 @@ fn planar(golden: &Golden, layer: &Value, params: &Weights) -> Result<Planar, St
     };
     let direction = vector(golden, params, "u")?;
     let device = golden.weights.device();
-    let mut planar = Planar::new(direction.dims()[0], activation, &mut start(), device).map_err(text)?;
+    let mut planar =
+        Planar::new(direction.dims()[0], activation, &mut start(), device).map_err(text)?;
     planar.direction = direction;
     planar.normal = vector(golden, params, "w")?;
     planar.bias = vector(golden, params, "b")?;
@@ -113,7 +114,8 @@ fn residual(golden: &Golden, layer: &Value, params: &Weights) -> Result<Residual
     };
     let config = ResidualConfig::new(*features, hidden.to_vec());
     let config = config.with_coefficient(bound * (1.0 + NORM_SLACK));
-    let mut residual = cast(config.init(golden.weights.device()).map_err(text)?, golden.weights.dtype());
+    let mut residual =
+        cast(config.init(golden.weights.device()).map_err(text)?, golden.weights.dtype());
     let net = params.under("iresblock.nnet.net");
     for (index, layer) in residual.layers.iter_mut().enumerate() {
         // The matrix as that library uses it.
@@ -238,10 +240,9 @@ fn reverse_kl(golden: &Golden) -> Result<Computed, String> {
     computed.set("log_p", log_p(x));
     computed.set("log_det_jacobian_0", log_det.clone().narrow(0, 0, 1));
     computed.set("log_det", log_det);
-    for (name, value) in [
-        ("ess", weights.effective_sample_size()),
-        ("log_evidence", weights.log_evidence()),
-    ] {
+    for (name, value) in
+        [("ess", weights.effective_sample_size()), ("log_evidence", weights.log_evidence())]
+    {
         computed.values.insert(name.into(), vec![value]);
     }
     computed.values.insert("log_w".into(), weights.values().to_vec());
@@ -303,7 +304,8 @@ fn named_gradients(
                 };
                 // What is subtracted there is added here.
                 net("t", &coupling.conditioner.shift, -1.0);
-                let is_tanh = coupling.transform.scale_map() == burn_flows::coupling::ScaleMap::Tanh;
+                let is_tanh =
+                    coupling.transform.scale_map() == burn_flows::coupling::ScaleMap::Tanh;
                 net("s", &coupling.conditioner.scale, if is_tanh { 1.0 } else { -1.0 });
             }
             other => return Err(format!("no names for the gradients of {other:?}")),
