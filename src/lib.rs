@@ -61,7 +61,7 @@
 //! | train | [`training`], [`metrics`] |
 //! | use a trained model: edit, interpolate, fill in, score | [`latent`], [`metrics`] |
 //! | fit a density that is known up to a constant: variational inference | [`variational`], [`residual`] |
-| save and load | [`record`] |
+//! | save and load | [`record`] |
 //! | take records of PyTorch libraries | [`weights`] |
 //!
 //! # Features

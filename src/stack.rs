@@ -600,11 +600,7 @@ where
     /// If the model is in training with a [`NetBatchNorm`](crate::conditioner::NetBatchNorm) in it, whose
     /// gradients by its input are not those of the density; if there are contexts for another number of
     /// samples.
-    pub fn sample_and_log_prob_with(
-        &self,
-        n: usize,
-        rng: &mut impl Rng,
-    ) -> (Tensor<D>, Tensor<1>) {
+    pub fn sample_and_log_prob_with(&self, n: usize, rng: &mut impl Rng) -> (Tensor<D>, Tensor<1>) {
         if device_and_dtype(self).0.is_autodiff()
             && let Some(norm) = first_following_norm(self)
         {
@@ -691,8 +687,7 @@ where
             let (dkept, dout) = split_channels(dz);
             let prior = &self.split_priors[index];
             let loss = |kept: Tensor<D>| {
-                let out =
-                    self.sample_part(index, n, Some(kept.clone()), 1.0, &mut replay, &place);
+                let out = self.sample_part(index, n, Some(kept.clone()), 1.0, &mut replay, &place);
                 (out.clone() * Tensor::from_inner(dout)).sum()
                     + prior.log_prob(out, kept).sum() * weight
             };

@@ -157,7 +157,8 @@ impl Planar {
                 let below = t.clone().lower_elem(0.0);
                 let h = t.clone().mask_where(below.clone(), t.clone() * slope);
                 let above = t.zeros_like() + stretch.clone();
-                let log_slope = above.mask_where(below, h.zeros_like() + (stretch - 1.0) * slope + 1.0);
+                let log_slope =
+                    above.mask_where(below, h.zeros_like() + (stretch - 1.0) * slope + 1.0);
                 (h, log_slope.log())
             }
         }
@@ -206,7 +207,11 @@ fn root(place: f64, k: f64) -> f64 {
         if off == 0.0 || low >= high {
             break;
         }
-        if off > 0.0 { high = t } else { low = t }
+        if off > 0.0 {
+            high = t
+        } else {
+            low = t
+        }
         let step = t - off / (1.0 + k * (1.0 - h * h));
         let next = if step > low && step < high { step } else { low + (high - low) / 2.0 };
         if next == t || next == low || next == high {

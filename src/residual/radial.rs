@@ -92,12 +92,7 @@ impl Radial {
     }
 
     /// The factor `1 + beta' / (alpha + r)`, `[batch, 1]`, and the log-determinant of the forward map.
-    fn stretch(
-        &self,
-        r: Tensor<2>,
-        alpha: Tensor<2>,
-        sum: Tensor<2>,
-    ) -> (Tensor<2>, Tensor<1>) {
+    fn stretch(&self, r: Tensor<2>, alpha: Tensor<2>, sum: Tensor<2>) -> (Tensor<2>, Tensor<1>) {
         let batch = r.dims()[0];
         let features = self.center.dims()[0] as f64;
         // Sums of what is not negative, in which nothing cancels.

@@ -40,8 +40,7 @@ impl ResidualConfig {
     /// If a width is zero or the coefficient is not between 0 and 1.
     pub fn init(&self, device: &Device) -> Result<Residual> {
         let ends = [self.num_features];
-        let widths: Vec<usize> =
-            ends.iter().chain(&self.hidden).chain(&ends).copied().collect();
+        let widths: Vec<usize> = ends.iter().chain(&self.hidden).chain(&ends).copied().collect();
         if widths.contains(&0) {
             return Err(FlowError::config(
                 "Residual",
@@ -372,6 +371,9 @@ mod tests {
             );
         }
         let text = ResidualConfig::new(2, vec![0]).init(&device).unwrap_err().to_string();
-        assert!(text.starts_with("Residual: widths is [2, 0, 2], but must be at least 1 each"), "{text}");
+        assert!(
+            text.starts_with("Residual: widths is [2, 0, 2], but must be at least 1 each"),
+            "{text}"
+        );
     }
 }

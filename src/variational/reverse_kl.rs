@@ -296,7 +296,11 @@ fn check_finite(name: &str, values: &Tensor<1>, advice: &str) -> Result<()> {
     let first = values.iter().find(bad).copied().unwrap_or(f64::NAN);
     Err(FlowError::Invalid {
         what: format!("variational: {name} of the draws"),
-        got: format!("{first} (at {} of {} draws)", values.iter().filter(bad).count(), values.len()),
+        got: format!(
+            "{first} (at {} of {} draws)",
+            values.iter().filter(bad).count(),
+            values.len()
+        ),
         needed: "finite numbers".into(),
         advice: advice.into(),
     })
