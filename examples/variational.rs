@@ -1,29 +1,28 @@
-//! Fits flows to posteriors that are known up to a constant, and estimates the constant.
+//! Fits flows to posteriors that are known up to a constant, and estimates the constant, the evidence.
 //!
 //! `cargo run --release --example variational`
 //!
-//! Two of them, whose evidence `ln Z` is known exactly: a bent density in the plane, and the weights of a
-//! Bayesian linear regression. Each is fitted by the reverse KL divergence, from draws of the flow alone.
-//! Into `--out`, by default `runs/variational`, go for each
-//!
-//! - `NAME.png`: the posterior as a heat map, and draws from the flow;
-//! - `NAME.csv`: the draws with `ln q` subtracted from `ln p`, the importance weights.
+//! A bent density in the plane, and the weights of a Bayesian linear regression, whose evidences are known
+//! exactly. Each is fitted by the reverse KL divergence, from draws of the flow alone. Into `--out`, by
+//! default `runs/variational`, go for each `NAME.png`, the posterior and draws from the flow, and
+//! `NAME.csv`, the draws with their importance weights `ln w`.
 
 #[path = "support/mod.rs"]
 mod support;
 
 use std::f64::consts::TAU;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
+use burn_flows::Result;
 use burn_flows::coupling::ScaleMap;
 use burn_flows::data::{random_for, streams};
 use burn_flows::models::RealNvpVectorConfig;
+use burn_flows::record::write_atomically;
 use burn_flows::training::{Schedule, Trainer};
 use burn_flows::variational::{ReverseKl, weighted_draws};
-use burn_flows::{FlowError, Result};
 use clap::Parser;
 use plotters::style::{Color, RGBColor};
 use serde::Serialize;
@@ -61,19 +60,9 @@ struct Arguments {
 const OUTPUTS: [&str; 5] =
     ["config.json", "banana.png", "banana.csv", "regression.png", "regression.csv"];
 
-/// Draws that the evidence is estimated from, and those of them that are drawn.
+/// Draws that the evidence is estimated from.
 const NUM_DRAWS: usize = 10_000;
-const NUM_DRAWN: usize = 2000;
-
 const BLUE: RGBColor = RGBColor(38, 110, 180);
-
-/// A density of two variables, known up to its constant.
-struct Posterior {
-    name: &'static str,
-    log_p: fn(Tensor<2>) -> Tensor<1>,
-    log_evidence: f64,
-    window: [[f64; 2]; 2],
-}
 
 fn columns(x: Tensor<2>) -> [Tensor<1>; 2] {
     [0, 1].map(|at| x.clone().narrow(1, at, 1).squeeze_dim::<1>(1))
@@ -86,7 +75,7 @@ fn banana(x: Tensor<2>) -> Tensor<1> {
     ((a / 1.5).square() + ((b - bend) / 0.6).square()) * -0.5
 }
 
-/// Observations of a line with noise of this deviation; offset and slope are standard normals.
+/// Points of a line, observed with noise of this deviation; its offset and slope are standard normals.
 const OBSERVED: [Point; 6] =
     [[-1.2, -1.1], [-0.5, -0.2], [0.1, 0.6], [0.6, 0.5], [1.1, 1.6], [1.8, 1.9]];
 const NOISE: f64 = 0.4;
@@ -101,8 +90,7 @@ fn regression(weights: Tensor<2>) -> Tensor<1> {
     })
 }
 
-/// `ln p(observed)`, the integral of `exp(regression)`: that of a Gaussian in two variables, from its top
-/// `m = A^-1 b` and its curvature `A = 1 + X^T X / NOISE^2`.
+/// `ln p(observed)`: `exp(regression)` is a Gaussian of curvature `1 + X^T X / NOISE^2`.
 fn regression_evidence() -> f64 {
     let sum = |f: fn(&Point) -> f64| OBSERVED.iter().map(f).sum::<f64>() / (NOISE * NOISE);
     let (n, x, xx) = (1.0 + sum(|_| 1.0), sum(|[x, _]| *x), 1.0 + sum(|[x, _]| x * x));
@@ -121,82 +109,66 @@ fn run(arguments: &Arguments) -> Result<()> {
     at_least_one("--steps", Some(arguments.steps))?;
     at_least_one("--batch", Some(arguments.batch))?;
     let out = &arguments.out;
-    let device = arguments.device.get()?;
+    arguments.device.get()?;
     if !arguments.overwrite {
         refuse_to_replace(out, &OUTPUTS, "--overwrite replaces it, another --out keeps it")?;
     }
     create_folder(out)?;
     remove(out, &OUTPUTS)?;
     write_config(out, arguments)?;
-    let (log_evidence, window) = ((TAU * 1.5 * 0.6).ln(), [[-5.0, 5.0], [-3.0, 7.0]]);
-    fit(&Posterior { name: "banana", log_p: banana, log_evidence, window }, arguments, &device)?;
-    let (log_evidence, window) = (regression_evidence(), [[-0.6, 1.0], [0.2, 1.8]]);
-    let posterior = Posterior { name: "regression", log_p: regression, log_evidence, window };
-    fit(&posterior, arguments, &device)
+    fit("banana", banana, (TAU * 1.5 * 0.6).ln(), [[-5.0, 5.0], [-3.0, 7.0]], arguments)?;
+    let evidence = regression_evidence();
+    fit("regression", regression, evidence, [[-0.6, 1.0], [0.2, 1.8]], arguments)
 }
 
-fn fit(posterior: &Posterior, arguments: &Arguments, device: &Device) -> Result<()> {
-    let Posterior { name, log_p, log_evidence, .. } = *posterior;
-    device.seed(arguments.seed);
+/// Fits a flow to the posterior `exp(log_p) / evidence`; the window of the plane is for the picture.
+fn fit(
+    name: &str,
+    log_p: fn(Tensor<2>) -> Tensor<1>,
+    log_evidence: f64,
+    window: [[f64; 2]; 2],
+    Arguments { steps, batch, seed, device, out, .. }: &Arguments,
+) -> Result<()> {
+    let device = device.get()?;
+    device.seed(*seed);
     let config = RealNvpVectorConfig::new(2, 8, vec![32, 32]).with_scale_map(ScaleMap::default());
-    let schedule = Schedule::new(3e-3, arguments.steps).with_warm_up(50.min(arguments.steps / 10));
-    let mut trainer = Trainer::new(config.init(device)?, schedule).with_max_gradient_norm(5.0);
-    let objective = ReverseKl::new(arguments.batch).with_path_gradient(true);
-    for step in 0..arguments.steps {
-        let mut rng = random_for(arguments.seed, streams::USER, step as u64);
+    let schedule = Schedule::new(3e-3, *steps).with_warm_up(50.min(steps / 10));
+    let mut trainer = Trainer::new(config.init(&device)?, schedule).with_max_gradient_norm(5.0);
+    for step in 0..*steps {
+        let mut rng = random_for(*seed, streams::USER, step as u64);
+        let objective = ReverseKl::new(*batch).with_path_gradient(true);
         let gradients = objective.gradients(&trainer.model().train(), log_p, &mut rng)?;
         let loss = trainer.apply(gradients)?.loss;
-        if step.is_multiple_of(arguments.steps.div_ceil(10)) {
+        if step.is_multiple_of(steps.div_ceil(10)) {
             say!("{name}, step {}: -ELBO {loss:.3} nats", step + 1);
         }
     }
 
-    let mut rng = random_for(arguments.seed, streams::SAMPLE, 0);
+    let mut rng = random_for(*seed, streams::SAMPLE, 0);
     let (x, weights) = weighted_draws(&trainer.model(), NUM_DRAWS, log_p, &mut rng)?;
     let draws = to_points(x);
     let rows = draws.iter().zip(weights.values()).map(|([a, b], w)| format!("{a},{b},{w}\n"));
-    write(
-        &arguments.out,
-        &format!("{name}.csv"),
-        &rows.fold(String::from("x0,x1,log_w\n"), |a, b| a + &b),
-    )?;
+    let csv = rows.fold(String::from("x0,x1,log_w\n"), |csv, row| csv + &row);
+    write_atomically(out.join(format!("{name}.csv")), csv.as_bytes())?;
+
     let density = |points: &[Point]| {
-        let log_p = log_p(to_tensor(points, device)) - log_evidence;
+        let log_p = log_p(to_tensor(points, &device)) - log_evidence;
         log_p.exp().try_into_vec_as().expect("a density is a float")
     };
-    let [x, y] = posterior.window.map(|[from, to]| from..to);
-    let panel = |title: &str, layer| Panel {
-        title: title.into(),
-        x: x.clone(),
-        y: y.clone(),
-        layers: vec![layer],
+    let panel = |title: &str, layer| {
+        let [x, y] = window.map(|[from, to]| from..to);
+        Panel { title: title.into(), x, y, layers: vec![layer] }
     };
-    write_panels(
-        &arguments.out.join(format!("{name}.png")),
-        &[
-            panel("posterior", Layer::Density(&density)),
-            panel("draws from the flow", Layer::Points(&draws[..NUM_DRAWN], BLUE.mix(0.5), 2)),
-        ],
-    )?;
-    let share = weights.effective_sample_size() / NUM_DRAWS as f64;
+    let dots = Layer::Points(&draws[..NUM_DRAWS / 5], BLUE.mix(0.5), 2);
+    let panels = [panel("posterior", Layer::Density(&density)), panel("draws from the flow", dots)];
+    write_panels(&out.join(format!("{name}.png")), &panels)?;
     say!(
         "{name}: log-evidence {:.4} ± {:.4} nats, where {log_evidence:.4} is exact; {:.1} % of {NUM_DRAWS} \
          draws effective, in {}",
         weights.log_evidence(),
         weights.log_evidence_error(),
-        100.0 * share,
-        arguments.out.display()
+        100.0 * weights.effective_sample_size() / NUM_DRAWS as f64,
+        out.display()
     );
     Ok(())
-}
-
-fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
-    let path = folder.join(name);
-    let advice = "choose a folder that can be written to with --out";
-    std::fs::write(&path, text).map_err(|source| FlowError::Io {
-        action: "write",
-        path,
-        source,
-        advice,
-    })
 }
