@@ -132,7 +132,7 @@ fn fit(
     let device = device.get()?;
     device.seed(*seed);
     let config = RealNvpVectorConfig::new(2, 8, vec![32, 32]).with_scale_map(ScaleMap::default());
-    let schedule = Schedule::new(3e-3, *steps).with_warm_up(50.min(steps / 10));
+    let schedule = Schedule::new(3e-3, *steps).with_warm_up(50usize.min(steps / 10));
     let mut trainer = Trainer::new(config.init(&device)?, schedule).with_max_gradient_norm(5.0);
     for step in 0..*steps {
         let mut rng = random_for(*seed, streams::USER, step as u64);
