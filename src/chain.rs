@@ -74,6 +74,12 @@ impl<const D: usize, C: Parts<D>> Flow<D> for C {
         self.walk_back(&mut Inverse, z)
     }
 
+    fn inverse_and_log_det(&self, z: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        let (x, log_det) = self.walk_back(&mut InverseAndLogDet, (z, None));
+        let log_det = log_det.unwrap_or_else(|| zero_log_det(&x));
+        (x, log_det)
+    }
+
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
         match num_parts(self) {
             0 => zero_log_det(&x),
@@ -122,6 +128,16 @@ impl<const D: usize, C: Parts<D>> Flow<D> for C {
             return back(at, tape);
         }
         from_output(self, at, tape, |z, tape| back(At::Output(z), tape))
+    }
+
+    fn pull_back_inverse(
+        &self,
+        x: Tensor<D>,
+        dx: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        self.walk(&mut PullBackInverse { dlog_det, grads }, (x, dx))
     }
 }
 
@@ -177,6 +193,17 @@ impl<const D: usize> Walk<D> for Inverse {
 
     fn part<F: Flow<D>>(&mut self, flow: &F, z: Tensor<D>) -> Tensor<D> {
         flow.inverse(z)
+    }
+}
+
+struct InverseAndLogDet;
+
+impl<const D: usize> Walk<D> for InverseAndLogDet {
+    type State = (Tensor<D>, Option<Tensor<1>>);
+
+    fn part<F: Flow<D>>(&mut self, flow: &F, (z, log_det): Self::State) -> Self::State {
+        let (x, more) = flow.inverse_and_log_det(z);
+        (x, Some(added(log_det, more)))
     }
 }
 
@@ -241,6 +268,19 @@ impl<const D: usize> Walk<D> for PullBack<'_> {
     fn part<F: Flow<D>>(&mut self, flow: &F, (at, dz): Self::State) -> Self::State {
         let (x, dx) = flow.pull_back(at, dz, self.dlog_det.clone(), self.tape, self.grads);
         (At::Output(x), dx)
+    }
+}
+
+struct PullBackInverse<'a> {
+    dlog_det: Tensor<1>,
+    grads: &'a mut GradientsParams,
+}
+
+impl<const D: usize> Walk<D> for PullBackInverse<'_> {
+    type State = (Tensor<D>, Tensor<D>);
+
+    fn part<F: Flow<D>>(&mut self, flow: &F, (x, dx): Self::State) -> Self::State {
+        flow.pull_back_inverse(x, dx, self.dlog_det.clone(), self.grads)
     }
 }
 

@@ -97,6 +97,20 @@ pub trait Flow<const D: usize>: Module {
     /// [`check`](Flow::check), which says so without a panic).
     fn inverse(&self, z: Tensor<D>) -> Tensor<D>;
 
+    /// [`inverse`](Flow::inverse) with the log-determinant of [`forward`](Flow::forward) at its result:
+    /// `z -> (x, ln|det dz/dx|)`, by which a draw comes with its density.
+    ///
+    /// In a model in training both carry gradients with respect to `z` and the parameters. The default
+    /// asks [`log_det`](Flow::log_det) after the inverse; overridden where one computation gives both.
+    ///
+    /// # Panics
+    /// As [`inverse`](Flow::inverse).
+    fn inverse_and_log_det(&self, z: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        let x = self.inverse(z);
+        let log_det = self.log_det(x.clone());
+        (x, log_det)
+    }
+
     /// `ln|det dz/dx|` alone, shape `[batch]`, in nats; overridden where it is cheaper than a
     /// forward pass.
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
@@ -181,6 +195,30 @@ pub trait Flow<const D: usize>: Module {
         let x = tape.input(at, |z| self.valid().inverse(z));
         let dx = backward_by_autodiff(self, x.clone(), dz, dlog_det, grads);
         (x, dx)
+    }
+
+    /// Reversible backpropagation through [`inverse_and_log_det`](Flow::inverse_and_log_det): from its
+    /// result `x` and the loss's gradients with respect to `x` and to the log-determinant, gives back the
+    /// latent and the gradient with respect to that, `(z, dz)`, and adds the parameters' gradients to
+    /// `grads`. No activation of the inverse is needed.
+    ///
+    /// The tensors are plain; `self` is a model in training. The default computes `z` by `forward`, then
+    /// runs `inverse_and_log_det` once more under autodiff, on that one flow. Compositions call it from the
+    /// first part to the last.
+    fn pull_back_inverse(
+        &self,
+        x: Tensor<D>,
+        dx: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        let z = self.valid().forward(x).0;
+        let loss = |z| {
+            let (x, log_det) = self.inverse_and_log_det(z);
+            (x * Tensor::from_inner(dx)).sum() + (log_det * Tensor::from_inner(dlog_det)).sum()
+        };
+        let dz = pull_back_through(self, z.clone(), loss, grads);
+        (z, dz)
     }
 }
 

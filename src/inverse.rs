@@ -1,10 +1,12 @@
 //! [`Inverse`]: any flow turned around.
 
 use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use crate::error::Result;
-use crate::flow::Flow;
+use crate::flow::{At, Flow};
+use crate::tape::Tape;
 
 /// The flow `F` turned around: `forward` is its inverse, `inverse` its forward map.
 ///
@@ -41,13 +43,27 @@ where
     Self: Module,
 {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
-        let z = self.flow.inverse(x);
-        let log_det = self.flow.log_det(z.clone()).neg();
-        (z, log_det)
+        let (z, log_det) = self.flow.inverse_and_log_det(x);
+        (z, log_det.neg())
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         self.flow.forward(z).0
+    }
+
+    fn inverse_and_log_det(&self, z: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        let (x, log_det) = self.flow.forward(z);
+        (x, log_det.neg())
+    }
+
+    fn pull_back_inverse(
+        &self,
+        x: Tensor<D>,
+        dx: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        self.flow.pull_back(At::Output(x), dx, dlog_det.neg(), &mut Tape::default(), grads)
     }
 
     fn check(&self) -> Result<()> {

@@ -60,6 +60,7 @@
 //! | prepare pixels | [`preprocess`], [`data`] |
 //! | train | [`training`], [`metrics`] |
 //! | use a trained model: edit, interpolate, fill in, score | [`latent`], [`metrics`] |
+//! | fit a density that is known up to a constant: variational inference | [`variational`], [`residual`] |
 //! | save and load | [`record`] |
 //! | take records of PyTorch libraries | [`weights`] |
 //!
@@ -100,11 +101,13 @@ pub mod preprocess;
 pub mod prior;
 pub mod record;
 pub mod reshape;
+pub mod residual;
 mod stack;
 mod support;
 mod tape;
 pub mod testing;
 pub mod training;
+pub mod variational;
 pub mod weights;
 
 /// Makes a struct or an enum of flows a [`Flow`](trait@Flow), of every rank that all of its flows have.

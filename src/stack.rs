@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use crate::chain::{from_output, zero_log_det};
 use crate::conditioner::first_following_norm;
 use crate::error::{FlowError, Result};
-use crate::flow::{At, Flow, Pass};
+use crate::flow::{At, Flow, Pass, pull_back_surrogate, pull_back_through};
 use crate::host::{self, is_finite};
 use crate::latent::{Latents, Noise};
 use crate::metrics;
@@ -22,6 +22,7 @@ use crate::prior::{Prior, SplitPrior, StandardNormal};
 use crate::record::{self, Configuration, Setting};
 use crate::reshape::{Squeeze, merge_channels, num_kept, split_channels};
 use crate::tape::Tape;
+use crate::variational::replay::{Recorder, Replay};
 
 /// A multi-scale model: levels of flows, half of the channels factored out after each level but the
 /// last, and a prior on every part.
@@ -285,6 +286,15 @@ pub(crate) struct LogProbPass<const D: usize> {
     dlog_det: Tensor<1>,
 }
 
+/// Draws of a step without stored activations.
+pub(crate) struct SamplePass<const D: usize> {
+    pub(crate) x: Tensor<D>,
+    /// `ln p` of each draw, `[n]`.
+    pub(crate) log_prob: Tensor<1>,
+    /// What was drawn for the part of each level.
+    noise: Vec<Vec<u64>>,
+}
+
 impl<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>> FlowStack<D, F, P, S>
 where
     Self: Module,
@@ -545,6 +555,147 @@ where
         self.decode_with(n, rng, |level| temperatures[level])
     }
 
+    /// `n` draws from the model and `ln p` of each, `[n]` in nats, in one pass from the latent to the data;
+    /// different at every call, see [`sample_and_log_prob_with`](FlowStack::sample_and_log_prob_with) for
+    /// repeatable ones.
+    pub fn sample_and_log_prob(&self, n: usize) -> (Tensor<D>, Tensor<1>) {
+        let seed = RandomState::new().build_hasher().finish();
+        self.sample_and_log_prob_with(n, &mut StdRng::seed_from_u64(seed))
+    }
+
+    /// `n` draws from the model and `ln p` of each, `[n]` in nats, from the given random generator: the draws
+    /// of [`sample_with`](FlowStack::sample_with) at temperature 1.
+    ///
+    /// Of a model in training both carry gradients with respect to the parameters: those through the draws
+    /// themselves, which are a function of parameters and noise (reparameterization), and those of the
+    /// density. A [`GaussianMixture`](crate::prior::GaussianMixture) chooses a component for each draw, a
+    /// choice without a gradient: freeze its `logits` there. After
+    /// [`given`](crate::context::Given::given) the draws are those given the context.
+    ///
+    /// There is no temperature here: how much a flow stretches differs from place to place, so that draws at
+    /// another one than 1 have no density in closed form. Losses on draws, and importance weights, are in
+    /// [`variational`](crate::variational).
+    ///
+    /// Source: Rezende and Mohamed, *Variational Inference with Normalizing Flows*,
+    /// [arXiv:1505.05770](https://arxiv.org/abs/1505.05770), section 3.
+    ///
+    /// ```
+    /// use burn::module::Param;
+    /// use burn::tensor::Tensor;
+    /// use burn_flows::{FlowStack, linear::DiagonalScaling, prior::StandardNormal};
+    /// use rand::{SeedableRng, rngs::StdRng};
+    ///
+    /// let device = burn_flows::backend::device();
+    /// let mut flow = DiagonalScaling::new(1, &device)?;
+    /// flow.log_scale = Param::from_data([2f32.ln()], &device);
+    /// let model = FlowStack::<2, _>::single(flow, StandardNormal::new(), &[1])?;
+    /// let (x, log_prob) = model.sample_and_log_prob_with(5, &mut StdRng::seed_from_u64(0));
+    /// // A normal of standard deviation 1/2.
+    /// let expected = (x * 2.0).square().reshape([5]) * -0.5 - 0.9189385 + 2f32.ln();
+    /// assert!((log_prob - expected).abs().max().into_scalar::<f32>() < 1e-5);
+    /// # Ok::<(), burn_flows::FlowError>(())
+    /// ```
+    ///
+    /// # Panics
+    /// If the model is in training with a [`NetBatchNorm`](crate::conditioner::NetBatchNorm) in it, whose
+    /// gradients by its input are not those of the density; if there are contexts for another number of
+    /// samples.
+    pub fn sample_and_log_prob_with(&self, n: usize, rng: &mut impl Rng) -> (Tensor<D>, Tensor<1>) {
+        if device_and_dtype(self).0.is_autodiff()
+            && let Some(norm) = first_following_norm(self)
+        {
+            panic!(
+                "FlowStack: draws were asked for with gradients, but {norm} (NetBatchNorm) is in training, \
+                 where its gradients are not those of ln p; draw from model.valid(), or build the nets \
+                 without batch normalization"
+            );
+        }
+        let place = device_and_dtype(self);
+        self.descend_with_log_prob(n, |level, kept| {
+            self.sample_part(level, n, kept, 1.0, rng, &place)
+        })
+    }
+
+    /// [`descend`](FlowStack::descend) with `ln p` of what comes out.
+    fn descend_with_log_prob(
+        &self,
+        n: usize,
+        mut part: impl FnMut(usize, Option<Tensor<D>>) -> Tensor<D>,
+    ) -> (Tensor<D>, Tensor<1>) {
+        let mut h = part(self.levels.len() - 1, None);
+        if n == 0 {
+            let log_prob = host::empty_like(&h, [0]);
+            return (host::empty_like(&h, with_batch(self.shapes.inputs[0], 0)), log_prob);
+        }
+        let mut log_prob = self.prior.log_prob(h.clone());
+        for (index, level) in self.levels.iter().enumerate().rev() {
+            let (x, log_det) = level.inverse_and_log_det(h);
+            log_prob = log_prob + log_det;
+            h = x;
+            if index > 0 {
+                let out = part(index - 1, Some(h.clone()));
+                let prior = &self.split_priors[index - 1];
+                log_prob = log_prob + prior.log_prob(out.clone(), h.clone());
+                h = merge_channels(h, out);
+            }
+        }
+        (h, log_prob)
+    }
+
+    /// The forward half of a step on draws: [`sample_and_log_prob_with`](FlowStack::sample_and_log_prob_with)
+    /// without gradients, and what the backward half needs. `self` is in training.
+    pub(crate) fn forward_sample(&self, n: usize, rng: &mut impl Rng) -> SamplePass<D> {
+        let frozen = self.valid();
+        let place = device_and_dtype(&frozen);
+        let mut noise = vec![Vec::new(); self.levels.len()];
+        let (x, log_prob) = frozen.descend_with_log_prob(n, |level, kept| {
+            let mut recorder = Recorder::new(&mut *rng);
+            let part = frozen.sample_part(level, n, kept, 1.0, &mut recorder, &place);
+            noise[level] = recorder.into_words();
+            part
+        });
+        SamplePass { x, log_prob, noise }
+    }
+
+    /// The backward half: adds to `grads` the gradients of a loss on the draws, given those with respect to
+    /// the draws `x` and to `ln p`, the latter `weight` for each draw.
+    pub(crate) fn backward_sample(
+        &self,
+        pass: SamplePass<D>,
+        dx: Tensor<D>,
+        weight: f64,
+        grads: &mut GradientsParams,
+    ) {
+        let SamplePass { x, log_prob, mut noise } = pass;
+        let n = x.dims()[0];
+        let dlog_det = log_prob.ones_like() * weight;
+        let place = device_and_dtype(self);
+        let last = self.levels.len() - 1;
+        let (mut x, mut dx) = (x, dx);
+        for (index, level) in self.levels.iter().enumerate() {
+            let (z, dz) = level.pull_back_inverse(x, dx, dlog_det.clone(), grads);
+            let mut replay = Replay::new(std::mem::take(&mut noise[index]));
+            if index == last {
+                let z = self.sample_part(last, n, None, 1.0, &mut replay, &place);
+                let loss = (z.clone() * Tensor::from_inner(dz)).sum()
+                    + self.prior.log_prob(z).sum() * weight;
+                let loss = Some(loss).filter(|loss| loss.is_tracked());
+                pull_back_surrogate(&self.prior, loss.into_iter(), grads);
+                return;
+            }
+            let (kept, _) = split_channels(z);
+            let (dkept, dout) = split_channels(dz);
+            let prior = &self.split_priors[index];
+            let loss = |kept: Tensor<D>| {
+                let out = self.sample_part(index, n, Some(kept.clone()), 1.0, &mut replay, &place);
+                (out.clone() * Tensor::from_inner(dout)).sum()
+                    + prior.log_prob(out, kept).sum() * weight
+            };
+            dx = dkept + pull_back_through(prior, kept.clone(), loss, grads);
+            x = kept;
+        }
+    }
+
     fn decode_with(
         &self,
         n: usize,
@@ -672,6 +823,50 @@ where
             return z;
         }
         self.decode(self.disassemble(z))
+    }
+
+    fn inverse_and_log_det(&self, z: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        if host::has_no_samples(&z) {
+            self.assert_sample_shape(&z);
+            return (z.clone(), zero_log_det(&z));
+        }
+        let mut parts = self.disassemble(z).parts.into_iter().rev();
+        let mut h = parts.next().expect("a part for each level");
+        let mut sum: Option<Tensor<1>> = None;
+        for (index, level) in self.levels.iter().enumerate().rev() {
+            let (x, log_det) = level.inverse_and_log_det(h);
+            sum = Some(sum.map_or(log_det.clone(), |sum| sum + log_det));
+            h = x;
+            if index > 0 {
+                h = merge_channels(h, parts.next().expect("a part for each level"));
+            }
+        }
+        (h, sum.expect("a stack has at least one level"))
+    }
+
+    fn pull_back_inverse(
+        &self,
+        x: Tensor<D>,
+        dx: Tensor<D>,
+        dlog_det: Tensor<1>,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        let (mut parts, mut dparts) = (Vec::new(), Vec::new());
+        let (mut x, mut dx) = (x, dx);
+        for (index, level) in self.levels.iter().enumerate() {
+            let (z, dz) = level.pull_back_inverse(x, dx, dlog_det.clone(), grads);
+            if index + 1 == self.levels.len() {
+                parts.push(z);
+                dparts.push(dz);
+                break;
+            }
+            let ((kept, out), (dkept, dout)) = (split_channels(z), split_channels(dz));
+            parts.push(out);
+            dparts.push(dout);
+            (x, dx) = (kept, dkept);
+        }
+        // Putting the parts together only moves values, so gradients take the same way.
+        (self.assemble(Latents::of(parts)), self.assemble(Latents::of(dparts)))
     }
 
     fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {

@@ -324,6 +324,31 @@ fn posterior_writes_samples_and_corner_plots() {
 }
 
 #[test]
+fn variational_estimates_two_evidences() {
+    let out = tempfile::tempdir().unwrap();
+    let options = ["--steps", "3", "--batch", "16", "--out"];
+    let answer = answer(example("variational").args(options).arg(out.path()));
+    let line = answer.last_line();
+    let exact = number(line, "nats, where ", " is exact");
+    // Computed apart from it: the density of the observations under their 6x6 covariance.
+    assert!((exact - -5.0932).abs() < 6e-5, "{line}");
+    assert!(number(line, "log-evidence ", " ±").is_finite(), "{line}");
+    assert!((0.0..=100.0).contains(&number(line, "exact; ", " %")), "{line}");
+    assert!(answer.stdout.contains("banana, step 1: -ELBO "), "{}", answer.stdout);
+    assert!(answer.stdout.contains("where 1.7325 is exact"), "{}", answer.stdout);
+    for name in ["banana", "regression"] {
+        let drawn = picture(out.path().join(format!("{name}.png")));
+        assert!(drawn.width() >= 900 && drawn.height() >= 400, "{name}");
+        assert!(num_colors(&drawn) > 50, "{name} is empty");
+        let csv = fs::read_to_string(out.path().join(format!("{name}.csv"))).unwrap();
+        let mut lines = csv.lines();
+        assert_eq!(lines.next(), Some("x0,x1,log_w"));
+        let rows = lines.map(|line| line.split(',').filter_map(|value| value.parse::<f64>().ok()));
+        assert!(rows.map(Iterator::count).eq(std::iter::repeat_n(3, 10_000)));
+    }
+}
+
+#[test]
 fn custom_flow_proves_its_layer() {
     let answer = answer(example("custom_flow").args(["--steps", "100", "--batch", "64"]));
     let line = answer.last_line();
@@ -409,7 +434,7 @@ fn options_that_cannot_be_used() {
     assert!(complaint(&["--bach", "8"]).starts_with("unexpected argument '--bach' found; "));
     assert!(!out.exists(), "a run that did not start left a folder");
 
-    for name in ["two_moons", "custom_flow"] {
+    for name in ["two_moons", "custom_flow", "variational"] {
         for option in ["--steps", "--batch"] {
             let text = self::complaint(example(name).args([option, "0"]));
             assert_eq!(

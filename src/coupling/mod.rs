@@ -267,6 +267,20 @@ where
         self.mask.merge(identity, x)
     }
 
+    fn inverse_and_log_det(&self, z: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+        if host::has_no_samples(&z) || Fused::of(self, &z).is_some() {
+            let x = self.inverse(z);
+            let log_det = self.log_det(x.clone());
+            return (x, log_det);
+        }
+        let (identity, transformed) = self.mask.split(z);
+        let params = self.params(identity.clone(), &transformed);
+        let x = self.transform.inverse(transformed, params.clone());
+        let x = self.mask.keep_transformed(x);
+        let log_det = self.transform_forward(x.clone(), params).1;
+        (self.mask.merge(identity, x), log_det)
+    }
+
     fn data_pass(mut self, x: Tensor<D>, pass: Pass) -> (Self, Tensor<D>) {
         if host::has_no_samples(&x) {
             return (self, x);

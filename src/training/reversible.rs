@@ -85,8 +85,7 @@ where
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
 {
-    let checked = refuse_flags(stack).and_then(|()| refuse_followed(stack));
-    checked.unwrap_or_else(|error| panic!("{error}"));
+    assert_one_function(stack);
     let batch = x.dims()[0];
     assert!(batch > 0, "reversible::gradients: got no samples, but the loss is the mean over them");
     let weight = -1.0 / batch as f64;
@@ -95,6 +94,13 @@ where
     let loss = pass.weighted_log_prob.clone();
     stack.backward_log_prob(pass, tape, &mut grads);
     (loss, grads)
+}
+
+/// # Panics
+/// If gradients without stored activations would be those of no function; see [`gradients`].
+pub(crate) fn assert_one_function<M: Module>(model: &M) {
+    let checked = refuse_flags(model).and_then(|()| refuse_followed(model));
+    checked.unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Whether `stack`, in training, is one function: the same at every call, in training as at inference.
@@ -134,8 +140,7 @@ pub fn gradients_of<const D: usize, F: Flow<D>>(
     tape: &mut Tape,
     loss: impl FnOnce(Tensor<D>, Tensor<1>) -> Tensor<1>,
 ) -> (Tensor<1>, Tensor<D>, GradientsParams) {
-    let checked = refuse_flags(flow).and_then(|()| refuse_followed(flow));
-    checked.unwrap_or_else(|error| panic!("{error}"));
+    assert_one_function(flow);
     let (z, log_det) = flow.valid().forward_on(x, tape);
     let (tracked, tracked_log_det) =
         (Tensor::from_inner(z.clone()).require_grad(), Tensor::from_inner(log_det).require_grad());

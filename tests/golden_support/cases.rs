@@ -15,7 +15,7 @@ use burn_flows::weights::normflows::{
 use burn_flows::weights::{Weights, chrischute, rosinality, torch, y0ast};
 use burn_flows::{Flow, FlowError, FlowStack, Pass};
 
-use super::{Computed, Golden, INVERSE, cast, general, values};
+use super::{Computed, Golden, INVERSE, cast, general, values, variational};
 
 /// Builds the model of a file and computes all that the file holds.
 pub fn compute(golden: &Golden) -> Result<Computed, String> {
@@ -68,7 +68,9 @@ pub fn compute(golden: &Golden) -> Result<Computed, String> {
             coupling(golden)
         }
         _ if class.starts_with("MultiscaleFlow of GlowBlock") => multiscale(golden),
-        _ => general::case(golden).unwrap_or_else(|| Err(format!("unknown class {class:?}"))),
+        _ => variational::case(golden)
+            .or_else(|| general::case(golden))
+            .unwrap_or_else(|| Err(format!("unknown class {class:?}"))),
     }
 }
 

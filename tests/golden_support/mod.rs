@@ -2,6 +2,7 @@
 
 pub mod cases;
 pub mod general;
+pub mod variational;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
