@@ -2,6 +2,7 @@
 
 mod adam;
 mod checkpoint;
+mod classifier;
 mod gradients;
 mod rates;
 mod repeats;
@@ -13,6 +14,7 @@ mod trainer;
 
 pub use adam::Adam;
 pub use checkpoint::remove_checkpoint;
+pub use classifier::WithClassifier;
 pub use gradients::{first_not_finite, gradient_norm, scale_gradients};
 pub use rates::LearningRates;
 pub use schedule::Schedule;

@@ -61,7 +61,8 @@ impl<const D: usize, const C: usize> Batch for (Tensor<D>, Tensor<C>) {
 }
 
 /// A density that a [`Trainer`](super::Trainer) can train on batches of a kind: a [`FlowStack`] on
-/// `x` or on `(x, context)`, an [`Embedded`] stack on `(x, raw)`.
+/// `x` or on `(x, context)`, an [`Embedded`] stack on `(x, raw)`, a stack
+/// [`WithClassifier`](super::WithClassifier) on `(x, classes)`.
 ///
 /// For a model that is none of these, implement the methods by those of the stack inside.
 pub trait Trainable<B: Batch>: Module {
@@ -190,7 +191,7 @@ fn check_given(empty: Option<String>, advice: &str) -> Result<()> {
 }
 
 /// The stack given a context that no gradient is asked for.
-fn constant<const C: usize, M: Module>(stack: &M, context: Tensor<C>) -> M {
+pub(super) fn constant<const C: usize, M: Module>(stack: &M, context: Tensor<C>) -> M {
     filled_with(stack, &Param::from_tensor(context).set_require_grad(false))
 }
 
