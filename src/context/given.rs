@@ -221,7 +221,7 @@ impl Places {
         let Place { width, device, dtype, .. } = self.vectors()?;
         let mut values = vec![0.0; classes.len() * width];
         for (sample, &class) in classes.iter().enumerate() {
-            let class = class.into();
+            let class: usize = class.into();
             if class >= *width {
                 return Err(FlowError::Invalid {
                     what: format!("the class of sample {sample}"),

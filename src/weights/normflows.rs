@@ -791,7 +791,7 @@ fn class_base_table(
             io.given(name, &shape, dtype, || bias[own.clone()].to_vec());
             io.given(logs, &shape, dtype, || vec![0.0; channels]);
             io.given(classes, &[width, channels], dtype, || {
-                weight.chunks(2 * channels).flat_map(|row| row[own].to_vec()).collect()
+                weight.chunks(2 * channels).flat_map(|row| row[own.clone()].to_vec()).collect()
             });
         }
         return ours.clone();
@@ -807,7 +807,9 @@ fn class_base_table(
             row.extend_from_slice(values);
         }
     }
-    if bias.len() != 2 * channels || rows.iter().any(|row| row.len() != 2 * channels) {
+    if num_classes == 0
+        || bias.len() != 2 * channels
+        || rows.iter().any(|row| row.len() != 2 * channels) {
         // What is missing is reported at the end; the model is not given to anyone.
         return class_normal(io, vec![0.0], &[vec![0.0]]);
     }
