@@ -596,6 +596,11 @@ mod interruption {
     }
 
     #[test]
+    fn a_conditional_run_goes_on_with_its_classifier() {
+        interrupt_and_resume(small_mnist(SIDE), mnist, &["--conditional", "--steps", "40"]);
+    }
+
+    #[test]
     fn a_model_of_vectors_goes_on() {
         interrupt_and_resume(small_mnist(SIDE), mnist, &["--model", "nice", "--steps", "40"]);
     }
