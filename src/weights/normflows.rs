@@ -957,6 +957,29 @@ pub fn load(path: impl AsRef<Path>) -> Result<MultiscaleModel> {
 /// # Errors
 /// As [`multiscale`].
 pub fn glow(weights: &Weights, image_size: Option<[usize; 2]>) -> Result<MultiscaleModel> {
+    let shape = image_shape(weights, image_size)?;
+    multiscale(weights, GlowBlockOptions::default(), None, shape)
+}
+
+/// [`glow`] of a model whose bases are class-conditional: see [`class_multiscale`].
+///
+/// # Errors
+/// As [`class_multiscale`].
+pub fn class_glow(
+    weights: &Weights,
+    image_size: Option<[usize; 2]>,
+) -> Result<ClassMultiscaleModel> {
+    let shape = image_shape(weights, image_size)?;
+    class_multiscale(weights, GlowBlockOptions::default(), None, shape)
+}
+
+/// Whether these are the tensors of a `MultiscaleFlow` with class-conditional bases, which
+/// [`class_glow`] reads and [`glow`] does not.
+pub fn is_class_conditional(weights: &Weights) -> bool {
+    weights.state_dict(GLOW_NAME, GLOW_MARKER).is_ok_and(|own| has_classes(&own))
+}
+
+fn image_shape(weights: &Weights, image_size: Option<[usize; 2]>) -> Result<[usize; 3]> {
     let own = weights.state_dict(GLOW_NAME, GLOW_MARKER)?;
     let num_levels = own.under("flows").indices().len().min(MOST_LEVELS);
     let of_file = |axis: usize| match own.size("q0.0.loc", axis) {
@@ -965,7 +988,7 @@ pub fn glow(weights: &Weights, image_size: Option<[usize; 2]>) -> Result<Multisc
     };
     let [height, width] = image_size.unwrap_or_else(|| [of_file(2), of_file(3)]);
     let channels = own.size(GLOW_MARKER, 1) >> (num_levels + 1);
-    multiscale(weights, GlowBlockOptions::default(), None, [channels, height, width])
+    Ok([channels, height, width])
 }
 
 /// `MultiscaleFlow` of levels `[GlowBlock, ..., Squeeze]`, with `transform` before the first.
