@@ -809,7 +809,8 @@ fn class_base_table(
     }
     if num_classes == 0
         || bias.len() != 2 * channels
-        || rows.iter().any(|row| row.len() != 2 * channels) {
+        || rows.iter().any(|row| row.len() != 2 * channels)
+    {
         // What is missing is reported at the end; the model is not given to anyone.
         return class_normal(io, vec![0.0], &[vec![0.0]]);
     }
