@@ -175,7 +175,7 @@ where
     fn first_not_finite(&self, (x, classes): (Tensor<D>, Tensor<2>)) -> Option<String> {
         let batch = (x.clone(), classes.clone());
         Trainable::first_not_finite(&self.model, batch).or_else(|| {
-            let (latents, _) = self.model.encode(x);
+            let (latents, _) = constant(&self.model, classes.clone()).encode(x);
             let top = latents.into_parts().pop().expect("a part for each level");
             let is_finite = host::is_finite(self.term(&self.classifier, top, classes));
             (!is_finite).then(|| "the classifier".into())

@@ -7,8 +7,8 @@ use burn_flows::conditioner::Mlp;
 use burn_flows::context::Given;
 use burn_flows::prior::{ContextNormal, Prior, SplitPrior};
 use burn_flows::training::{Memory, Tape, reversible};
-use burn_flows::weights::Array;
 use burn_flows::weights::normflows::{self, ClassMultiscaleModel, MaskedScale};
+use burn_flows::weights::{Array, Weights};
 use burn_flows::{Flow, FlowStack};
 
 use super::cases::{Order, glow_options, in_order, stack, text};
@@ -51,11 +51,19 @@ fn vectors(golden: &Golden) -> Result<Computed, String> {
 }
 
 fn images(golden: &Golden) -> Result<Computed, String> {
-    let params = golden.params();
-    let options = glow_options(golden)?;
-    let model = normflows::class_multiscale(&params, options, None, golden.sizes("shape")?);
-    let model = model.map_err(text)?;
+    let (options, shape) = (glow_options(golden)?, golden.sizes("shape")?);
+    let read = |weights: &Weights| normflows::class_multiscale(weights, options, None, shape);
+    let model = read(&golden.params()).map_err(text)?;
+    // Of loc and loc_logs only the product is known, so what is written is judged by what is read of it.
+    let again = normflows::class_multiscale_weights(&model).and_then(|written| read(&written));
     let (mut computed, given) = by_class(golden, model, normflows::multiscale_order)?;
+    let again =
+        again.and_then(|again| again.log_prob_by_class(golden.tensor("x").expect("images")));
+    computed.compare(
+        "log_prob_by_class of what was written",
+        values(again.map_err(text)?),
+        golden.array("log_prob_by_class")?.values().to_vec(),
+    );
     if golden.array("loss").is_ok() {
         gradients(golden, given, &mut computed)?;
     }
@@ -101,10 +109,9 @@ fn gradients(
     let x: Tensor<4> = golden.tensor("x")?;
     let training = model.train();
     let tracked = Tensor::from_inner(x.clone()).require_grad();
-    let log_prob = training.log_prob(tracked.clone());
-    let mut graph = log_prob.clone().sum().backward();
+    let mut graph = training.log_prob(tracked.clone()).sum().backward();
     computed.set("grad_x", tracked.grad_remove(&mut graph).ok_or("no gradient by x")?);
-    let loss = -log_prob.mean();
+    let loss = -training.log_prob(Tensor::from_inner(x.clone())).mean();
     computed.set("loss", loss.clone().inner());
     let by_autodiff = GradientsParams::from_grads(loss.backward(), &training);
     let mut tape = Tape::new(Memory::Stored);
