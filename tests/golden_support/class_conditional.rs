@@ -55,7 +55,8 @@ fn images(golden: &Golden) -> Result<Computed, String> {
     let read = |weights: &Weights| normflows::class_multiscale(weights, options, None, shape);
     let model = read(&golden.params()).map_err(text)?;
     // Of loc and loc_logs only the product is known, so what is written is judged by what is read of it.
-    let again = normflows::class_multiscale_weights(&model).and_then(|written| read(&written));
+    let again = normflows::class_multiscale_weights(&model)
+        .and_then(|written| read(&written.with_dtype(golden.weights.dtype())));
     let (mut computed, given) = by_class(golden, model, normflows::multiscale_order)?;
     let again =
         again.and_then(|again| again.log_prob_by_class(golden.tensor("x").expect("images")));
