@@ -68,6 +68,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let device = device();
     let out = training.out("celeba", &model.name);
     let parts = Parts::of_pictures(folder, pictures, &out)?;
-    images::run(&out, Subject::Photographs, parts, training, model, (device_name, &device))?;
+    let device = (device_name, &device);
+    images::run(&out, Subject::Photographs, parts, training, model, None, device)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,7 +9,7 @@
 //! `DIR` is the folder of a run of `mnist` or `celeba` (its `--out`), of any of the three models and
 //! any shape of images, or the model's record alone. A picture is a PNG or JPEG file, cut and resized as
 //! those that the model was trained on, or `test:7`, the eighth test image of MNIST (or of the IDX files
-//! in `--idx`). What a command makes goes into `--out`, by default `DIR/explore`.
+//! in `--idx`). Of a class-conditional model `--class` says which class. What a command makes goes into `--out`, by default `DIR/explore`.
 //!
 //! | command | what it shows | from code |
 //! |---|---|---|
@@ -31,6 +31,7 @@ use std::process::ExitCode;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use burn_flows::context::Given;
 use burn_flows::data::{CelebA, Channels, Crop, Images, random_for, streams};
 use burn_flows::latent::{Inpainting, InpaintingCoordinates};
 use burn_flows::metrics::Score;
@@ -67,6 +68,9 @@ struct Arguments {
     /// Seed of all draws
     #[arg(long, global = true, default_value_t = 0)]
     seed: u64,
+    /// The class whose density a class-conditional model is asked for, counted from 0
+    #[arg(long, global = true)]
+    class: Option<usize>,
     #[command(flatten)]
     device: DeviceArgument,
     #[command(subcommand)]
@@ -269,7 +273,8 @@ impl Visitor for Explore<'_> {
         S: SplitPrior<D>,
         FlowStack<D, F, P, S>: Module,
     {
-        let Arguments { out, seed, .. } = self.arguments;
+        let Arguments { out, seed, class, .. } = self.arguments;
+        let model = &of_class(model, *class)?;
         let of_samples = || model.sample_shape().try_into().expect("a model of images");
         let session = Session {
             model,
@@ -290,6 +295,21 @@ impl Visitor for Explore<'_> {
             Command::Score(score) => session.score(score),
             Command::Inpaint(inpaint) => session.inpaint(inpaint),
             Command::Levels(levels) => session.levels(levels),
+        }
+    }
+}
+
+/// The model itself, or the density of one class of it.
+fn of_class<M: Module>(model: &M, class: Option<usize>) -> Result<M> {
+    // What has no classes says so.
+    let classes = model.one_hot(&[0_usize]);
+    match (class, classes) {
+        (Some(class), _) => model.given_classes(&[class]),
+        (None, Err(_)) => Ok(model.clone()),
+        (None, Ok(classes)) => {
+            let needed = format!("one below {}", classes.dims()[1]);
+            let advice = "the model is class-conditional: say of which class to draw or to judge";
+            Err(invalid("--class", "none", &needed, advice))
         }
     }
 }

@@ -286,6 +286,13 @@ pub(crate) struct LogProbPass<const D: usize> {
     dlog_det: Tensor<1>,
 }
 
+impl<const D: usize> LogProbPass<D> {
+    /// What comes out of the last level.
+    pub(crate) fn top(&self) -> Tensor<D> {
+        self.latents.parts.last().expect("a part for each level").clone()
+    }
+}
+
 /// Draws of a step without stored activations.
 pub(crate) struct SamplePass<const D: usize> {
     pub(crate) x: Tensor<D>,
@@ -344,7 +351,7 @@ where
         (encoded.latents, log_det.expect("a stack has at least one level"))
     }
 
-    fn encode_levels(&self, x: Tensor<D>, tape: &mut Tape) -> Encoded<D> {
+    pub(crate) fn encode_levels(&self, x: Tensor<D>, tape: &mut Tape) -> Encoded<D> {
         self.assert_sample_shape(&x);
         if host::has_no_samples(&x) {
             let empty = |&shape: &[usize; D]| host::empty_like(&x, with_batch(shape, 0));
@@ -493,8 +500,16 @@ where
     /// # Panics
     /// As [`log_prob`](FlowStack::log_prob).
     pub fn log_prob_terms(&self, x: Tensor<D>) -> Vec<Tensor<1>> {
+        self.assert_exact_score(&x);
+        let Encoded { latents, kept, log_dets } = self.encode_levels(x, &mut Tape::default());
+        let priors = self.prior_log_probs(latents.parts, kept);
+        log_dets.into_iter().zip(priors).flat_map(|(log_det, prior)| [log_det, prior]).collect()
+    }
+
+    /// Whether the gradient of `ln p(x)` by `x`, if one is asked for, is that of `ln p`.
+    pub(crate) fn assert_exact_score(&self, x: &Tensor<D>) {
         if x.is_require_grad()
-            && !host::has_no_samples(&x)
+            && !host::has_no_samples(x)
             && let Some(norm) = first_following_norm(self)
         {
             panic!(
@@ -502,12 +517,13 @@ where
                  in training, where its gradients by x are not those of ln p; ask model.valid()"
             );
         }
-        let Encoded { latents, kept, log_dets } = self.encode_levels(x, &mut Tape::default());
-        let priors = self.prior_log_probs(latents.parts, kept);
-        log_dets.into_iter().zip(priors).flat_map(|(log_det, prior)| [log_det, prior]).collect()
     }
 
-    fn prior_log_probs(&self, parts: Vec<Tensor<D>>, kept: Vec<Tensor<D>>) -> Vec<Tensor<1>> {
+    pub(crate) fn prior_log_probs(
+        &self,
+        parts: Vec<Tensor<D>>,
+        kept: Vec<Tensor<D>>,
+    ) -> Vec<Tensor<1>> {
         let mut parts = parts.into_iter();
         let mut terms: Vec<_> = self
             .split_priors
@@ -752,10 +768,25 @@ where
         tape: &mut Tape,
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
+        self.backward_log_prob_and(pass, |_, _| None, tape, grads)
+    }
+
+    /// [`backward_log_prob`](Self::backward_log_prob) of a sum to which `more` adds a term of the top
+    /// latent: it is told the latent and gives the gradient with respect to it.
+    pub(crate) fn backward_log_prob_and(
+        &self,
+        pass: LogProbPass<D>,
+        more: impl FnOnce(Tensor<D>, &mut GradientsParams) -> Option<Tensor<D>>,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
         let LogProbPass { latents, kept, dlog_det, weight, .. } = pass;
         let mut parts = latents.parts.into_iter().rev();
         let mut z = parts.next().expect("a part for each level");
         let mut dz = self.prior.backward(z.clone(), weight, grads);
+        if let Some(more) = more(z.clone(), grads) {
+            dz = dz + more;
+        }
         let mut kept = kept.into_iter().rev();
         for (index, level) in self.levels.iter().enumerate().rev() {
             let (x, dx) = level.pull_back(At::Output(z), dz, dlog_det.clone(), tape, grads);

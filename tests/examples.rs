@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use burn_flows::backend::{self, NamedDevice};
+use burn_flows::context::Given;
 use burn_flows::data::{Images, Mnist};
-use burn_flows::models::GlowConfig;
+use burn_flows::models::{Glow, GlowConfig};
 use burn_flows::record;
 use image::RgbImage;
 use rand::SeedableRng;
@@ -216,6 +217,54 @@ fn mnist_writes_all_it_promises() {
     let model = glow.init(&mut StdRng::seed_from_u64(0), &device().1()).unwrap();
     let model = record::load(model, out.join("model.safetensors")).unwrap();
     assert_eq!(model.sample(1, 1.0).dims(), [1, 1, 28, 28]);
+}
+
+#[test]
+fn a_conditional_run_writes_a_row_for_each_digit() {
+    let data = small_mnist(12);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let run = |options: &[&str]| {
+        let mut command = mnist(data.path(), &out, &["--conditional"]);
+        command.args(options);
+        command
+    };
+    let answer = self::answer(&mut run(&["--steps", "2"]));
+    let line = answer.last_line();
+    let bits = number(line, "", " bits/dim given the class over 100 test images");
+    let rule = answer.stdout.lines().find(|line| line.contains("Bayes' rule")).unwrap();
+    let percent = number(rule, "", " % of the test images classified right by Bayes' rule");
+    let marginal = number(rule, "rule; ", " bits/dim without the class");
+    // ln p(x) is at least ln p(x | y) + ln p(y) of the true class, and these are ten classes.
+    let most = 20.0 / (144.0 * std::f64::consts::LN_2);
+    assert!(marginal < bits + most, "{marginal} {bits}");
+
+    let last = metrics(&out).pop().unwrap();
+    assert!((last["test_bits_per_dim"].as_f64().unwrap() - bits).abs() < 5.1e-4, "{last}");
+    assert!((last["test_accuracy"].as_f64().unwrap() - percent / 100.0).abs() < 1e-9, "{last}");
+    assert!((last["test_marginal_bits_per_dim"].as_f64().unwrap() - marginal).abs() < 5.1e-4);
+    // Ten draws of ten digits; in progress one of each.
+    assert_eq!(picture(out.join("samples.png")).dimensions(), (10 * 62 + 2, 10 * 62 + 2));
+    assert_eq!(picture(out.join("progress/000001.png")).dimensions(), (10 * 62 + 2, 62 + 2));
+    let report = fs::read_to_string(out.join("report.html")).unwrap();
+    for text in ["right by Bayes", "test bits/dim given the class", "A row is a class, from 0 to 9"]
+    {
+        assert!(report.contains(text), "{text} is missing");
+    }
+    // The model is loaded by its path alone, without the classifier.
+    let model = Glow::load(out.join("model.safetensors"), &device().1()).unwrap();
+    assert_eq!(model.given_classes(&[7_u8]).unwrap().sample(1, 1.0).dims(), [1, 1, 12, 12]);
+
+    assert_eq!(
+        complaint(&mut run(&["--steps", "2", "--overwrite", "--model", "nice"])),
+        "--conditional: got nice, needs glow; the other models have no classes"
+    );
+    assert_eq!(
+        complaint(&mut run(&["--steps", "2", "--overwrite", "--classifier-weight", "-1"])),
+        "--classifier-weight: got -1, needs 0 or more; 0.01 is Glow's"
+    );
+    let text = complaint(&mut mnist(data.path(), &out, &["--classifier-weight", "1"]));
+    assert!(text.contains("--conditional"), "{text}");
 }
 
 #[test]
@@ -656,6 +705,11 @@ mod interruption {
     fn a_model_with_batch_norm_goes_on_with_its_running_moments() {
         let options = &["--model", "realnvp", "--levels", "1", "--steps", "12"];
         interrupt_and_resume(small_mnist(SIDE), mnist, options);
+    }
+
+    #[test]
+    fn a_conditional_run_goes_on_with_its_classifier() {
+        interrupt_and_resume(small_mnist(SIDE), mnist, &["--conditional", "--steps", "40"]);
     }
 
     #[test]

@@ -75,6 +75,9 @@ density_each! {
     density_of_nice, [16, 5], |_rng, device| NiceConfig::new(5, vec![HIDDEN]).init(device)?;
     density_of_real_nvp, [3, 1, 4, 4], |_rng, device| initialized(RealNvpConfig::new([1, 4, 4], 2, 4, 1).with_logit(None, LogitForm::Code).init(device)?, [8, 1, 4, 4], device);
     density_of_real_nvp_vectors, [16, 4], |_rng, device| initialized(RealNvpVectorConfig::new(4, 3, vec![HIDDEN]).with_batch_norm(true).init(device)?, [64, 4], device);
+    density_of_glow_of_classes, [3, 1, 4, 4], |rng, device| given::<2, _>(glow([1, 4, 4], 2).with_num_classes(3).init(rng, device)?, device)?;
+    density_of_glow_class_splits, [3, 1, 4, 4], |rng, device| given::<2, _>(glow([1, 4, 4], 2).with_num_classes(3).with_class_splits(true).init(rng, device)?, device)?;
+    density_of_glow_class_priors, [3, 1, 4, 4], |rng, device| given::<2, _>(glow([1, 4, 4], 2).with_num_classes(3).with_class_splits(true).with_conditional_split(false).init(rng, device)?, device)?;
     density_of_glow_plain_priors, [3, 1, 4, 4], |rng, device| glow([1, 4, 4], 2).with_learned_top(false).with_conditional_split(false).init(rng, device)?;
 }
 

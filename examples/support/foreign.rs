@@ -70,6 +70,9 @@ impl ForeignArguments {
                 let model = y0ast::model(&weights, &y0ast::Mixing::Conv1x1)?;
                 visitor.visit(&y0ast::for_pixels(model))
             }
+            Library::Normflows if normflows::is_class_conditional(&weights) => {
+                visitor.visit(&normflows::class_glow(&weights, size)?)
+            }
             Library::Normflows => visitor.visit(&normflows::glow(&weights, size)?),
             Library::Chrischute => {
                 visitor.visit(&chrischute::model(&weights, or_side(chrischute::IMAGE_SIDE))?)

@@ -7,12 +7,13 @@ use burn::tensor::Device;
 use burn_flows::Result;
 use burn_flows::data::{Preparation, random_for, streams};
 
-use super::arguments::TrainingArguments;
+use super::arguments::{TrainingArguments, invalid};
+use super::classes::{Alone, ByClass};
 use super::data::Parts;
 use super::model::{Model, ModelArguments, Subject};
 use super::run::Configuration;
 use super::say;
-use super::train::{Loading, Outcome, Plan, train};
+use super::train::{Loading, Outcome, PROGRESS_TEMPERATURE, Plan, train};
 
 /// Images that ActNorm is initialized from.
 const INITIALIZATION_BATCH: usize = 256;
@@ -53,6 +54,13 @@ impl Subject {
     }
 }
 
+/// That a model is to be class-conditional.
+#[derive(Debug, Clone, Copy)]
+pub struct Conditional {
+    /// The weight of the classifier in the loss.
+    pub classifier_weight: f64,
+}
+
 /// Trains the model that the options ask for, into the folder `out`.
 pub fn run(
     out: &Path,
@@ -60,6 +68,7 @@ pub fn run(
     parts: Parts,
     training: &TrainingArguments,
     model_arguments: &ModelArguments,
+    conditional: Option<Conditional>,
     (device_name, device): (&str, &Device),
 ) -> Result<()> {
     let Parts { train: train_images, test: test_images, crop, about } = parts;
@@ -67,7 +76,21 @@ pub fn run(
     let defaults = model_arguments.defaults(subject, image_shape[1])?;
     let num_bits = training.bits.unwrap_or(subject.bits());
     let preparation = Preparation { image_shape, crop, num_bits };
-    let model = Model::choose(model_arguments, &defaults, subject, preparation);
+    let mut model = Model::choose(model_arguments, &defaults, subject, preparation);
+    let by_class = conditional
+        .map(|Conditional { classifier_weight }| {
+            ByClass::of(&train_images, &test_images, classifier_weight, device)
+        })
+        .transpose()?;
+    if let Some(by_class) = &by_class {
+        model = match model {
+            Model::Glow(glow) => Model::Glow(glow.with_num_classes(by_class.num_classes())),
+            _ => {
+                let advice = "the other models have no classes";
+                return Err(invalid("--conditional", &model_arguments.name, "glow", advice));
+            }
+        };
+    }
 
     let batch_size = training.batch.unwrap_or(defaults.batch);
     let steps_an_epoch = train_images.len() / batch_size;
@@ -86,8 +109,16 @@ pub fn run(
         seed: training.seed,
         flips: subject.flips(),
         quantization: preparation.quantization()?,
-        temperatures: training.temperatures.clone().unwrap_or(subject.temperatures()),
-        title: format!("{} on {} images", model_arguments.name, train_images.len()),
+        temperatures: training.temperatures.clone().unwrap_or(match conditional {
+            None => subject.temperatures(),
+            Some(_) => vec![PROGRESS_TEMPERATURE],
+        }),
+        title: format!(
+            "{}{} on {} images",
+            if conditional.is_some() { "class-conditional " } else { "" },
+            model_arguments.name,
+            train_images.len()
+        ),
         device_name: device_name.into(),
         checkpoint_every: training.checkpoint_every,
         resume: training.resume,
@@ -110,6 +141,7 @@ pub fn run(
         flips: plan.flips,
         memory: plan.memory.map(|memory| memory.to_string()),
         micro_batch: plan.micro_batch,
+        classifier_weight: conditional.map(|conditional| conditional.classifier_weight),
     };
     say!(
         "{}: {} to train on, {} to test on; {num_steps} steps of {batch_size}",
@@ -122,12 +154,16 @@ pub fn run(
     let outcome = match &model {
         Model::Glow(glow) => {
             let mut rng = random_for(training.seed, streams::PARAMETERS, 0);
-            train(glow.init(&mut rng, device)?, data, &plan, out, &config, device)?
+            let glow = glow.init(&mut rng, device)?;
+            match &by_class {
+                None => train(&Alone, glow, data, &plan, out, &config, device)?,
+                Some(by_class) => train(by_class, glow, data, &plan, out, &config, device)?,
+            }
         }
         Model::RealNvp(real_nvp) => {
-            train(real_nvp.init(device)?, data, &plan, out, &config, device)?
+            train(&Alone, real_nvp.init(device)?, data, &plan, out, &config, device)?
         }
-        Model::Nice(nice) => train(nice.init(device)?, data, &plan, out, &config, device)?,
+        Model::Nice(nice) => train(&Alone, nice.init(device)?, data, &plan, out, &config, device)?,
     };
     if let Some(outcome) = outcome {
         announce(&outcome, out);
@@ -144,8 +180,17 @@ fn announce(outcome: &Outcome, out: &Path) {
              made ready, {images_taken:.1} a second were trained on"
         );
     }
+    let mut given = "";
+    if let Some(classes) = outcome.classes {
+        say!(
+            "{:.2} % of the test images classified right by Bayes' rule; {:.3} bits/dim without the class",
+            100.0 * classes.accuracy,
+            classes.marginal_bits_per_dim
+        );
+        given = " given the class";
+    }
     say!(
-        "{:.3} bits/dim over {} test images, largest inversion error {:.1e}, in {}",
+        "{:.3} bits/dim{given} over {} test images, largest inversion error {:.1e}, in {}",
         outcome.test_bits_per_dim,
         outcome.test_images,
         outcome.inversion_error,

@@ -4,6 +4,7 @@
 
 pub mod arguments;
 pub mod available;
+pub mod classes;
 pub mod corner;
 pub mod data;
 pub mod foreign;

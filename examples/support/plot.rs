@@ -132,14 +132,20 @@ fn panels(metrics: &[Metrics]) -> Vec<Panel> {
         upright: Upright::Logarithmic,
         ..panel(title, STEPS, vec![curve])
     };
-    vec![
+    let accuracy = of("share of the test images", &steps, &|line| line.test_accuracy);
+    let mut panels = vec![
         panel("bits/dim", STEPS, bits(&steps)),
         panel("bits/dim", "minutes", bits(&minutes)),
         panel("-log-determinant of each level, bits/dim", STEPS, levels(0)),
         panel("-log-density of each level's latent, bits/dim", STEPS, levels(1)),
         logarithmic("inversion error |x - inverse(forward(x))|", error),
         logarithmic("norm of the gradient", norm),
-    ]
+    ];
+    if !accuracy.points.is_empty() {
+        let upright = Upright::FromZero;
+        panels.push(Panel { upright, ..panel("right by Bayes' rule", STEPS, vec![accuracy]) });
+    }
+    panels
 }
 
 const STEPS: &str = "optimizer steps";

@@ -24,6 +24,8 @@ pub struct Report<'a> {
     pub device: &'a str,
     /// Temperatures of the rows of `samples.png`.
     pub temperatures: &'a [f64],
+    /// Where there are classes, each has a row of samples.
+    pub num_classes: Option<usize>,
     /// Temperature of the samples of each measurement.
     pub progress_temperature: f64,
     /// Whether the run is over, so that its last pictures are there.
@@ -63,14 +65,27 @@ impl Report<'_> {
         }
         let _ = write!(
             html,
-            "<h2>Samples over time</h2>\n<p>Temperature {}; a column is drawn from the same latent.</p>\n\
+            "<h2>Samples over time</h2>\n<p>Temperature {}; a column is {}.</p>\n\
              <table id=\"progress\">\n{progress}</table>\n",
-            self.progress_temperature
+            self.progress_temperature,
+            match self.num_classes {
+                None => "drawn from the same latent",
+                Some(_) => "a class, drawn from the same noise",
+            }
         );
         if self.finished {
             let temperatures: Vec<_> = self.temperatures.iter().map(f64::to_string).collect();
+            let temperatures = temperatures.join(", ");
+            let note = match self.num_classes {
+                None => format!("Temperatures {temperatures}."),
+                Some(num_classes) => format!(
+                    "A row is a class, from 0 to {}; a column is drawn from the same noise. \
+                     Temperature {temperatures}.",
+                    num_classes - 1
+                ),
+            };
             let notes = [
-                ("Samples", "samples.png", format!("Temperatures {}.", temperatures.join(", "))),
+                ("Samples", "samples.png", note),
                 (
                     "Reconstructions",
                     "reconstructions.png",
@@ -104,8 +119,23 @@ impl Report<'_> {
             Some((line.test_bits_per_dim?, line.test_images?, line.inversion_error?))
         });
         if let Some((bits, images, error)) = measured {
-            rows.push(("test bits/dim".into(), format!("{bits:.4} over {images} images")));
+            let of = if self.num_classes.is_some() {
+                "test bits/dim given the class"
+            } else {
+                "test bits/dim"
+            };
+            rows.push((of.into(), format!("{bits:.4} over {images} images")));
             rows.push(("largest inversion error".into(), format!("{error:.1e}")));
+        }
+        let of_classes = self
+            .metrics
+            .iter()
+            .rev()
+            .find_map(|line| Some((line.test_accuracy?, line.test_marginal_bits_per_dim?)));
+        if let Some((accuracy, marginal)) = of_classes {
+            let share = format!("{:.2} % of the test images", 100.0 * accuracy);
+            rows.push(("right by Bayes' rule".into(), share));
+            rows.push(("test bits/dim without the class".into(), format!("{marginal:.4}")));
         }
         rows
     }

@@ -34,6 +34,9 @@ pub struct Configuration {
     pub memory: Option<String>,
     /// Images whose gradients are computed at once, where not all of a batch.
     pub micro_batch: Option<usize>,
+    /// Of a class-conditional model, the weight of the classifier in the loss.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub classifier_weight: Option<f64>,
 }
 
 /// One line of `metrics.jsonl`.
@@ -47,9 +50,11 @@ pub struct Metrics {
     pub seconds: f64,
     /// Of these, spent in waiting for batches.
     pub seconds_waited: f64,
-    /// Mean over the batches since the line before.
+    /// Mean over the batches since the line before; of a class-conditional model given the classes, and
+    /// with the classifier's part of the loss.
     pub train_bits_per_dim: f64,
-    /// Mean over `test_images` test images, where measured.
+    /// Mean over `test_images` test images, where measured; of a class-conditional model given their
+    /// classes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub test_bits_per_dim: Option<f64>,
     /// How many test images were measured.
@@ -63,6 +68,13 @@ pub struct Metrics {
     /// Largest |x - inverse(forward(x))| over a batch, where measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub inversion_error: Option<f64>,
+    /// Of a class-conditional model, the share of the test images whose class Bayes' rule finds, a class
+    /// being as likely as it is frequent in training.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub test_accuracy: Option<f64>,
+    /// Bits/dim of the same images without their classes: of the sum of p(x | class) p(class).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub test_marginal_bits_per_dim: Option<f64>,
     /// Norm of all gradients before clipping, at the last step.
     pub gradient_norm: f64,
     /// Learning rate of the last step.

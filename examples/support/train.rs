@@ -17,6 +17,7 @@ use burn_flows::{Flow, FlowError, FlowStack, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::classes::{Task, labels};
 use super::report::Report;
 use super::run::{
     Earlier, MODEL, Metrics, PROGRESS, RunDirectory, checkpoint, create_folder, progress_name,
@@ -36,7 +37,7 @@ pub struct Plan {
     /// Whether training images are mirrored at random.
     pub flips: bool,
     pub quantization: Quantization,
-    /// Rows of `samples.png`.
+    /// Rows of `samples.png`; with classes, as many rows each.
     pub temperatures: Vec<f64>,
     pub title: String,
     /// The name of the backend that computes.
@@ -78,7 +79,18 @@ pub struct Outcome {
     pub test_bits_per_dim: f64,
     pub test_images: usize,
     pub inversion_error: f64,
+    /// Where there are classes.
+    pub classes: Option<OfClasses>,
     pub loading: Loading,
+}
+
+/// What a measurement says of classes.
+#[derive(Clone, Copy)]
+pub struct OfClasses {
+    /// The share of images whose class Bayes' rule finds.
+    pub accuracy: f64,
+    /// Of the images without their classes, `p(x)`.
+    pub marginal_bits_per_dim: f64,
 }
 
 /// How the making of batches kept up with the steps of a run, since it was started or resumed.
@@ -95,7 +107,8 @@ pub struct Loading {
 
 /// Trains `stack`, writing metrics, pictures, checkpoints and the model into `out`; `None` if it was
 /// interrupted by a signal, with a checkpoint written.
-pub fn train<const D: usize, F, P, S>(
+pub fn train<const D: usize, F, P, S, T>(
+    task: &T,
     stack: FlowStack<D, F, P, S>,
     (train, test): (Arc<Images>, &Images),
     plan: &Plan,
@@ -108,12 +121,13 @@ where
     P: Prior<D>,
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
+    T: Task<D, F, P, S>,
 {
     let start = Instant::now();
     let interrupted = interrupt::watch();
     let batches = Batches::training(train.len(), plan.batch_size, plan.seed)?;
     let Started { mut trainer, mut run, mut lines, mut since } =
-        start_or_resume(stack, &train, &batches, plan, out, config, device)?;
+        start_or_resume(task, stack, &train, &batches, plan, out, config, device)?;
     let (seconds_before, waited_before) = (since.seconds, since.waited);
     let seconds = || seconds_before + start.elapsed().as_secs_f64();
 
@@ -128,13 +142,14 @@ where
     let steps = batches.from_step(first as u64).take(plan.num_steps - first);
     let mut ready = Prefetch::new(BATCHES_AHEAD, steps.map(maker_of_batches(train.clone(), plan)));
     let mut seconds_of_steps = 0.0;
-    while let Some(values) = ready.next() {
+    while let Some((values, labels)) = ready.next() {
         let step_start = Instant::now();
-        let step = match trainer.step(to_tensor(values, train.image_shape(), device)) {
+        let x = to_tensor(values, train.image_shape(), device);
+        let step = match trainer.step(task.batch(x, &labels)?) {
             Ok(step) => step,
             Err(error) => {
                 bar.abandon();
-                record::save(&trainer.model(), run.file(MODEL))?;
+                record::save(&T::stack(trainer.model()), run.file(MODEL))?;
                 // In place of one that was written between the last good model and the error.
                 trainer.save(&checkpoints, &since.to_note())?;
                 return Err(error);
@@ -160,21 +175,26 @@ where
                 test_images: None,
                 level_bits_per_dim: None,
                 inversion_error: None,
+                test_accuracy: None,
+                test_marginal_bits_per_dim: None,
                 gradient_norm: step.gradient_norm,
                 learning_rate: step.learning_rate,
                 memory: trainer.memory().to_string(),
                 drift: since.drift.take(),
             };
             if measure {
-                let model = trainer.model();
+                let model = T::stack(trainer.model());
                 let images = if last { test.len() } else { test.len().min(IMAGES_A_MEASUREMENT) };
-                let measured = measure_on(&model, test, images, plan, device);
+                let measured = measure_on(task, &model, test, images, plan, device)?;
                 line.test_bits_per_dim = Some(measured.bits_per_dim);
                 line.level_bits_per_dim = Some(measured.level_bits_per_dim);
                 line.test_images = Some(images);
                 line.inversion_error = Some(measured.inversion_error);
+                line.test_accuracy = measured.classes.map(|classes| classes.accuracy);
+                line.test_marginal_bits_per_dim =
+                    measured.classes.map(|classes| classes.marginal_bits_per_dim);
                 record::save(&model, run.file(MODEL))?;
-                let row = samples(&model, test, PROGRESS_TEMPERATURE, plan);
+                let row = progress(task, &model, test, plan)?;
                 let path = run.file(PROGRESS).join(progress_name(step.number));
                 pictures::write_grid(&path, &[row], plan.quantization)?;
             }
@@ -184,7 +204,7 @@ where
             lines.push(line);
             if measure {
                 plot::write_curve(&run.file("curve.png"), &plan.title, &lines)?;
-                report(plan, out, &lines, false).write(config)?;
+                report(task, plan, out, &lines, false).write(config)?;
             }
         }
         let interrupt = interrupted.load(Ordering::Relaxed) && !last;
@@ -204,14 +224,18 @@ where
     }
     bar.finish();
     let seconds_of_run = start.elapsed().as_secs_f64();
-    let model = trainer.model();
-    write_pictures(&model, test, plan, &run, device)?;
-    report(plan, out, &lines, true).write(config)?;
+    let model = T::stack(trainer.model());
+    write_pictures(task, &model, test, plan, &run, device)?;
+    report(task, plan, out, &lines, true).write(config)?;
     let last = lines.last().expect("the last step writes a line");
     Ok(Some(Outcome {
         test_bits_per_dim: last.test_bits_per_dim.expect("the last step is measured"),
         test_images: test.len(),
         inversion_error: last.inversion_error.expect("the last step is measured"),
+        classes: last
+            .test_accuracy
+            .zip(last.test_marginal_bits_per_dim)
+            .map(|(accuracy, marginal_bits_per_dim)| OfClasses { accuracy, marginal_bits_per_dim }),
         loading: Loading {
             seconds_waited: ready.waited().as_secs_f64(),
             seconds: seconds_of_run,
@@ -221,18 +245,23 @@ where
     }))
 }
 
-fn report<'a>(
+fn report<'a, const D: usize, F: Module, P: Module, S: Module, T: Task<D, F, P, S>>(
+    task: &T,
     plan: &'a Plan,
     folder: &'a Path,
     metrics: &'a [Metrics],
     finished: bool,
-) -> Report<'a> {
+) -> Report<'a>
+where
+    FlowStack<D, F, P, S>: Module,
+{
     Report {
         title: &plan.title,
         folder,
         metrics,
         device: &plan.device_name,
         temperatures: &plan.temperatures,
+        num_classes: task.class_weights().map(<[f64]>::len),
         progress_temperature: PROGRESS_TEMPERATURE,
         finished,
     }
@@ -283,17 +312,16 @@ impl Since {
     }
 }
 
-struct Started<const D: usize, F: Module, P: Module, S: Module>
-where
-    FlowStack<D, F, P, S>: Module,
-{
-    trainer: Trainer<FlowStack<D, F, P, S>>,
+struct Started<M> {
+    trainer: Trainer<M>,
     run: RunDirectory,
     lines: Vec<Metrics>,
     since: Since,
 }
 
-fn start_or_resume<const D: usize, F, P, S>(
+#[allow(clippy::too_many_arguments)] // all that a run is made of
+fn start_or_resume<const D: usize, F, P, S, T>(
+    task: &T,
     stack: FlowStack<D, F, P, S>,
     train: &Images,
     batches: &Batches,
@@ -301,23 +329,24 @@ fn start_or_resume<const D: usize, F, P, S>(
     out: &Path,
     config: &impl Serialize,
     device: &Device,
-) -> Result<Started<D, F, P, S>>
+) -> Result<Started<T::Model>>
 where
     F: Flow<D>,
     P: Prior<D>,
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
+    T: Task<D, F, P, S>,
 {
     let checkpoints = checkpoint(out);
     let schedule = Schedule::new(plan.learning_rate, plan.num_steps).with_warm_up(plan.warm_up);
     let at_once = plan.micro_batch.unwrap_or(plan.batch_size).min(plan.batch_size);
-    let trainer = |stack| {
-        Trainer::new(stack, schedule)
+    let trainer = |model| {
+        Trainer::new(model, schedule)
             .with_max_gradient_norm(plan.max_gradient_norm)
             .with_micro_batch(at_once)
     };
     if plan.resume {
-        let (trainer, note) = trainer(stack.clone()).resume(&checkpoints)?;
+        let (trainer, note) = trainer(task.model(stack.clone())?).resume(&checkpoints)?;
         if let Some(note) = note {
             let (run, lines) = RunDirectory::reopen(out, config, trainer.num_steps())?;
             let since = Since::from_note(&note).ok_or_else(|| FlowError::Record {
@@ -337,15 +366,16 @@ where
         _ => Earlier::Keep,
     };
     let run = RunDirectory::create(out, config, earlier)?;
-    let first: Vec<usize> =
+    let indices: Vec<usize> =
         batches.epoch(0).concat().into_iter().take(plan.initialization_batch).collect();
     let mut rng = random_for(plan.seed, streams::PARAMETERS, 1);
-    let first = plan.quantization.dequantize(&train.gather(&first), &mut rng);
-    let first = to_tensor(first, train.image_shape(), device);
-    let trainer = trainer(stack).with_initialization(first.clone())?;
+    let first = plan.quantization.dequantize(&train.gather(&indices), &mut rng);
+    let first: Tensor<D> = to_tensor(first, train.image_shape(), device);
+    let batch = task.batch(first.clone(), &labels(train, &indices))?;
+    let trainer = trainer(task.model(stack)?).with_initialization(batch)?;
     let memory = plan.memory.unwrap_or_else(|| {
         let count = at_once.min(first.dims()[0]);
-        let choice = memory::choose(&trainer.model(), first.narrow(0, 0, count));
+        let choice = memory::choose(&T::stack(trainer.model()), first.narrow(0, 0, count));
         say!("memory: {} ({})", choice.memory, choice.reason);
         choice.memory
     });
@@ -353,11 +383,11 @@ where
     Ok(Started { trainer, run, lines: Vec::new(), since: Since::default() })
 }
 
-/// Makes the batch of a step, as one row of values after another.
+/// Makes the batch of a step, as one row of values after another, and its labels.
 fn maker_of_batches(
     images: Arc<Images>,
     plan: &Plan,
-) -> impl Fn(StepBatch) -> Vec<f32> + Send + 'static {
+) -> impl Fn(StepBatch) -> (Vec<f32>, Vec<u8>) + Send + 'static {
     let &Plan { seed, flips, quantization, .. } = plan;
     move |StepBatch { step, indices, .. }| {
         let pixels = if flips {
@@ -365,7 +395,8 @@ fn maker_of_batches(
         } else {
             images.gather(&indices)
         };
-        quantization.dequantize(&pixels, &mut random_for(seed, streams::DEQUANTIZE, step))
+        let mut rng = random_for(seed, streams::DEQUANTIZE, step);
+        (quantization.dequantize(&pixels, &mut rng), labels(&images, &indices))
     }
 }
 
@@ -403,46 +434,92 @@ struct Measured {
     bits_per_dim: f64,
     level_bits_per_dim: Vec<[f64; 2]>,
     inversion_error: f64,
+    classes: Option<OfClasses>,
 }
 
 /// Measures on `count` images, spread evenly over all of them: the first thousand test images of MNIST
 /// are cleaner than the rest.
-fn measure_on<const D: usize, F, P, S>(
+fn measure_on<const D: usize, F, P, S, T>(
+    task: &T,
     model: &FlowStack<D, F, P, S>,
     images: &Images,
     count: usize,
     plan: &Plan,
     device: &Device,
-) -> Measured
+) -> Result<Measured>
 where
     F: Flow<D>,
     P: Prior<D>,
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
+    T: Task<D, F, P, S>,
 {
     let mut sums = vec![0.0; 2 * model.latent_shapes().len()];
     let mut inversion_error: f64 = 0.0;
+    let (mut num_right, mut marginal) = (0, 0.0);
     let chosen: Vec<usize> = (0..count).map(|i| i * images.len() / count).collect();
     for (number, batch) in chosen.chunks(MEASURING_BATCH).enumerate() {
         let x = test_batch(images, batch, number as u64, plan, device);
         if number == 0 {
             inversion_error = metrics::inversion_error(model, x.clone());
         }
-        for (sum, term) in sums.iter_mut().zip(model.log_prob_terms(x)) {
+        let labels = labels(images, batch);
+        if let Some(class_weights) = task.class_weights() {
+            let found = model.classify(x.clone(), class_weights)?;
+            let is_right = |&(class, &label): &(Option<usize>, &u8)| class == Some(label.into());
+            num_right += found.classes().into_iter().zip(&labels).filter(is_right).count();
+            marginal += found.log_prob.sum().into_scalar::<f64>();
+        }
+        for (sum, term) in sums.iter_mut().zip(task.given(model, &labels)?.log_prob_terms(x)) {
             *sum += term.sum().into_scalar::<f64>();
         }
     }
     let bits_per_dim = |log_prob: f64, levels: u32| {
         metrics::bits_per_dim(log_prob / count as f64, images.image_len(), levels)
     };
-    Measured {
+    Ok(Measured {
         bits_per_dim: bits_per_dim(sums.iter().sum(), plan.quantization.num_levels()),
         level_bits_per_dim: sums
             .chunks_exact(2)
             .map(|level| [bits_per_dim(level[0], 1), bits_per_dim(level[1], 1)])
             .collect(),
         inversion_error,
-    }
+        classes: task.class_weights().map(|_| OfClasses {
+            accuracy: num_right as f64 / count as f64,
+            marginal_bits_per_dim: bits_per_dim(marginal, plan.quantization.num_levels()),
+        }),
+    })
+}
+
+/// The samples of a measurement: with classes one of each, else some.
+fn progress<const D: usize, F, P, S, T>(
+    task: &T,
+    model: &FlowStack<D, F, P, S>,
+    images: &Images,
+    plan: &Plan,
+) -> Result<Tensor<4>>
+where
+    F: Flow<D>,
+    P: Prior<D>,
+    S: SplitPrior<D>,
+    FlowStack<D, F, P, S>: Module,
+    T: Task<D, F, P, S>,
+{
+    let classes = classes_of(task);
+    let count = if classes.is_empty() { COLUMNS } else { classes.len() };
+    let model = task.given(model, &classes)?;
+    Ok(samples(&model, images, count, PROGRESS_TEMPERATURE, plan))
+}
+
+/// The classes; none where there are none.
+fn classes_of<const D: usize, F: Module, P: Module, S: Module, T: Task<D, F, P, S>>(
+    task: &T,
+) -> Vec<u8>
+where
+    FlowStack<D, F, P, S>: Module,
+{
+    // Labels are bytes: there are 256 classes at most.
+    (0..task.class_weights().map_or(0, <[f64]>::len)).map(|class| class as u8).collect()
 }
 
 /// A row of samples, from the same draws at every step and temperature: a column is one picture that
@@ -450,6 +527,7 @@ where
 fn samples<const D: usize, F, P, S>(
     model: &FlowStack<D, F, P, S>,
     images: &Images,
+    count: usize,
     temperature: f64,
     plan: &Plan,
 ) -> Tensor<4>
@@ -460,7 +538,7 @@ where
     FlowStack<D, F, P, S>: Module,
 {
     let mut rng = random_for(plan.seed, streams::SAMPLE, 0);
-    to_pictures(model.sample_with(COLUMNS, temperature, &mut rng), images)
+    to_pictures(model.sample_with(count, temperature, &mut rng), images)
 }
 
 /// What a model takes and gives, as pictures of the shape of `images`.
@@ -470,7 +548,8 @@ fn to_pictures<const D: usize>(x: Tensor<D>, images: &Images) -> Tensor<4> {
     x.reshape([count, channels, height, width])
 }
 
-fn write_pictures<const D: usize, F, P, S>(
+fn write_pictures<const D: usize, F, P, S, T>(
+    task: &T,
     model: &FlowStack<D, F, P, S>,
     test: &Images,
     plan: &Plan,
@@ -482,12 +561,19 @@ where
     P: Prior<D>,
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
+    T: Task<D, F, P, S>,
 {
-    let rows: Vec<_> = plan
-        .temperatures
-        .iter()
-        .map(|&temperature| samples(model, test, temperature, plan))
-        .collect();
+    let classes = classes_of(task);
+    let mut rows = Vec::new();
+    for &temperature in &plan.temperatures {
+        if classes.is_empty() {
+            rows.push(samples(model, test, COLUMNS, temperature, plan));
+        }
+        for &class in &classes {
+            let of_class = task.given(model, &[class])?;
+            rows.push(samples(&of_class, test, COLUMNS, temperature, plan));
+        }
+    }
     pictures::write_grid(&run.file("samples.png"), &rows, plan.quantization)?;
     let indices: Vec<usize> = (0..test.len().min(COLUMNS)).collect();
     let x: Tensor<D> = test_batch(test, &indices, 0, plan, device);

@@ -42,6 +42,46 @@ pub trait Given: Module {
         Ok(filled_with(self, &param))
     }
 
+    /// Classes as contexts: for each sample 1 at its class and 0 elsewhere, as wide as the module's
+    /// contexts of rank 2 are; on its device and in its dtype.
+    ///
+    /// # Shapes
+    /// - result: `[classes.len(), num_classes]`
+    ///
+    /// # Errors
+    /// If no layer takes a context of rank 2, there is no class, or one is not below the number of
+    /// classes.
+    fn one_hot<L: Copy + Into<usize>>(&self, classes: &[L]) -> Result<Tensor<2>> {
+        Places::of(self).one_hot(classes)
+    }
+
+    /// The module [given](Given::given) a class for each sample, or one for all.
+    ///
+    /// ```
+    /// use burn::tensor::Tensor;
+    /// use burn_flows::conditioner::MlpConfig;
+    /// use burn_flows::context::Given;
+    /// use burn_flows::prior::{ContextNormal, Prior};
+    ///
+    /// let device = burn_flows::backend::device();
+    /// // Two classes: the linear layer has a mean and a log standard deviation for each.
+    /// let mut net = MlpConfig::new(2, vec![], 2).with_zero_init(true).init(&device)?;
+    /// net.layers[0].weight =
+    ///     burn::module::Param::from_data([[3.0, 0.0], [-3.0, 0.0]], &device);
+    /// let prior = ContextNormal::new(net, 2, &device);
+    /// let z = Tensor::<2>::from_data([[3.0], [3.0]], &device);
+    /// let log_prob = prior.given_classes(&[0_u8, 1])?.log_prob(z);
+    /// let log_prob: Vec<f32> = log_prob.try_into_vec_as().unwrap();
+    /// assert!((log_prob[0] - log_prob[1] - 18.0).abs() < 1e-4);
+    /// # Ok::<(), burn_flows::FlowError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`one_hot`](Given::one_hot) and [`given`](Given::given).
+    fn given_classes<L: Copy + Into<usize>>(&self, classes: &[L]) -> Result<Self> {
+        self.given(&self.one_hot(classes)?)
+    }
+
     /// The module with every place for a context of rank `C` empty, as it was built.
     fn without_context<const C: usize>(&self) -> Self {
         self.clone().map(&mut Fill::new(|before: Param<Tensor<C>>| {
@@ -110,6 +150,36 @@ pub(crate) fn first_empty_beside<const C: usize, M: Module>(
     Ok(places.all.into_iter().find(waits).map(|place| place.path))
 }
 
+/// Whether a layer of `module` takes contexts of rank 2, given or not.
+pub(crate) fn depends_on_vectors<M: Module>(module: &M) -> bool {
+    Places::of(module).all.iter().any(|place| place.rank == 2)
+}
+
+/// The contexts of all classes of `module`, one after another, `[1, num_classes]` each, as its layers
+/// take them, without gradients.
+///
+/// # Errors
+/// If no layer takes a context of rank 2, or one waits for a context of another rank.
+pub(crate) fn all_classes<M: Module>(module: &M) -> Result<Vec<Param<Tensor<2>>>> {
+    let places = Places::of(module);
+    let num_classes = places.vectors()?.width;
+    let contexts = (0..num_classes).map(|class| {
+        let context = places.one_hot(&[class])?;
+        places.check(&context)?;
+        if let Some(place) = places.all.iter().find(|place| place.is_empty && place.rank != 2) {
+            return Err(FlowError::Invalid {
+                what: format!("the context at {}", place.path),
+                got: "none".into(),
+                needed: format!("one of rank {}", place.rank),
+                advice: "give it before asking about classes (Given::given)".into(),
+            });
+        }
+        let context = if places.in_training { Tensor::from_inner(context) } else { context };
+        Ok(frozen(context))
+    });
+    contexts.collect()
+}
+
 /// A place for a context, as the layer was built.
 struct Place {
     path: String,
@@ -135,6 +205,42 @@ impl Places {
         let mut places = Self::default();
         module.visit(&mut places);
         places
+    }
+
+    /// The first place for vectors.
+    fn vectors(&self) -> Result<&Place> {
+        self.all.iter().find(|place| place.rank == 2).ok_or_else(|| FlowError::Invalid {
+            what: "the classes".into(),
+            got: "a model without a layer that depends on contexts of rank 2".into(),
+            needed: "at least one, such as GlowConfig::with_num_classes or ContextNormal".into(),
+            advice: "build the model with classes, or leave them out".into(),
+        })
+    }
+
+    fn one_hot<L: Copy + Into<usize>>(&self, classes: &[L]) -> Result<Tensor<2>> {
+        let Place { width, device, dtype, .. } = self.vectors()?;
+        let mut values = vec![0.0; classes.len() * width];
+        for (sample, &class) in classes.iter().enumerate() {
+            let class: usize = class.into();
+            if class >= *width {
+                return Err(FlowError::Invalid {
+                    what: format!("the class of sample {sample}"),
+                    got: class.to_string(),
+                    needed: format!("below {width}, the number of classes"),
+                    advice: "classes count from 0; build the model for as many as there are".into(),
+                });
+            }
+            values[sample * width + class] = 1.0;
+        }
+        if classes.is_empty() {
+            return Err(FlowError::Invalid {
+                what: "the classes".into(),
+                got: "none".into(),
+                needed: "at least 1".into(),
+                advice: "give one class for each sample, or a single one for all".into(),
+            });
+        }
+        Ok(host::plain(host::from_f64(values, [classes.len(), *width], device, *dtype)))
     }
 
     /// Whether the places of the rank of `context` can take it.

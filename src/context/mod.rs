@@ -9,8 +9,12 @@
 //! | a coupling, or the prior of a split | [`WithContext`] around its net |
 //! | an autoregressive layer | [`MadeConfig::with_context`](crate::autoregressive::MadeConfig::with_context) |
 //! | the prior of the whole | [`ContextNormal`](crate::prior::ContextNormal) |
+//! | a Glow, on classes | [`GlowConfig::with_num_classes`](crate::models::GlowConfig::with_num_classes) |
 //! | a net of your own | a [`Context`] among its fields, [`Context::beside`] or [`Context::rows`] in `forward` |
 //! | on something that a net has to look at first | [`Embedded`] around the model |
+//!
+//! A class is a context of 0 and 1 ([`Given::one_hot`], [`Given::given_classes`]), and
+//! [`FlowStack::classify`](crate::FlowStack::classify) finds it by Bayes' rule.
 //!
 //! ```
 //! use burn::tensor::Tensor;
@@ -36,14 +40,18 @@
 //! # Ok::<(), burn_flows::FlowError>(())
 //! ```
 
+mod classes;
 mod embedded;
 mod given;
 mod with_context;
 
+pub use classes::Classification;
 pub(crate) use embedded::assert_rows;
 pub use embedded::{Embedded, Embedding};
 pub use given::{Given, gradient};
-pub(crate) use given::{filled_with, first_empty, first_empty_beside};
+pub(crate) use given::{
+    all_classes, depends_on_vectors, filled_with, first_empty, first_empty_beside,
+};
 pub use with_context::WithContext;
 
 use burn::module::{
@@ -51,7 +59,7 @@ use burn::module::{
     Param,
 };
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::flow::{Flow, add_grad};
 use crate::host;
@@ -80,10 +88,15 @@ impl<const D: usize> Context<D> {
     /// # Panics
     /// If the rank is below 2.
     pub fn new(width: usize, device: &Device) -> Self {
+        Self::in_dtype(width, device, DType::F32)
+    }
+
+    /// [`new`](Self::new) in a model of that dtype.
+    pub(crate) fn in_dtype(width: usize, device: &Device, dtype: DType) -> Self {
         assert!(D >= 2, "Context: got rank {D}, but a context is [batch, width, ...]");
         let mut shape = [1; D];
         (shape[0], shape[1]) = (0, width);
-        Self { value: frozen(host::tensor(Vec::<f32>::new(), shape, device)) }
+        Self { value: frozen(host::from_f64(Vec::new(), shape, device, dtype)) }
     }
 
     /// Features or channels of a context.

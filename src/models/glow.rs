@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Flow;
 use crate::conditioner::conv::ZeroConv;
-use crate::conditioner::{GlowNet, GlowNetConfig, NetNorm};
+use crate::conditioner::{GlowNet, GlowNetConfig, Mlp, MlpConfig, NetNorm};
+use crate::context::WithContext;
 use crate::coupling::{AdditiveCoupling, AffineCoupling, AffineOrder, Coupling, Mask, ScaleMap};
 use crate::data::Preparation;
 use crate::error::{FlowError, Result};
@@ -17,7 +18,8 @@ use crate::models::{loads, size};
 use crate::norm::ActNorm;
 use crate::preprocess::{Logit, LogitForm};
 use crate::prior::{
-    BlankNormal, ConditionalNormal, DiagonalNormal, Prior, SplitPrior, StandardNormal,
+    BlankNormal, ConditionalNormal, ContextNormal, DiagonalNormal, Prior, SplitPrior,
+    StandardNormal,
 };
 use crate::record::{self, Configuration};
 use crate::reshape::Squeeze;
@@ -79,6 +81,12 @@ pub struct GlowConfig {
     pub conditional_split: bool,
     /// Maps `[0, 1)` to the whole line first, [`Logit`] with this `alpha`; default: no.
     pub logit_alpha: Option<f64>,
+    /// How many classes the top prior depends on; default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_classes: Option<usize>,
+    /// Whether the split priors depend on the class too; default: no.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub class_splits: bool,
     /// How pictures became the images that the model is trained on; default: not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preparation: Option<Preparation>,
@@ -104,6 +112,8 @@ impl GlowConfig {
             learned_top: true,
             conditional_split: true,
             logit_alpha: None,
+            num_classes: None,
+            class_splits: false,
             preparation: None,
         }
     }
@@ -166,6 +176,43 @@ impl GlowConfig {
         self
     }
 
+    /// Makes the model class-conditional: the means and log standard deviations of the top prior are
+    /// those of the class, `mean = bias + W y` for the one-hot class `y`, whatever
+    /// [`learned_top`](GlowConfig::learned_top) says. The class is the model's context:
+    ///
+    /// ```
+    /// use burn_flows::context::Given;
+    /// use burn_flows::models::GlowConfig;
+    /// use rand::{SeedableRng, rngs::StdRng};
+    ///
+    /// let device = burn_flows::backend::device();
+    /// let config = GlowConfig::new([1, 8, 8], 2, 1, 4).with_num_classes(10);
+    /// let glow = config.init(&mut StdRng::seed_from_u64(0), &device)?;
+    /// let threes = glow.given_classes(&[3_u8])?.sample(5, 0.7);
+    /// // Nothing is learned yet: all classes are as likely.
+    /// let found = glow.classify(threes, &[1.0; 10])?;
+    /// assert_eq!(found.log_posterior.dims(), [5, 10]);
+    /// assert!((found.log_posterior.min().into_scalar::<f32>() + 10_f32.ln()).abs() < 1e-3);
+    /// # Ok::<(), burn_flows::FlowError>(())
+    /// ```
+    ///
+    /// Published models train a classifier with it:
+    /// [`WithClassifier`](crate::training::WithClassifier).
+    ///
+    /// Source: openai/glow, `model.py`, `prior` (its `ycond`), without the factor `exp(3 logs)` on
+    /// `W y`, as normflows' `GlowBase` has it.
+    pub fn with_num_classes(mut self, num_classes: usize) -> Self {
+        self.num_classes = Some(num_classes);
+        self
+    }
+
+    /// Whether the split priors depend on the class too, as all priors of normflows do: where they are
+    /// conditioned on the kept half, its convolution sees the class at every pixel.
+    pub fn with_class_splits(mut self, class_splits: bool) -> Self {
+        self.class_splits = class_splits;
+        self
+    }
+
     /// Says how pictures become the images that the model is trained on, for whoever uses it later.
     pub fn with_preparation(mut self, preparation: Preparation) -> Self {
         self.preparation = Some(preparation);
@@ -211,6 +258,18 @@ impl GlowConfig {
                 "2.0 is the usual choice",
             );
         }
+        if self.num_classes == Some(0) {
+            let advice = "leave it out for a model without classes";
+            return error("num_classes", "0".into(), "at least 1".into(), advice);
+        }
+        if self.class_splits && self.num_classes.is_none() {
+            return error(
+                "class_splits",
+                "true".into(),
+                "false without num_classes".into(),
+                "give the number of classes",
+            );
+        }
         size::check_preparation("Glow", self.preparation, &self.image_shape)?;
         record::check_buildable(self)
     }
@@ -236,25 +295,35 @@ impl GlowConfig {
             levels.push((logit, Squeeze::new(), steps));
             if level + 1 < self.num_levels {
                 let kept = channels / 2;
-                split_priors.push(if self.conditional_split {
-                    GlowSplitPrior::Conditional(ConditionalNormal::glow(
-                        kept,
-                        channels - kept,
-                        device,
-                    ))
-                } else {
-                    GlowSplitPrior::Standard(StandardNormal::new())
-                });
+                split_priors.push(self.split_prior(kept, channels - kept, device)?);
                 channels = kept;
             }
         }
-        let prior = if self.learned_top {
+        let prior = if let Some(num_classes) = self.num_classes {
+            GlowPrior::Class(class_normal(num_classes, channels, device)?)
+        } else if self.learned_top {
             GlowPrior::Learned(DiagonalNormal::per_channel(channels, device))
         } else {
             GlowPrior::Standard(StandardNormal::new())
         };
         let stack = FlowStack::new(levels, split_priors, prior, &self.image_shape)?;
         Ok(stack.with_configuration(self))
+    }
+
+    fn split_prior(&self, kept: usize, out: usize, device: &Device) -> Result<GlowSplitPrior> {
+        let num_classes = self.num_classes.filter(|_| self.class_splits);
+        Ok(match (self.conditional_split, num_classes) {
+            (true, None) => GlowSplitPrior::Conditional(ConditionalNormal::glow(kept, out, device)),
+            (true, Some(num_classes)) => {
+                let conv = ZeroConv::new([kept + num_classes, 2 * out], device);
+                let conv = WithContext::new(conv, num_classes, device);
+                GlowSplitPrior::ConditionalClass(ConditionalNormal::new(conv))
+            }
+            (false, None) => GlowSplitPrior::Standard(StandardNormal::new()),
+            (false, Some(num_classes)) => {
+                GlowSplitPrior::Class(class_normal(num_classes, out, device)?)
+            }
+        })
     }
 
     fn step(&self, channels: usize, rng: &mut impl Rng, device: &Device) -> Result<GlowStep> {
@@ -313,12 +382,21 @@ impl Configuration for GlowConfig {
             if level + 1 < self.num_levels {
                 // The squeeze left an even number.
                 channels /= 2.0;
-                if self.conditional_split {
-                    sum += size::zero_conv(channels, 2.0 * channels);
-                }
+                let classes = self.num_classes.filter(|_| self.class_splits);
+                sum += match (self.conditional_split, classes) {
+                    (true, classes) => {
+                        size::zero_conv(channels + classes.unwrap_or(0) as f64, 2.0 * channels)
+                    }
+                    (false, Some(classes)) => size::mlp(classes, &[], 2.0 * channels),
+                    (false, None) => 0.0,
+                };
             }
         }
-        sum + if self.learned_top { 2.0 * channels } else { 0.0 }
+        sum + match self.num_classes {
+            Some(classes) => size::mlp(classes, &[], 2.0 * channels),
+            None if self.learned_top => 2.0 * channels,
+            None => 0.0,
+        }
     }
 }
 
@@ -338,6 +416,16 @@ impl GlowConfig {
         let net = size::glow_net(half, self.hidden_width as f64, outputs, self.net_norm);
         size::act_norm(channels) + mixing + net + gains
     }
+}
+
+/// A normal for each class, all standard to start with.
+fn class_normal(
+    num_classes: usize,
+    channels: usize,
+    device: &Device,
+) -> Result<ContextNormal<Mlp>> {
+    let net = MlpConfig::new(num_classes, Vec::new(), 2 * channels).with_zero_init(true);
+    Ok(ContextNormal::new(net.init(device)?, num_classes, device))
 }
 
 loads!(Glow, GlowConfig);
@@ -382,6 +470,8 @@ pub enum GlowPrior {
     Standard(StandardNormal),
     /// Learned mean and deviation for each channel.
     Learned(DiagonalNormal<4>),
+    /// Learned mean and deviation for each channel and class.
+    Class(ContextNormal<Mlp>),
     /// Means and deviations that a convolution makes of a blank picture, as in models of PyTorch.
     Blank(BlankNormal),
 }
@@ -394,4 +484,8 @@ pub enum GlowSplitPrior {
     Standard(StandardNormal),
     /// Conditioned on the kept half.
     Conditional(ConditionalNormal<ZeroConv>),
+    /// Learned mean and deviation for each channel and class.
+    Class(ContextNormal<Mlp>),
+    /// Conditioned on the kept half and the class.
+    ConditionalClass(ConditionalNormal<WithContext<ZeroConv>>),
 }

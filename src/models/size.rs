@@ -150,6 +150,10 @@ mod tests {
         assert_counted(config().with_net_norm(crate::conditioner::NetNorm::Bias));
         assert_counted(config().with_learned_top(false).with_conditional_split(false));
         assert_counted(GlowConfig::new([1, 8, 8], 3, 1, 2).with_logit(0.05));
+        let of_classes = || config().with_num_classes(5);
+        assert_counted(of_classes().with_learned_top(false));
+        assert_counted(of_classes().with_class_splits(true));
+        assert_counted(of_classes().with_class_splits(true).with_conditional_split(false));
     }
 
     #[test]

@@ -90,10 +90,11 @@ impl GaussianMixture {
     }
 }
 
-/// `ln sum_k exp(values[:, k])`.
-fn log_sum_exp(values: Tensor<2>) -> Tensor<1> {
+/// `ln sum_k exp(values[:, k])`; minus infinity where all of them are.
+pub(crate) fn log_sum_exp(values: Tensor<2>) -> Tensor<1> {
     let batch = values.dims()[0];
-    let largest = values.clone().detach().max_dim(1);
+    // Finite: the difference of two infinities would be no number.
+    let largest = values.clone().detach().max_dim(1).clamp_min(f64::from(f32::MIN));
     let sum = (values - largest.clone()).exp().sum_dim(1).log();
     (sum + largest).reshape([batch])
 }

@@ -44,6 +44,7 @@ pub use context_normal::ContextNormal;
 pub use diagonal_normal::DiagonalNormal;
 pub use logistic::StandardLogistic;
 pub use mixture::GaussianMixture;
+pub(crate) use mixture::log_sum_exp;
 pub use normal::StandardNormal;
 pub use student_t::StudentT;
 pub use uniform::Uniform;

@@ -2,6 +2,7 @@
 
 mod adam;
 mod checkpoint;
+mod classifier;
 mod fit;
 mod gradients;
 mod rates;
@@ -14,6 +15,7 @@ mod trainer;
 
 pub use adam::Adam;
 pub use checkpoint::remove_checkpoint;
+pub use classifier::WithClassifier;
 pub use fit::{Epoch, Fit, Fitted, Stopped};
 pub use gradients::{first_not_finite, gradient_norm, scale_gradients};
 pub use rates::LearningRates;

@@ -83,7 +83,8 @@ fn is_for_all<const C: usize>(context: &Tensor<C>) -> bool {
 }
 
 /// A density that a [`Trainer`](super::Trainer) can train on batches of a kind: a [`FlowStack`] on
-/// `x` or on `(x, context)`, an [`Embedded`] stack on `(x, raw)`.
+/// `x` or on `(x, context)`, an [`Embedded`] stack on `(x, raw)`, a stack
+/// [`WithClassifier`](super::WithClassifier) on `(x, classes)`.
 ///
 /// For a model that is none of these, implement the methods by those of the stack inside.
 pub trait Trainable<B: Batch>: Module {
@@ -212,7 +213,7 @@ fn check_given(empty: Option<String>, advice: &str) -> Result<()> {
 }
 
 /// The stack given a context that no gradient is asked for.
-fn constant<const C: usize, M: Module>(stack: &M, context: Tensor<C>) -> M {
+pub(super) fn constant<const C: usize, M: Module>(stack: &M, context: Tensor<C>) -> M {
     filled_with(stack, &Param::from_tensor(context).set_require_grad(false))
 }
 

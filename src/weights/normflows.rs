@@ -5,8 +5,8 @@
 //! the shift first, `z = (x - shift) * scale`, and their nets interleave shift and scale.
 //!
 //! Which scale map, split and activation a coupling has is not in a file, nor whether a logit comes first:
-//! they are asked for where they are not normflows' defaults. Class-conditional bases are refused: there
-//! is no such prior here.
+//! they are asked for where they are not normflows' defaults. Models of images with class-conditional
+//! bases have a reader of their own, [`class_multiscale`].
 //!
 //! Source: VincentStimper/normflows, `flows/affine/coupling.py`, `flows/affine/glow.py`,
 //! `flows/normalization.py`, `flows/mixing.py`, `core.py`.
@@ -24,6 +24,7 @@ use crate::Flow;
 use crate::backend;
 use crate::conditioner::conv::{Conv, ZeroConv};
 use crate::conditioner::{GlowNet, Mlp, MlpPair};
+use crate::context::Context;
 use crate::coupling::{
     AdditiveCoupling, Affine, AffineCoupling, AffineOrder, Coupling, Mask, Parity, ScaleMap,
 };
@@ -34,7 +35,7 @@ use crate::models::{GlowCoupling, GlowMixing, GlowStep};
 use crate::norm::{ActNorm, LOG_SCALE_FACTOR};
 use crate::param::frozen;
 use crate::preprocess::Logit;
-use crate::prior::DiagonalNormal;
+use crate::prior::{ContextNormal, DiagonalNormal, Prior, SplitPrior};
 use crate::reshape::Squeeze;
 use crate::stack::FlowStack;
 
@@ -739,6 +740,83 @@ fn glow_base_table(
     DiagonalNormal { mean, log_std }
 }
 
+/// The normal of each class `y`, a context of 0 and 1: means, then log standard deviations, are
+/// `bias + classes[y]`.
+fn class_normal(io: &Exchange, bias: Vec<f64>, classes: &[Vec<f64>]) -> ContextNormal<Mlp> {
+    let (width, outputs) = (classes.len(), bias.len());
+    let (device, dtype) = (io.device(), io.dtype());
+    let weight = host::from_f64(classes.concat(), [width, outputs], device, dtype);
+    let bias = Some(io.vector(bias));
+    let layers = vec![Linear { weight: Param::from_tensor(weight), bias }];
+    ContextNormal { net: Mlp { layers }, context: Context::in_dtype(width, device, dtype) }
+}
+
+/// `ClassCondDiagGaussian` (`loc`, `log_scale`, `[features, classes]`), the class being the context.
+///
+/// # Errors
+/// If the tensors are not there, of another shape or not finite.
+pub fn class_cond_diag_gaussian(weights: &Weights) -> Result<ContextNormal<Mlp>> {
+    let mut io = Exchange::reading(weights);
+    let shape = [weights.size("loc", 0), weights.size("loc", 1)];
+    let [mean, log_std] = ["loc", "log_scale"].map(|name| io.values(name, &shape));
+    io.check_layer("ClassCondDiagGaussian")?;
+    let [features, num_classes] = shape;
+    if features * num_classes == 0 {
+        return Err(weights.error("a base without classes", "give one with classes"));
+    }
+    let column = |values: &[f64], class: usize| -> Vec<f64> {
+        values.iter().skip(class).step_by(num_classes).copied().collect()
+    };
+    let of_class = |class| [column(&mean, class), column(&log_std, class)].concat();
+    let classes: Vec<_> = (0..num_classes).map(of_class).collect();
+    Ok(class_normal(&io, vec![0.0; 2 * features], &classes))
+}
+
+/// `GlowBase` with classes: `mean = loc exp(3 loc_logs) + loc_cc[y]`, and so the log standard deviation.
+fn class_base_table(
+    io: &mut Exchange,
+    channels: usize,
+    ours: Option<&ContextNormal<Mlp>>,
+) -> ContextNormal<Mlp> {
+    let shape = [1, channels, 1, 1];
+    let names = [("loc", "loc_logs", "loc_cc"), ("log_scale", "log_scale_logs", "log_scale_cc")];
+    if let Some(ours) = ours {
+        let layer = &ours.net.layers[0];
+        let (dtype, width) = (io.dtype(), ours.context.width());
+        let weight = host::to_f64(host::plain(layer.weight.val()));
+        let bias = layer.bias.as_ref();
+        let bias = bias.map_or(vec![0.0; 2 * channels], |b| host::to_f64(host::plain(b.val())));
+        for (part, (name, logs, classes)) in names.into_iter().enumerate() {
+            let own = part * channels..(part + 1) * channels;
+            io.given(name, &shape, dtype, || bias[own.clone()].to_vec());
+            io.given(logs, &shape, dtype, || vec![0.0; channels]);
+            io.given(classes, &[width, channels], dtype, || {
+                weight.chunks(2 * channels).flat_map(|row| row[own.clone()].to_vec()).collect()
+            });
+        }
+        return ours.clone();
+    }
+    let num_classes = io.size("loc_cc", 0);
+    let mut bias = Vec::new();
+    let mut rows = vec![Vec::new(); num_classes];
+    for (name, logs, classes) in names {
+        let (values, logs) = (io.values(name, &shape), io.values(logs, &shape));
+        bias.extend(values.iter().zip(logs).map(|(v, log)| v * (LOG_SCALE_FACTOR * log).exp()));
+        let values = io.values(classes, &[num_classes, channels]);
+        for (row, values) in rows.iter_mut().zip(values.chunks(channels.max(1))) {
+            row.extend_from_slice(values);
+        }
+    }
+    if num_classes == 0
+        || bias.len() != 2 * channels
+        || rows.iter().any(|row| row.len() != 2 * channels)
+    {
+        // What is missing is reported at the end; the model is not given to anyone.
+        return class_normal(io, vec![0.0], &[vec![0.0]]);
+    }
+    class_normal(io, bias, &rows)
+}
+
 /// How a `GlowBlock` was built, as far as its tensors do not tell.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GlowBlockOptions {
@@ -845,6 +923,11 @@ pub type MultiscaleLevel = (Option<Logit>, Squeeze, Vec<GlowStep>);
 /// `MultiscaleFlow` of `GlowBlock`s with `GlowBase` or `DiagGaussian` priors.
 pub type MultiscaleModel = FlowStack<4, MultiscaleLevel, DiagonalNormal<4>, DiagonalNormal<4>>;
 
+/// `MultiscaleFlow` of `GlowBlock`s with class-conditional `GlowBase`s: the class is the context of
+/// every prior.
+pub type ClassMultiscaleModel =
+    FlowStack<4, MultiscaleLevel, ContextNormal<Mlp>, ContextNormal<Mlp>>;
+
 const GLOW_NAME: &str = "MultiscaleFlow of GlowBlocks of normflows";
 
 /// A tensor that every such model has.
@@ -875,6 +958,29 @@ pub fn load(path: impl AsRef<Path>) -> Result<MultiscaleModel> {
 /// # Errors
 /// As [`multiscale`].
 pub fn glow(weights: &Weights, image_size: Option<[usize; 2]>) -> Result<MultiscaleModel> {
+    let shape = image_shape(weights, image_size)?;
+    multiscale(weights, GlowBlockOptions::default(), None, shape)
+}
+
+/// [`glow`] of a model whose bases are class-conditional: see [`class_multiscale`].
+///
+/// # Errors
+/// As [`class_multiscale`].
+pub fn class_glow(
+    weights: &Weights,
+    image_size: Option<[usize; 2]>,
+) -> Result<ClassMultiscaleModel> {
+    let shape = image_shape(weights, image_size)?;
+    class_multiscale(weights, GlowBlockOptions::default(), None, shape)
+}
+
+/// Whether these are the tensors of a `MultiscaleFlow` with class-conditional bases, which
+/// [`class_glow`] reads and [`glow`] does not.
+pub fn is_class_conditional(weights: &Weights) -> bool {
+    weights.state_dict(GLOW_NAME, GLOW_MARKER).is_ok_and(|own| has_classes(&own))
+}
+
+fn image_shape(weights: &Weights, image_size: Option<[usize; 2]>) -> Result<[usize; 3]> {
     let own = weights.state_dict(GLOW_NAME, GLOW_MARKER)?;
     let num_levels = own.under("flows").indices().len().min(MOST_LEVELS);
     let of_file = |axis: usize| match own.size("q0.0.loc", axis) {
@@ -883,7 +989,7 @@ pub fn glow(weights: &Weights, image_size: Option<[usize; 2]>) -> Result<Multisc
     };
     let [height, width] = image_size.unwrap_or_else(|| [of_file(2), of_file(3)]);
     let channels = own.size(GLOW_MARKER, 1) >> (num_levels + 1);
-    multiscale(weights, GlowBlockOptions::default(), None, [channels, height, width])
+    Ok([channels, height, width])
 }
 
 /// `MultiscaleFlow` of levels `[GlowBlock, ..., Squeeze]`, with `transform` before the first.
@@ -902,19 +1008,60 @@ pub fn multiscale(
     image_shape: [usize; 3],
 ) -> Result<MultiscaleModel> {
     let weights = weights.state_dict(GLOW_NAME, GLOW_MARKER)?;
-    let q0 = weights.under("q0");
-    if q0.names().any(|name| name.ends_with("loc_cc") || name.ends_with("log_scale_cc")) {
+    if has_classes(&weights) {
         return Err(weights.error(
             "class-conditional bases (loc_cc, log_scale_cc)",
-            "give a model without classes; there is no prior with classes here",
+            "give a model without classes, or read it with class_multiscale",
         ));
     }
+    read_multiscale(&weights, options, transform, image_shape, base_table)
+}
+
+/// [`multiscale`] of a model whose bases are class-conditional: of the model that is made, every prior
+/// depends on a class ([`Given::given_classes`](crate::context::Given::given_classes)), and
+/// [`FlowStack::classify`] finds it.
+///
+/// # Errors
+/// As [`multiscale`], but that the bases have to be class-conditional.
+pub fn class_multiscale(
+    weights: &Weights,
+    options: GlowBlockOptions,
+    transform: Option<Logit>,
+    image_shape: [usize; 3],
+) -> Result<ClassMultiscaleModel> {
+    let weights = weights.state_dict(GLOW_NAME, GLOW_MARKER)?;
+    if !has_classes(&weights) {
+        let advice = "give a model with classes, or read it with multiscale";
+        return Err(weights.error("no class-conditional bases", advice));
+    }
+    let table =
+        |io: &mut Exchange, channels, _, ours: Option<&_>| class_base_table(io, channels, ours);
+    read_multiscale(&weights, options, transform, image_shape, table)
+}
+
+/// Whether the bases of a `MultiscaleFlow` are class-conditional.
+fn has_classes(weights: &Weights) -> bool {
+    let is_of_class = |name: &str| name.ends_with("loc_cc") || name.ends_with("log_scale_cc");
+    weights.under("q0").names().any(is_of_class)
+}
+
+fn read_multiscale<P: Prior<4> + SplitPrior<4>>(
+    weights: &Weights,
+    options: GlowBlockOptions,
+    transform: Option<Logit>,
+    image_shape: [usize; 3],
+    table: impl Fn(&mut Exchange, usize, [usize; 2], Option<&P>) -> P,
+) -> Result<FlowStack<4, MultiscaleLevel, P, P>>
+where
+    FlowStack<4, MultiscaleLevel, P, P>: Module,
+{
     let flows = weights.under("flows");
     let steps: Vec<usize> = (0..flows.indices().len())
         .map(|level| flows.under(level.to_string()).indices().len())
         .collect();
-    let mut io = Exchange::reading(&weights);
-    let (mut levels, mut priors) = multiscale_tables(&mut io, image_shape, &steps, options, None);
+    let mut io = Exchange::reading(weights);
+    let (mut levels, mut priors) =
+        multiscale_tables(&mut io, image_shape, &steps, options, None, table);
     io.check(GLOW_NAME)?;
     levels[0].0 = transform;
     let prior = priors.pop().expect("as many priors as levels");
@@ -923,14 +1070,30 @@ pub fn multiscale(
     Ok(model)
 }
 
+/// `GlowBase` or `DiagGaussian`.
+fn base_table(
+    io: &mut Exchange,
+    channels: usize,
+    sides: [usize; 2],
+    ours: Option<&DiagonalNormal<4>>,
+) -> DiagonalNormal<4> {
+    let is_glow = match ours {
+        Some(prior) => prior.mean.dims()[2..] == [1, 1],
+        None => io.has("loc_logs"),
+    };
+    let [height, width] = if is_glow { [1, 1] } else { sides };
+    glow_base_table(io, &[1, channels, height, width], ours)
+}
+
 /// Levels and priors from the data on; `steps` are those of normflows' levels, from the deepest on.
-fn multiscale_tables(
+fn multiscale_tables<P: Module>(
     io: &mut Exchange,
     [channels, height, width]: [usize; 3],
     steps: &[usize],
     options: GlowBlockOptions,
-    ours: Option<&MultiscaleModel>,
-) -> (Vec<MultiscaleLevel>, Vec<DiagonalNormal<4>>) {
+    ours: Option<&FlowStack<4, MultiscaleLevel, P, P>>,
+    table: impl Fn(&mut Exchange, usize, [usize; 2], Option<&P>) -> P,
+) -> (Vec<MultiscaleLevel>, Vec<P>) {
     let (mut levels, mut priors) = (Vec::new(), Vec::new());
     let (mut channels, mut sides) = (channels.min(MOST_CHANNELS), [height, width]);
     for (index, &num_steps) in steps.iter().rev().enumerate() {
@@ -948,15 +1111,7 @@ fn multiscale_tables(
         levels.push((None, Squeeze::new(), blocks.collect()));
         let part = if is_last { channels } else { channels / 2 };
         let own = ours.map(|model| if is_last { &model.prior } else { &model.split_priors[index] });
-        let prior = io.under(format!("q0.{theirs}"), |io| {
-            let is_glow = match own {
-                Some(prior) => prior.mean.dims()[2..] == [1, 1],
-                None => io.has("loc_logs"),
-            };
-            let [height, width] = if is_glow { [1, 1] } else { sides };
-            glow_base_table(io, &[1, part, height, width], own)
-        });
-        priors.push(prior);
+        priors.push(io.under(format!("q0.{theirs}"), |io| table(io, part, sides, own)));
         channels /= 2;
     }
     (levels, priors)
@@ -969,6 +1124,28 @@ fn multiscale_tables(
 /// [`FlowError::Invalid`] if its couplings are not of one kind that is known there, or a step has no 1x1
 /// convolution.
 pub fn multiscale_weights(model: &MultiscaleModel) -> Result<Weights> {
+    write_multiscale(model, base_table)
+}
+
+/// The state dict of a model that [`class_multiscale`] made, which `MultiscaleFlow.load_state_dict` takes.
+///
+/// # Errors
+/// As [`multiscale_weights`], or if the net of a prior is not one linear layer.
+pub fn class_multiscale_weights(model: &ClassMultiscaleModel) -> Result<Weights> {
+    let priors = model.split_priors.iter().chain([&model.prior]);
+    if priors.into_iter().any(|prior| prior.net.layers.len() != 1) {
+        return Err(invalid("a prior with a deeper net", "one linear layer from the class"));
+    }
+    write_multiscale(model, |io, channels, _, ours| class_base_table(io, channels, ours))
+}
+
+fn write_multiscale<P: Prior<4> + SplitPrior<4>>(
+    model: &FlowStack<4, MultiscaleLevel, P, P>,
+    table: impl Fn(&mut Exchange, usize, [usize; 2], Option<&P>) -> P,
+) -> Result<Weights>
+where
+    FlowStack<4, MultiscaleLevel, P, P>: Module,
+{
     let mut options: Option<GlowBlockOptions> = None;
     for (_, mixing, coupling) in model.levels.iter().flat_map(|level| &level.2) {
         if !matches!(mixing, GlowMixing::Conv1x1(_)) {
@@ -995,7 +1172,7 @@ pub fn multiscale_weights(model: &MultiscaleModel) -> Result<Weights> {
     let shape: [usize; 3] = model.sample_shape().try_into().expect("a model of images");
     let steps: Vec<usize> = model.levels.iter().rev().map(|level| level.2.len()).collect();
     let mut io = Exchange::writing(model);
-    multiscale_tables(&mut io, shape, &steps, options, Some(model));
+    multiscale_tables(&mut io, shape, &steps, options, Some(model), table);
     Ok(io.into_weights())
 }
 

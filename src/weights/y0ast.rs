@@ -76,7 +76,7 @@ pub fn model(weights: &Weights, mixing: &Mixing) -> Result<Glow> {
     if weights.has("project_ycond") || weights.has("project_class") {
         return Err(weights.error(
             "a class-conditional model (project_ycond, project_class)",
-            "give a model without classes; there is no prior with classes here",
+            "give a model without classes; those with classes are not read from here",
         ));
     }
     let layers = weights.under("flow.layers");
@@ -246,6 +246,7 @@ fn check_exportable(model: &Glow) -> Result<()> {
         GlowPrior::Learned(prior) if prior.mean.dims()[2..] != [1, 1] => {
             invalid("a top prior for each pixel", "one for each channel")
         }
+        GlowPrior::Class(_) => invalid("a class-conditional top prior", "one for all classes"),
         _ => Ok(()),
     }
 }
@@ -294,7 +295,7 @@ fn tables(
         if level + 1 < sizes.steps.len() {
             let prior = ours.and_then(|model| match &model.split_priors[level] {
                 GlowSplitPrior::Conditional(prior) => Some(&prior.conditioner),
-                GlowSplitPrior::Standard(_) => None,
+                _ => None,
             });
             let size = [channels / 2, channels];
             priors.push(io.under(format!("flow.layers.{index}.conv"), |io| {

@@ -25,6 +25,26 @@ fn saved_glow(shape: [usize; 3]) -> TempDir {
     saved("glow", &config, shape, model)
 }
 
+#[test]
+fn a_class_is_asked_for_of_models_with_classes_alone() {
+    let config = GlowConfig::new(GREY, 2, 1, 4).with_logit(0.05).with_num_classes(3);
+    let model = config.init(&mut StdRng::seed_from_u64(0), &device().1()).unwrap();
+    let of_classes = saved("glow", &config, GREY, model);
+    let of_classes = of_classes.path();
+    assert_eq!(
+        complaint(&mut explore(of_classes, &["sample"])),
+        "--class: got none, needs one below 3; the model is class-conditional: say of which class to \
+         draw or to judge"
+    );
+    let text = complaint(&mut explore(of_classes, &["sample", "--class", "3"]));
+    assert!(text.starts_with("the class of sample 0: got 3, needs below 3"), "{text}");
+    for class in ["0", "2"] {
+        said(of_classes, &["sample", "--class", class]);
+    }
+    let text = complaint(&mut explore(saved_glow(GREY).path(), &["sample", "--class", "0"]));
+    assert!(text.starts_with("the classes: got a model without a layer"), "{text}");
+}
+
 /// Grey digits of 8x8 pixels.
 const GREY: [usize; 3] = [1, 8, 8];
 

@@ -15,12 +15,15 @@ use burn_flows::weights::normflows::{
 use burn_flows::weights::{Weights, chrischute, rosinality, torch, y0ast};
 use burn_flows::{Flow, FlowError, FlowStack, Pass};
 
-use super::{Computed, Golden, INVERSE, cast, general, values, variational};
+use super::{Computed, Golden, INVERSE, cast, class_conditional, general, values, variational};
 
 /// Builds the model of a file and computes all that the file holds.
 pub fn compute(golden: &Golden) -> Result<Computed, String> {
     let class = golden.meta("class");
     let params = golden.params();
+    if let Some(computed) = class_conditional::case(golden) {
+        return computed;
+    }
     match class {
         "flows.ActNorm" => by_rank(golden, act_norm::<2>, act_norm::<4>),
         "flows.Invertible1x1Conv" => layer::<4>(golden, normflows::conv1x1(&params)),
@@ -182,7 +185,7 @@ fn layer_outputs<const D: usize>(
 }
 
 /// The parts of the latent in the order of the file.
-type Order<const D: usize> = fn(Vec<Tensor<D>>) -> Vec<Tensor<D>>;
+pub type Order<const D: usize> = fn(Vec<Tensor<D>>) -> Vec<Tensor<D>>;
 
 pub fn in_order<const D: usize>(parts: Vec<Tensor<D>>) -> Vec<Tensor<D>> {
     parts
@@ -313,7 +316,7 @@ fn coupling(golden: &Golden) -> Result<Computed, String> {
     stack(golden, model, in_order)
 }
 
-fn glow_options(golden: &Golden) -> Result<GlowBlockOptions, String> {
+pub fn glow_options(golden: &Golden) -> Result<GlowBlockOptions, String> {
     // Models of whole blocks leave these at normflows' defaults and do not state them.
     let split = golden.text("split_mode").unwrap_or("channel".into());
     Ok(GlowBlockOptions {

@@ -1,6 +1,7 @@
 //! A golden file, and the comparison with what it holds.
 
 pub mod cases;
+pub mod class_conditional;
 pub mod general;
 pub mod variational;
 
@@ -90,7 +91,7 @@ impl Golden {
 
     /// Names of what a model must reproduce: everything but inputs and parameters.
     fn outputs(&self) -> impl Iterator<Item = &str> {
-        let inputs = ["x", "context", "init_batch", "pixels", "noise"];
+        let inputs = ["x", "y", "context", "init_batch", "pixels", "noise"];
         self.weights
             .names()
             .filter(move |name| !name.starts_with("param.") && !inputs.contains(name))
