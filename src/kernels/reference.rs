@@ -225,7 +225,8 @@ impl CouplingCase {
                 Map::Affine { order, log_scale, limits: limits.map(T::from_f64) }
             }
         };
-        Coupling { identity, transformed, map, net: self.net.net(parameters) }
+        let net = self.net.net(parameters);
+        Coupling { identity, transformed, step: 1, context: &[], context_width: 0, map, net }
     }
 
     /// `z` and `log_det` by the formulas.
