@@ -9,8 +9,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::spline::{STEEPEST, slope_offset};
 use super::{
-    AffineOrder, Coupling, Mask, Parity, RationalQuadraticConfig, ScaleMap, SplineForm, SplineTails,
-    Transform,
+    AffineOrder, Coupling, Mask, Parity, RationalQuadraticConfig, ScaleMap, SplineForm,
+    SplineTails, Transform,
 };
 use crate::backend::{HostScalar, HostValues};
 use crate::conditioner::{Conditioner, Fold, FoldedNet};

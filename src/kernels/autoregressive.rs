@@ -90,8 +90,7 @@ impl<T: Scalar> Autoregressive<'_, T> {
         let mut sorted: Vec<_> = (0..features).collect();
         sorted.sort_by_key(|&feature| self.order[feature]);
         // Rows of the first weight in the order in which the inputs come to be known.
-        let inputs: Vec<_> =
-            (features..features + width).chain(sorted.iter().copied()).collect();
+        let inputs: Vec<_> = (features..features + width).chain(sorted.iter().copied()).collect();
         let mut places = vec![0; features];
         for (place, &feature) in sorted.iter().enumerate() {
             places[feature] = width + place;
@@ -158,9 +157,7 @@ impl<T: Scalar> Steps<'_, T> {
         let mut buffers: Vec<Lease<T>> =
             self.strides.iter().map(|stride| lease_zeros(most * stride)).collect();
         let stride = self.strides[0];
-        let at = |sample: usize, row: usize| {
-            sample / panel * stride + row * panel + sample % panel
-        };
+        let at = |sample: usize, row: usize| sample / panel * stride + row * panel + sample % panel;
         for first in (0..samples).step_by(tile.max(1)) {
             let count = tile.min(samples - first);
             let input = &mut buffers[0];

@@ -387,7 +387,10 @@ impl<T: Scalar> Coupling<'_, T> {
     /// As [`forward`](Self::forward).
     pub fn inverse(&self, z: &[T], shape: Shape) -> Vec<T> {
         self.validate(shape);
-        assert!(!self.is_autoregressive(), "Coupling: Autoregressive inverts what sees all channels");
+        assert!(
+            !self.is_autoregressive(),
+            "Coupling: Autoregressive inverts what sees all channels"
+        );
         shape.check("Coupling: z", z.len());
         let mut x = vec![T::ZERO; z.len()];
         let chunks = Chunks::new(shape, self.net.weights());
@@ -413,7 +416,10 @@ impl<T: Scalar> Coupling<'_, T> {
     /// # Panics
     /// As [`forward`](Self::forward).
     pub fn pull_back(&self, z: &[T], dz: &[T], dlog_det: &[T], shape: Shape) -> PullBack<T> {
-        assert!(!self.is_autoregressive(), "Coupling: Autoregressive inverts what sees all channels");
+        assert!(
+            !self.is_autoregressive(),
+            "Coupling: Autoregressive inverts what sees all channels"
+        );
         let mut x = vec![T::ZERO; z.len()];
         let Gradient { dx, dcontext, gradients } =
             self.gradient(None, z, Some(&mut x), dz, dlog_det, shape);
@@ -547,7 +553,10 @@ impl<T: Scalar> Coupling<'_, T> {
         assert_eq!(self.net.outputs(), params, "Coupling: the net must write {params} channels");
         if let Map::Spline(spline) = self.map {
             let bins = spline.bins;
-            assert!(bins > 0 && bins <= MOST_BINS, "Coupling: {bins} bins are not 1 to {MOST_BINS}");
+            assert!(
+                bins > 0 && bins <= MOST_BINS,
+                "Coupling: {bins} bins are not 1 to {MOST_BINS}"
+            );
         }
         if let Map::Affine { log_scale: LogScale::Tanh { gain }, .. } = self.map {
             assert_eq!(

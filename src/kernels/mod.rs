@@ -43,8 +43,8 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use autoregressive::Autoregressive;
 pub use adam::{AdamStep, sum_of_squares};
+pub use autoregressive::Autoregressive;
 pub use batch::Shape;
 pub use channels::{ChannelAffine, ChannelMatrix, channel_products, channel_sums};
 pub use coupling::{Activations, Coupling};

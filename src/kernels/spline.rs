@@ -215,11 +215,19 @@ impl<T: Scalar> Spline<T> {
     /// Goes along the knots of an axis and takes those of the bin that `is_here` of the bin's number and
     /// its left knot names last.
     #[inline(always)]
-    fn side(&self, axis: &Axis<T>, mut is_here: impl FnMut(usize, &Lane<T>) -> [bool; LANES]) -> Side<T> {
+    fn side(
+        &self,
+        axis: &Axis<T>,
+        mut is_here: impl FnMut(usize, &Lane<T>) -> [bool; LANES],
+    ) -> Side<T> {
         let zero = [T::ZERO; LANES];
         let range = axis.upper - axis.lower;
-        let mut side =
-            Side { left: [axis.lower; LANES], right: [axis.upper; LANES], before: zero, upto: zero };
+        let mut side = Side {
+            left: [axis.lower; LANES],
+            right: [axis.upper; LANES],
+            before: zero,
+            upto: zero,
+        };
         let (mut knot, mut sizes, mut shares) = ([axis.lower; LANES], zero, zero);
         for (k, share) in axis.shares[..self.bins].iter().enumerate() {
             sizes = each(|i| sizes[i] + (share[i] * axis.scale + axis.least));
@@ -395,8 +403,7 @@ fn lane<T: Scalar>(row: &mut SplineRow<T>, at: usize, count: usize, axes: &mut [
         (x, index) = spline.search(widths, &inner);
         y = spline.at(heights, &index);
     }
-    let [(dl, dl_slope), (dr, dr_slope)] =
-        spline.slopes_at(row.params, stride, at, count, &index);
+    let [(dl, dl_slope), (dr, dr_slope)] = spline.slopes_at(row.params, stride, at, count, &index);
     let width = each(|i| x.right[i] - x.left[i]);
     let height = each(|i| y.right[i] - y.left[i]);
     let s = each(|i| height[i] / width[i]);
@@ -498,11 +505,12 @@ fn lane<T: Scalar>(row: &mut SplineRow<T>, at: usize, count: usize, axes: &mut [
                 Tails::Identity => dx = each(|i| pick(outside[i], dz[i], dx[i])),
                 Tails::Linear => {
                     for i in 0..LANES {
-                        let beyond = dz[i] * pick(
-                            inverts,
-                            (given[i] - inner[i]) / end_slope[i],
-                            given[i] - inner[i],
-                        );
+                        let beyond = dz[i]
+                            * pick(
+                                inverts,
+                                (given[i] - inner[i]) / end_slope[i],
+                                given[i] - inner[i],
+                            );
                         let beyond = pick(outside[i], beyond, T::ZERO);
                         dleft[i] += pick(given[i] < lower, beyond, T::ZERO);
                         dright[i] += pick(given[i] > upper, beyond, T::ZERO);
@@ -553,6 +561,136 @@ fn lane<T: Scalar>(row: &mut SplineRow<T>, at: usize, count: usize, axes: &mut [
                 });
                 store(gradient, row.params, (2 * bins + slope) * stride + at, count);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Ops;
+    use super::super::dispatch::{all_f32, all_f64};
+    use super::super::reference::{close, numbers};
+    use super::*;
+
+    fn splines<T: Scalar>() -> Vec<Spline<T>> {
+        let number = T::from_f64;
+        let forms = [
+            Form::Floored {
+                least_width: number(1e-3),
+                least_height: number(2e-3),
+                least_slope: number(1e-3),
+                slope_offset: number(0.54),
+                steepest: number(1e6),
+            },
+            Form::Bent { size_limit: number(-2.0), slope_limit: number(-4.0) },
+        ];
+        let tails = [Tails::Identity, Tails::Linear, Tails::Circular];
+        let mut splines = Vec::new();
+        for (form, tails) in forms.iter().flat_map(|form| tails.map(|tails| (*form, tails))) {
+            for bins in [1, 2, 7, MOST_BINS] {
+                splines.push(Spline { bins, interval: [-1.5, 2.0].map(number), tails, form });
+            }
+        }
+        splines
+    }
+
+    /// Values, log-slopes, inverses; of `loss = sum(dz z + dlog ln dz/dx)` gradients by value and by
+    /// parameters, from the data and from the latent.
+    fn run<T: Scalar>(ops: &Ops<T>, spline: Spline<T>, x: &[f64], params: &[f64]) -> [Vec<f64>; 7] {
+        let count = x.len();
+        let of = |from: &[f64]| from.iter().map(|&v| T::from_f64(v)).collect::<Vec<T>>();
+        let wide = |from: Vec<T>| from.iter().map(|v| v.to_f64()).collect::<Vec<f64>>();
+        let row = |value: &mut [T], params: &mut [T], task: Task<T>| {
+            let mut row = SplineRow { spline, value, params, stride: count, task };
+            // SAFETY: the tables are those of sets that this processor has.
+            unsafe { (ops.spline_row)(&mut row) };
+        };
+        let (mut z, mut log_det) = (of(x), vec![T::ZERO; count]);
+        row(&mut z, &mut of(params), Task::Forward { log_det: &mut log_det });
+        let mut back = z.clone();
+        row(&mut back, &mut of(params), Task::Inverse);
+        let gradient = |from: Vec<T>, invert: bool| {
+            let (mut value, mut params) = (from, of(params));
+            let (mut dvalue, dlog_det) = (of(&numbers(count, 5)), of(&numbers(count, 6)));
+            let (dgain, dlog_det) = (&mut T::ZERO.clone(), &dlog_det[..]);
+            let task = Task::Gradient { invert, dvalue: &mut dvalue, dlog_det, dgain };
+            row(&mut value, &mut params, task);
+            (wide(dvalue), wide(params))
+        };
+        let (dx, dparams) = gradient(of(x), false);
+        let (dx_back, dparams_back) = gradient(z.clone(), true);
+        [wide(z), wide(log_det), wide(back), dx, dparams, dx_back, dparams_back]
+    }
+
+    fn draw<T>(spline: &Spline<T>, count: usize) -> (Vec<f64>, Vec<f64>) {
+        let x = numbers(count, 1).into_iter().map(|v| 3.0 * v).collect();
+        let params = numbers(count * spline.params_per_channel(), 2);
+        (x, params.into_iter().map(|v| 2.0 * v).collect())
+    }
+
+    #[test]
+    fn every_instruction_set_computes_the_same() {
+        for (spline, single) in splines::<f64>().into_iter().zip(splines::<f32>()) {
+            for count in [1, 15, 16, 17, 50] {
+                let (x, params) = draw(&spline, count);
+                let exact = run(all_f64()[0], spline, &x, &params);
+                for ops in all_f64() {
+                    let got = run(ops, spline, &x, &params);
+                    got.iter().zip(&exact).for_each(|(a, b)| close(a, b, 1e-11));
+                }
+                for ops in all_f32() {
+                    let got = run(ops, single, &x, &params);
+                    got[..3].iter().zip(&exact).for_each(|(a, b)| close(a, b, 2e-5));
+                    got[3..].iter().zip(&exact[3..]).for_each(|(a, b)| close(a, b, 5e-4));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_inverse_returns_and_gradients_are_differences() {
+        const STEP: f64 = 1e-6;
+        for spline in splines::<f64>() {
+            let count = 20;
+            let (x, params) = draw(&spline, count);
+            let ops = f64::ops();
+            let [_, _, back, dx, dparams, dx_back, dparams_back] = run(ops, spline, &x, &params);
+            if spline.tails != Tails::Circular {
+                close(&back, &x, 1e-9);
+            }
+            close(&dx_back, &dx, 1e-8);
+            close(&dparams_back, &dparams, 1e-8);
+            let (dz, dlog) = (numbers(count, 5), numbers(count, 6));
+            let loss = |x: &[f64], params: &[f64]| -> f64 {
+                let [z, log_det, ..] = run(ops, spline, x, params);
+                (0..count).map(|i| dz[i] * z[i] + dlog[i] * log_det[i]).sum()
+            };
+            let difference = |values: &[f64], at: usize, loss: &dyn Fn(&[f64]) -> f64| {
+                let nudged = |by: f64| {
+                    let mut values = values.to_vec();
+                    values[at] += by;
+                    loss(&values)
+                };
+                (nudged(STEP) - nudged(-STEP)) / (2.0 * STEP)
+            };
+            let by_x: Vec<_> =
+                (0..count).map(|at| difference(&x, at, &|x| loss(x, &params))).collect();
+            close(&dx, &by_x, 1e-5);
+            // Some of them; all, of many bins, would take minutes.
+            let some: Vec<_> = (0..params.len()).step_by(1 + params.len() / 200).collect();
+            let by_params: Vec<_> =
+                some.iter().map(|&at| difference(&params, at, &|p| loss(&x, p))).collect();
+            let got: Vec<_> = some.iter().map(|&at| dparams[at]).collect();
+            close(&got, &by_params, 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_no_number_stays_none() {
+        for spline in splines::<f32>() {
+            let (_, params) = draw(&spline, 2);
+            let [z, _, back, ..] = run(f32::ops(), spline, &[f64::NAN, 0.5], &params);
+            assert!(z[0].is_nan() && back[0].is_nan() && z[1].is_finite() && back[1].is_finite());
         }
     }
 }
