@@ -236,7 +236,7 @@ fn splines() -> impl Strategy<Value = RationalQuadraticConfig> {
         Just(SplineTails::Circular)
     ];
     let forms = prop_oneof![Just(SplineForm::default()), Just(SplineForm::Bent { slope: 1e-2 })];
-    (1usize..12, tails, forms).prop_map(|(bins, tails, form)| {
+    (2usize..12, tails, forms).prop_map(|(bins, tails, form)| {
         // On a circle the inverse gives values within the interval.
         let bound = if tails == SplineTails::Circular { 7.0 } else { 1.3 };
         RationalQuadraticConfig::new(bins, bound).with_tails(tails).with_form(form)

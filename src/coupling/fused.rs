@@ -408,6 +408,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             first: window(self.net.first_3x3),
             last: window(self.net.last_3x3),
             negative_slope: T::from_f64(self.net.negative_slope),
+            masked: self.layout == Layout::Autoregressive,
         };
         let gain = match &self.map {
             FusedMap::Affine { gain: Some(gain), .. } => Some(values(gain.val())),

@@ -248,6 +248,7 @@ impl<T: Scalar> Steps<'_, T> {
             a: part.weight.as_ptr(),
             rows: part.rows,
             depth: part.depth,
+            steps: std::ptr::null(),
             b: input.as_ptr(),
             b_stride,
             c: output[part.first * panel..].as_mut_ptr(),

@@ -116,7 +116,8 @@ impl NetCase {
         });
         let layers = layers.collect();
         let negative_slope = T::from_f64(self.negative_slope);
-        Net { layers, first: self.first, last: self.last, negative_slope }
+        let (first, last) = (self.first, self.last);
+        Net { layers, first, last, negative_slope, masked: true }
     }
 
     /// The net's output, channel by channel and pixel by pixel.
