@@ -1,7 +1,9 @@
-//! The fast road of a coupling on the CPU: net, elementwise map and log-determinant fused.
+//! The fast road of a coupling, or of an autoregressive layer, on the CPU: net, elementwise map and
+//! log-determinant fused.
 //!
 //! Taken where the [gate](host::runs_by_kernels) is open, the net [folds](Fold) and the mask divides
-//! channels; the formulation in tensors beside it is its test oracle and serves everything else.
+//! channels; the formulation in tensors beside it is its test oracle and serves everything else. What
+//! the net sees of a context are more inputs of its first layer.
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
