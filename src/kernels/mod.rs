@@ -13,7 +13,8 @@
 //! windows; `channels` maps across the channels; `dispatch` the table of these routines for this
 //! processor; `net` layers and packed weights; `conditioner` and `backward` the net on a block of
 //! pictures; `team` threads (on `sync`), `batch` what each of them gets; `coupling` what is called from
-//! outside; `workspace` reused buffers. `convolution`, `framed` and `residual` are RealNVP's net on
+//! outside, `autoregressive` the slow direction of layers that see all channels; `workspace` reused
+//! buffers. `convolution`, `framed` and `residual` are RealNVP's net on
 //! framed pictures; `adam` is the optimizer's step.
 
 mod adam;
