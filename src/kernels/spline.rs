@@ -612,7 +612,8 @@ mod tests {
         let gradient = |from: Vec<T>, invert: bool| {
             let (mut value, mut params) = (from, of(params));
             let (mut dvalue, dlog_det) = (of(&numbers(count, 5)), of(&numbers(count, 6)));
-            let (dgain, dlog_det) = (&mut T::ZERO.clone(), &dlog_det[..]);
+            let mut dgain = T::ZERO;
+            let (dgain, dlog_det) = (&mut dgain, &dlog_det[..]);
             let task = Task::Gradient { invert, dvalue: &mut dvalue, dlog_det, dgain };
             row(&mut value, &mut params, task);
             (wide(dvalue), wide(params))
@@ -640,8 +641,11 @@ mod tests {
                 }
                 for ops in all_f32() {
                     let got = run(ops, single, &x, &params);
-                    got[..3].iter().zip(&exact).for_each(|(a, b)| close(a, b, 2e-5));
-                    got[3..].iter().zip(&exact[3..]).for_each(|(a, b)| close(a, b, 5e-4));
+                    // Of 64 bins some are so narrow that the rounding of a knot shows in their slope.
+                    let tolerances = [1e-4, 2e-3, 1e-4, 5e-3, 5e-3, 5e-3, 5e-3];
+                    for ((a, b), tolerance) in got.iter().zip(&exact).zip(tolerances) {
+                        close(a, b, tolerance);
+                    }
                 }
             }
         }
