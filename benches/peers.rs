@@ -14,6 +14,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
 use burn_flows::autoregressive::{Autoregressive, MadeConfig};
 use burn_flows::conditioner::{Mlp, MlpConfig, NetNorm};
+use burn_flows::context::{Given, WithContext};
 use burn_flows::coupling::{
     Affine, AffineOrder, Coupling, Mask, Parity, RationalQuadratic, RationalQuadraticConfig,
     ScaleMap, Transform,
@@ -147,6 +148,24 @@ fn main() {
         let stack = masked_autoregressive(&device).expect("the workload is valid");
         time("maf-vec16", arguments.runs, arguments.memory, stack, normal([1024, 16], &device));
     }
+    if run("cnsf-sbi") {
+        let stack = conditional_spline_couplings(&device).expect("the workload is valid");
+        let (x, context) = (normal([200, 2], &device), normal([200, 8], &device));
+        let name = "cnsf-sbi";
+        let mut trainer =
+            Trainer::new(stack, Schedule::constant(1e-4)).with_memory(arguments.memory);
+        report(name, "train", arguments.runs, || {
+            trainer.step((x.clone(), context.clone())).expect("the steps are finite");
+        });
+        let stack = trainer.model();
+        let posterior = || stack.given(&context).expect("the context fits");
+        report(name, "log_prob", arguments.runs, || {
+            posterior().log_prob(x.clone()).into_data();
+        });
+        report(name, "sample", arguments.runs, || {
+            posterior().sample(200, 1.0).into_data();
+        });
+    }
 }
 
 /// Affine couplings of halves in turn: name, batch, features, width of the two hidden layers.
@@ -168,6 +187,20 @@ fn spline_couplings(
     };
     let couplings = (0..8).map(coupling).collect::<Result<Vec<_>>>()?;
     FlowStack::single(couplings, StandardNormal::new(), &[16])
+}
+
+type ConditionalCoupling = Coupling<WithContext<Mlp>, RationalQuadratic>;
+
+/// Five spline couplings of two features in turn, 10 bins on [-3, 3], that see a context of 8.
+fn conditional_spline_couplings(device: &Device) -> Result<FlowStack<2, Vec<ConditionalCoupling>>> {
+    let coupling = |index: usize| {
+        let spline = RationalQuadraticConfig::new(10, 3.0).init()?;
+        let net = MlpConfig::new(1 + 8, vec![50; 2], spline.params_per_channel());
+        let net = WithContext::new(net.with_zero_init(true).init(device)?, 8, device);
+        Ok(Coupling::from_transform(net, spline, Mask::Alternating(Parity::of(index))))
+    };
+    let couplings = (0..5).map(coupling).collect::<Result<Vec<_>>>()?;
+    FlowStack::single(couplings, StandardNormal::new(), &[2])
 }
 
 type AutoregressiveStep = (Autoregressive<Affine>, Permutation);

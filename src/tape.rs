@@ -14,7 +14,7 @@ use crate::host;
 ///
 /// A *layer* is a flow that is no composition: a Glow step has three. What is kept, or computed again
 /// by the inverse, is the layer's *input*, a narrow tensor. The hidden values of a coupling's net are
-/// computed again in its backward pass, save that with `Stored` the fused couplings of the CPU keep
+/// computed again in its backward pass, save that with `Stored` the fused layers of the CPU keep
 /// those behind their second layer, so that only the first one, whose input is narrow, runs twice.
 ///
 /// With `n` layers, inputs of `m` bytes, hidden values of `h` bytes a layer of the net and `a` for the

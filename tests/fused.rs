@@ -8,11 +8,17 @@ mod common;
 use burn::module::{Module, ParamGroup};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
+use burn_flows::autoregressive::{Autoregressive, MadeConfig};
 use burn_flows::conditioner::{GlowNetConfig, MlpConfig, NetNorm, ResidualNet, ResidualNetConfig};
-use burn_flows::coupling::{AffineCoupling, AffineOrder, Coupling, Mask, Parity, ScaleMap};
+use burn_flows::context::{Given, WithContext};
+use burn_flows::coupling::{
+    Additive, Affine, AffineCoupling, AffineOrder, Coupling, Mask, Parity, RationalQuadraticConfig,
+    ScaleMap, SplineForm, SplineTails, Transform,
+};
+use burn_flows::prior::StandardNormal;
 use burn_flows::testing::{inputs, move_parameters, seeded, to_f64};
-use burn_flows::training::Tape;
-use burn_flows::{At, Flow};
+use burn_flows::training::{Memory, Schedule, StepGradients, Tape, Trainer};
+use burn_flows::{At, Flow, FlowStack};
 use common::{cases, flat, gradients, hosts};
 use proptest::prelude::*;
 
@@ -220,6 +226,157 @@ proptest! {
             );
             check(affine.unwrap(), [batch, features], &device);
         }
+    }
+}
+
+fn splines() -> impl Strategy<Value = RationalQuadraticConfig> {
+    let tails = prop_oneof![
+        Just(SplineTails::Identity),
+        Just(SplineTails::Linear),
+        Just(SplineTails::Circular)
+    ];
+    let forms = prop_oneof![Just(SplineForm::default()), Just(SplineForm::Bent { slope: 1e-2 })];
+    (2usize..12, tails, forms).prop_map(|(bins, tails, form)| {
+        // On a circle the inverse gives values within the interval.
+        let bound = if tails == SplineTails::Circular { 7.0 } else { 1.3 };
+        RationalQuadraticConfig::new(bins, bound).with_tails(tails).with_form(form)
+    })
+}
+
+/// With a context for each sample, of so many features.
+fn given<F: Flow<2>>(flow: F, samples: usize, width: usize, device: &Device) -> F {
+    match width {
+        0 => flow,
+        _ => flow.given(&inputs([samples, width], 9, device, DType::F32)).unwrap(),
+    }
+}
+
+/// Orders of steps: one feature each, the other way around, two at a time.
+fn order(kind: usize, features: usize) -> Vec<usize> {
+    let step = |feature| match kind {
+        0 => feature,
+        1 => features - 1 - feature,
+        _ => feature / 2,
+    };
+    (0..features).map(step).collect()
+}
+
+proptest! {
+    #![proptest_config(cases(24))]
+
+    #[test]
+    fn spline_couplings(
+        (batch, features, context) in (1usize..70, 2usize..7, 0usize..4),
+        hidden in proptest::collection::vec(1usize..30, 0..3),
+        (spline, mask) in (splines(), masks()),
+    ) {
+        for device in hosts() {
+            let spline = spline.init().unwrap();
+            let (seen, changed) = (mask.num_identity(features), mask.num_transformed(features));
+            let outputs = changed * spline.params_per_channel();
+            let net = MlpConfig::new(seen + context, hidden.clone(), outputs);
+            let net = seeded(1, &device, || net.init(&device)).unwrap();
+            let net = WithContext::new(net, context, &device);
+            let coupling = Coupling::from_transform(net, spline, mask);
+            check(given(coupling, batch, context, &device), [batch, features], &device);
+        }
+    }
+
+    #[test]
+    fn affine_couplings_with_a_context(
+        (batch, features, context) in (1usize..70, 2usize..7, 1usize..4),
+        hidden in proptest::collection::vec(1usize..30, 0..3),
+        (scale_map, mask, order) in (scale_maps(), masks(), orders()),
+    ) {
+        for device in hosts() {
+            let (seen, changed) = (mask.num_identity(features), mask.num_transformed(features));
+            let net = MlpConfig::new(seen + context, hidden.clone(), 2 * changed);
+            let net = seeded(1, &device, || net.init(&device)).unwrap();
+            let net = WithContext::new(net, context, &device);
+            let coupling = Coupling::affine_ordered(net, mask, scale_map, order, features, &device);
+            check(given(coupling.unwrap(), batch, context, &device), [batch, features], &device);
+        }
+    }
+
+    #[test]
+    fn autoregressive(
+        (batch, features, context) in (1usize..70, 1usize..6, 0usize..4),
+        hidden in proptest::collection::vec(1usize..30, 0..3),
+        (kind, map, spline) in (0usize..3, 0usize..4, splines()),
+    ) {
+        for device in hosts() {
+            let made = |kinds| {
+                let config = MadeConfig::new(features, hidden.clone(), kinds)
+                    .with_order(order(kind, features))
+                    .with_context(context);
+                seeded(1, &device, || config.init(&device)).unwrap()
+            };
+            let affine = |scale_map| {
+                Affine::new(scale_map, AffineOrder::ScaleThenShift, features, &device)
+            };
+            let shape = [batch, features];
+            let scale_map = match map {
+                0 => {
+                    let spline = spline.init().unwrap();
+                    let made = made(spline.params_per_channel());
+                    let layer = Autoregressive::new(made, spline).unwrap();
+                    check(given(layer, batch, context, &device), shape, &device);
+                    continue;
+                }
+                1 => {
+                    let layer = Autoregressive::new(made(1), Additive::default()).unwrap();
+                    check(given(layer, batch, context, &device), shape, &device);
+                    continue;
+                }
+                2 => ScaleMap::Tanh,
+                _ => ScaleMap::default(),
+            };
+            let layer = Autoregressive::new(made(2), affine(scale_map)).unwrap();
+            check(given(layer, batch, context, &device), shape, &device);
+        }
+    }
+}
+
+/// Training by the kernels takes the way of training by autodiff.
+#[test]
+fn training_has_the_curve_of_autodiff() {
+    for device in hosts() {
+        let spline = || RationalQuadraticConfig::new(5, 2.0).init().unwrap();
+        let outputs = spline().params_per_channel();
+        let layers = seeded(1, &device, || {
+            let net = MlpConfig::new(1 + 2, vec![16, 16], outputs).init(&device).unwrap();
+            let net = WithContext::new(net, 2, &device);
+            let made = MadeConfig::new(2, vec![16, 16], 2).with_context(2).init(&device).unwrap();
+            let affine = Affine::new(ScaleMap::default(), AffineOrder::ScaleThenShift, 2, &device);
+            (
+                Coupling::from_transform(net, spline(), Mask::Alternating(Parity::Odd)),
+                Autoregressive::new(made, affine).unwrap(),
+            )
+        });
+        let stack = FlowStack::<2, _>::single(layers, StandardNormal::new(), &[2]).unwrap();
+        let stack = to_f64(stack);
+        let batch = |step| {
+            let x = inputs([64, 2], step, &device, DType::F64);
+            let context = inputs([64, 2], 1000 + step, &device, DType::F64);
+            (x * 0.5 + context.clone().sin(), context)
+        };
+        let rates = || Schedule::constant(3e-3);
+        let mut fused = Trainer::new(stack.clone(), rates()).with_memory(Memory::Stored);
+        let mut plain = Trainer::new(stack, rates());
+        let mut losses = Vec::new();
+        for step in 0..200 {
+            let (x, context) = batch(step);
+            let model = plain.model().train();
+            let filled = model.given(&context).unwrap();
+            let loss = filled.log_prob(x.clone().autodiff()).mean().neg();
+            let value = loss.clone().into_scalar::<f64>();
+            let grads = GradientsParams::from_grads(loss.backward(), &model);
+            plain.apply(StepGradients { loss: value, grads, drift: None }).unwrap();
+            let got = fused.step((x, context)).unwrap().loss;
+            assert!((got - value).abs() < 1e-6, "step {step}: {got} is not {value}");
+            losses.push(value);
+        }
+        assert!(losses[199] < losses[0] - 0.3, "{} to {}", losses[0], losses[199]);
     }
 }
 

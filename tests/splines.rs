@@ -2,14 +2,17 @@
 
 mod common;
 
+use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use burn_flows::conditioner::MlpConfig;
+use burn_flows::conditioner::{Mlp, MlpConfig};
+use burn_flows::context::{Given, WithContext};
 use burn_flows::coupling::{
-    Coupling, Mask, Parity, RationalQuadraticConfig, SplineForm, SplineTails, Transform,
+    Coupling, Mask, Parity, RationalQuadratic, RationalQuadraticConfig, SplineForm, SplineTails,
+    Transform,
 };
 use burn_flows::prior::Uniform;
 use burn_flows::testing::move_parameters;
-use burn_flows::{FlowStack, backend};
+use burn_flows::{Flow, FlowStack, backend};
 use common::flat as values;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -42,6 +45,21 @@ fn extreme(rng: &mut StdRng) -> f32 {
     }
 }
 
+/// A coupling of two features whose second one is mapped by the numbers in the context.
+fn handing_on(
+    spline: RationalQuadratic,
+    device: &Device,
+) -> Coupling<WithContext<Mlp>, RationalQuadratic> {
+    let kinds = spline.params_per_channel();
+    let mut net = MlpConfig::new(1 + kinds, vec![], kinds).init(device).unwrap();
+    let layer = &mut net.layers[0];
+    let weight =
+        Tensor::cat(vec![Tensor::zeros([1, kinds], device), Tensor::eye(kinds, device)], 0);
+    layer.weight = Param::from_tensor(weight);
+    layer.bias = Some(Param::from_tensor(Tensor::zeros([kinds], device)));
+    Coupling::from_transform(WithContext::new(net, kinds, device), spline, Mask::first_half())
+}
+
 /// Ten million values and numbers of any size: everything stays finite, both ways.
 #[test]
 fn extreme_draws_stay_finite() {
@@ -62,8 +80,21 @@ fn extreme_draws_stay_finite() {
         };
         let (x, params) = (draw(1, &mut rng), draw(kinds, &mut rng));
         let (z, log_slope) = spline.forward(x.clone(), params.clone());
-        let back = spline.inverse(x, params);
-        for (what, tensor) in [("z", z), ("ln dz/dx", log_slope.unwrap()), ("x", back)] {
+        let back = spline.inverse(x.clone(), params.clone());
+        // By the kernels, through a net that hands the numbers on.
+        let coupling = handing_on(spline, &device).given(&params).unwrap();
+        let beside = Tensor::cat(vec![x.zeros_like(), x], 1);
+        let (kernel_z, kernel_log_det) = coupling.forward(beside.clone());
+        let kernel_back = coupling.inverse(beside);
+        let tensors = [
+            ("z", z),
+            ("ln dz/dx", log_slope.unwrap()),
+            ("x", back),
+            ("z of the kernel", kernel_z),
+            ("ln dz/dx of the kernel", kernel_log_det.reshape([batch, 1])),
+            ("x of the kernel", kernel_back),
+        ];
+        for (what, tensor) in tensors {
             // A straight line may leave f32 where its value was at the end of it.
             let bad = match tails {
                 SplineTails::Linear => tensor.is_nan(),

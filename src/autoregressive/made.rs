@@ -2,12 +2,14 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Initializer, Linear, LinearConfig};
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, activation};
 
 use crate::chain::assert_size;
-use crate::conditioner::drawn;
+use crate::conditioner::{Conditioner, Fold, FoldedNet, drawn};
 use crate::context::Context;
 use crate::error::{FlowError, Result};
+use crate::flow::add_grad;
 use crate::host;
 use crate::param::frozen;
 
@@ -246,6 +248,40 @@ impl Made {
         })
     }
 
+    /// The degrees of the units of each hidden layer.
+    pub(super) fn unit_degrees(&self) -> Vec<Vec<usize>> {
+        self.degrees.iter().map(integers).collect()
+    }
+
+    /// The layers as the kernels take them: masked, the context's weight below the first one's.
+    fn folded_as(
+        &self,
+        number: impl Fn(Tensor<2>) -> Tensor<2>,
+        bias_of: impl Fn(Tensor<1>) -> Tensor<1>,
+    ) -> FoldedNet {
+        let mut layers: Vec<_> = self
+            .layers
+            .iter()
+            .zip(&self.masks)
+            .map(|(layer, mask)| {
+                let bias = layer.bias.as_ref().expect("the layers of a Made have biases");
+                (number(layer.weight.val()) * number(mask.val()), bias_of(bias.val()))
+            })
+            .collect();
+        if let Some(context) = &self.context {
+            let (weight, bias) = layers.remove(0);
+            let weight = Tensor::cat(vec![weight, number(context.weight.val())], 0);
+            layers.insert(0, (weight, bias));
+        }
+        FoldedNet {
+            layers,
+            transposed: true,
+            first_3x3: false,
+            last_3x3: false,
+            negative_slope: 0.0,
+        }
+    }
+
     /// The numbers of each step in turn, computed from what the steps before made known: each hidden
     /// unit is computed once, when the last feature that it sees is known.
     ///
@@ -293,6 +329,54 @@ impl Made {
             let rows = host::indices(features.iter().copied(), &sum.device());
             let rows = layers[0].0.clone().select(0, rows);
             sums[0] = sums[0].clone() + values.matmul(rows);
+        }
+    }
+}
+
+/// A net that is built for as many numbers a feature as the map needs.
+impl Conditioner<2> for Made {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        Made::forward(self, x)
+    }
+
+    fn folded(&self) -> Option<&dyn Fold> {
+        Some(self)
+    }
+
+    fn folded_context(&self) -> Option<&Context> {
+        self.context.as_ref().map(|context| &context.context)
+    }
+}
+
+impl Fold for Made {
+    fn fold(&self) -> Option<FoldedNet> {
+        Some(self.folded_as(|number| number, |bias| bias))
+    }
+
+    fn fold_plain(&self) -> Option<FoldedNet> {
+        Some(self.folded_as(host::plain, host::plain))
+    }
+
+    fn pull_back_folded(
+        &self,
+        _net: FoldedNet,
+        gradients: Vec<(Tensor<2>, Tensor<1>)>,
+        grads: &mut GradientsParams,
+    ) {
+        let layers = self.layers.iter().zip(&self.masks);
+        for ((layer, mask), (mut weight, bias)) in layers.zip(gradients) {
+            let mask = host::plain(mask.val());
+            let [inputs, _] = mask.dims();
+            let [rows, _] = weight.dims();
+            if let Some(context) = self.context.as_ref().filter(|_| rows > inputs) {
+                let of_context = weight.clone().narrow(0, inputs, rows - inputs);
+                add_grad(grads, &context.weight, of_context);
+                weight = weight.narrow(0, 0, inputs);
+            }
+            add_grad(grads, &layer.weight, weight * mask);
+            if let Some(param) = &layer.bias {
+                add_grad(grads, param, bias);
+            }
         }
     }
 }

@@ -6,15 +6,18 @@
 mod made;
 
 use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 pub use made::{Made, MadeConfig, MadeContext};
 
 use crate::chain::zero_log_det;
-use crate::coupling::{Transform, map_and_log_det};
+use crate::conditioner::{Fold, FoldedNet};
+use crate::coupling::{Fused, Layout, Transform, map_and_log_det};
 use crate::error::{FlowError, Result};
-use crate::flow::Flow;
+use crate::flow::{At, Flow, backward_by_autodiff};
 use crate::host;
+use crate::tape::{Memory, Tape};
 
 /// A masked autoregressive layer with transform `T`: MAF for [`Affine`](crate::coupling::Affine) maps,
 /// the autoregressive neural spline flow for
@@ -76,6 +79,25 @@ impl<T: Transform> Autoregressive<T> {
     }
 }
 
+impl<T: Transform> Autoregressive<T>
+where
+    Self: Module,
+{
+    /// The fused form for inputs like `x`, if there is one; of a plain model.
+    fn fused(&self, x: &Tensor<2>) -> Option<Fused<'_, 2, Made>> {
+        let open = host::runs_by_kernels(self, x);
+        if open { self.fused_by(|net| net.fold(), x) } else { None }
+    }
+
+    fn fused_by(
+        &self,
+        fold: impl FnOnce(&dyn Fold) -> Option<FoldedNet>,
+        x: &Tensor<2>,
+    ) -> Option<Fused<'_, 2, Made>> {
+        Fused::of_parts(fold, &self.made, &self.transform, Layout::Autoregressive, x)
+    }
+}
+
 impl<T: Transform> Flow<2> for Autoregressive<T>
 where
     Self: Module,
@@ -85,6 +107,9 @@ where
         if host::has_no_samples(&x) {
             return (x.clone(), zero_log_det(&x));
         }
+        if let Some(fused) = self.fused(&x) {
+            return fused.forward(x);
+        }
         let params = self.made.forward(x.clone());
         map_and_log_det(&self.transform, x, params, |all| all)
     }
@@ -93,6 +118,9 @@ where
         self.made.assert_features(&z);
         if host::has_no_samples(&z) {
             return z;
+        }
+        if let Some(fused) = self.fused(&z) {
+            return fused.inverse_in_steps(z, &self.made.steps(), &self.made.unit_degrees());
         }
         let [batch, features] = z.dims();
         let mut columns: Vec<Option<Tensor<2>>> = vec![None; features];
@@ -105,5 +133,33 @@ where
             x
         });
         Tensor::cat(columns.into_iter().map(|x| x.expect("each feature has a step")).collect(), 1)
+    }
+
+    fn forward_on(&self, x: Tensor<2>, tape: &mut Tape) -> (Tensor<2>, Tensor<1>) {
+        tape.push(&x);
+        if tape.memory() == Memory::Stored
+            && let Some(fused) = self.fused(&x)
+        {
+            return fused.forward_keeping(x, tape);
+        }
+        self.forward(x)
+    }
+
+    fn pull_back(
+        &self,
+        at: At<2>,
+        dz: Tensor<2>,
+        dlog_det: Tensor<1>,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<2>, Tensor<2>) {
+        let x = tape.input(at, |z| self.valid().inverse(z));
+        let open = host::pulls_back_by_kernels(self, &x);
+        let fused = if open { self.fused_by(|net| net.fold_plain(), &x) } else { None };
+        let dx = match fused {
+            Some(fused) => fused.backward(x.clone(), dz, dlog_det, tape, grads),
+            None => backward_by_autodiff(self, x.clone(), dz, dlog_det, grads),
+        };
+        (x, dx)
     }
 }

@@ -24,6 +24,7 @@ pub(crate) use residual_net::first_following_norm;
 pub use residual_net::{NetBatchNorm, ResidualBlock, ResidualNet, ResidualNetConfig};
 pub use weight_norm::WeightNormConv;
 
+use crate::context::Context;
 use crate::error::{FlowError, Result};
 use crate::flow::{Pass, pull_back_through};
 
@@ -85,6 +86,12 @@ pub trait Conditioner<const D: usize>: Module {
     /// The net as the fused kernels of the CPU know it, if they do.
     #[doc(hidden)]
     fn folded(&self) -> Option<&dyn Fold> {
+        None
+    }
+
+    /// The place of what the folded net sees behind its input.
+    #[doc(hidden)]
+    fn folded_context(&self) -> Option<&Context> {
         None
     }
 }

@@ -1,5 +1,7 @@
 //! A net that sees a context.
 
+use std::any::Any;
+
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
@@ -70,7 +72,11 @@ where
     }
 
     fn folded(&self) -> Option<&dyn Fold> {
-        // The kernels know nothing of contexts.
-        if self.context.width() == 0 { self.net.folded() } else { None }
+        // The kernels know contexts that are vectors.
+        (self.context.width() == 0 || C == 2).then(|| self.net.folded()).flatten()
+    }
+
+    fn folded_context(&self) -> Option<&Context> {
+        (&self.context as &dyn Any).downcast_ref()
     }
 }

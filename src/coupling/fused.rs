@@ -1,19 +1,25 @@
-//! The fast road of a coupling on the CPU: net, elementwise map and log-determinant fused.
+//! The fast road of a coupling, or of an autoregressive layer, on the CPU: net, elementwise map and
+//! log-determinant fused.
 //!
 //! Taken where the [gate](host::runs_by_kernels) is open, the net [folds](Fold) and the mask divides
-//! channels; the formulation in tensors beside it is its test oracle and serves everything else.
+//! channels; the formulation in tensors beside it is its test oracle and serves everything else. What
+//! the net sees of a context are more inputs of its first layer.
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
-use super::{AffineOrder, Coupling, Mask, Parity, ScaleMap, Transform};
+use super::spline::{STEEPEST, slope_offset};
+use super::{
+    AffineOrder, Coupling, Mask, Parity, RationalQuadraticConfig, ScaleMap, SplineForm,
+    SplineTails, Transform,
+};
 use crate::backend::{HostScalar, HostValues};
 use crate::conditioner::{Conditioner, Fold, FoldedNet};
 use crate::flow::add_grad;
 use crate::host::{self, by_dtype};
 use crate::kernels::{
-    self, Activations, Gradients, Layer, LogScale, Map, Net, Order, Shape, Window,
+    self, Activations, Gradients, Layer, LogScale, Map, Net, Order, Shape, Spline, Window,
 };
 use crate::tape::Tape;
 
@@ -33,6 +39,66 @@ pub enum FusedMap {
         /// Lowest and highest log-scale.
         limits: [f64; 2],
     },
+    /// Rational-quadratic splines.
+    Spline(RationalQuadraticConfig),
+}
+
+impl FusedMap {
+    fn params_per_channel(&self) -> usize {
+        match self {
+            Self::Additive => 1,
+            Self::Affine { .. } => 2,
+            Self::Spline(config) => kernel_spline::<f64>(config).params_per_channel(),
+        }
+    }
+}
+
+fn kernel_spline<T: HostScalar>(config: &RationalQuadraticConfig) -> Spline<T> {
+    let number = T::from_f64;
+    let form = match config.form {
+        SplineForm::Floored { min_width, min_height, min_slope } => kernels::SplineForm::Floored {
+            least_width: number(min_width),
+            least_height: number(min_height),
+            least_slope: number(min_slope),
+            slope_offset: number(slope_offset(min_slope)),
+            steepest: number(STEEPEST),
+        },
+        SplineForm::Bent { slope } => kernels::SplineForm::Bent {
+            size_limit: number(slope.ln() / 2.0),
+            slope_limit: number(slope.ln()),
+        },
+    };
+    let tails = match config.tails {
+        SplineTails::Identity => kernels::SplineTails::Identity,
+        SplineTails::Linear => kernels::SplineTails::Linear,
+        SplineTails::Circular => kernels::SplineTails::Circular,
+    };
+    Spline { bins: config.num_bins, interval: config.interval.map(number), tails, form }
+}
+
+/// Which channels a layer's net sees, and which it changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Those that a coupling's mask divides.
+    Coupling(Mask),
+    /// All, each by those before it.
+    Autoregressive,
+}
+
+impl Layout {
+    fn num_identity(self, channels: usize) -> usize {
+        match self {
+            Self::Coupling(mask) => mask.num_identity(channels),
+            Self::Autoregressive => channels,
+        }
+    }
+
+    fn num_transformed(self, channels: usize) -> usize {
+        match self {
+            Self::Coupling(mask) => mask.num_transformed(channels),
+            Self::Autoregressive => channels,
+        }
+    }
 }
 
 /// A coupling whose parts all have a fused form, for tensors of one shape.
@@ -40,8 +106,10 @@ pub(crate) struct Fused<'a, const D: usize, C> {
     conditioner: &'a C,
     net: FoldedNet,
     map: FusedMap,
-    mask: Mask,
+    layout: Layout,
     shape: [usize; D],
+    /// What the net sees beside the channels, a row a sample.
+    context: Option<Tensor<2>>,
     /// Whether `net` is as the conditioner folded it.
     as_folded: bool,
 }
@@ -73,10 +141,39 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         coupling: &'a Coupling<C, T>,
         x: &Tensor<D>,
     ) -> Option<Self> {
-        let map = coupling.transform.fused()?;
-        let net = fold(coupling.conditioner.folded()?)?;
-        let fused = Self::new(&coupling.conditioner, net, map, coupling.mask(), x)?;
+        let layout = Layout::Coupling(coupling.mask());
+        Self::of_parts(fold, &coupling.conditioner, &coupling.transform, layout, x)
+    }
+
+    /// From the parts of a layer, for inputs like `x`, for which the gate is open.
+    pub(crate) fn of_parts<T: Transform>(
+        fold: impl FnOnce(&dyn Fold) -> Option<FoldedNet>,
+        conditioner: &'a C,
+        transform: &T,
+        layout: Layout,
+        x: &Tensor<D>,
+    ) -> Option<Self> {
+        let map = transform.fused()?;
+        let net = fold(conditioner.folded()?)?;
+        let fused = Self::with_layout(conditioner, net, map, layout, x)?;
         Some(Self { as_folded: true, ..fused })
+    }
+
+    fn with_layout(
+        conditioner: &'a C,
+        net: FoldedNet,
+        map: FusedMap,
+        layout: Layout,
+        x: &Tensor<D>,
+    ) -> Option<Self> {
+        let place = conditioner.folded_context().filter(|place| place.width() > 0);
+        if place.is_some() && D != 2 {
+            return None;
+        }
+        let context = place.map(|place| host::plain(place.rows(x.dims()[0])));
+        let shape = x.dims();
+        let fused = Self { conditioner, net, map, layout, shape, context, as_folded: false };
+        fused.fits().then_some(fused)
     }
 
     /// From a conditioner's folded net, which may have been changed by differentiable operations, for
@@ -88,8 +185,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         mask: Mask,
         x: &Tensor<D>,
     ) -> Option<Self> {
-        let fused = Self { conditioner, net, map, mask, shape: x.dims(), as_folded: false };
-        fused.fits().then_some(fused)
+        Self::with_layout(conditioner, net, map, Layout::Coupling(mask), x)
     }
 
     /// Whether there are kernels for a coupling with this mask.
@@ -102,16 +198,14 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
     fn fits(&self) -> bool {
         let channels = self.shape[1];
         let (identity, transformed) =
-            (self.mask.num_identity(channels), self.mask.num_transformed(channels));
-        let per_channel = match self.map {
-            FusedMap::Additive => 1,
-            FusedMap::Affine { .. } => 2,
-        };
+            (self.layout.num_identity(channels), self.layout.num_transformed(channels));
+        let per_channel = self.map.params_per_channel();
+        let seen = self.context.as_ref().map_or(0, |context| context.dims()[1]);
         let taps = |window| if window { 9 } else { 1 };
         let Some(last) = self.net.layers.len().checked_sub(1) else { return false };
         let ([inputs, _], [_, outputs]) = (self.net.sizes(0), self.net.sizes(last));
         transformed > 0
-            && inputs == identity * taps(self.net.first_3x3)
+            && inputs == identity * taps(self.net.first_3x3) + seen
             && outputs == per_channel * transformed * taps(self.net.last_3x3)
     }
 
@@ -121,7 +215,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
 
     /// [`forward`](Self::forward), with the net's activations for [`backward`](Self::backward) kept on
     /// the tape.
-    pub(super) fn forward_keeping(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
+    pub(crate) fn forward_keeping(&self, x: Tensor<D>, tape: &mut Tape) -> (Tensor<D>, Tensor<1>) {
         by_dtype!(x, T => self.forward_as::<T>(x, Some(tape)))
     }
 
@@ -158,7 +252,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         tape: Option<&mut Tape>,
     ) -> (Tensor<D>, Tensor<1>) {
         let device = x.device();
-        let x = values(self.in_halves(x));
+        let x = values(x);
         let (z, log_det) = self.with_kernel::<T, _>(|kernel, shape| {
             let Some(tape) = tape else { return kernel.forward(x.as_slice(), shape) };
             let (z, log_det, kept) = kernel.forward_keeping(x.as_slice(), shape);
@@ -171,9 +265,28 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         (self.tensor(z, &device), host::tensor(log_det, [self.shape[0]], &device))
     }
 
+    /// The inverse of an [autoregressive](Layout::Autoregressive) layer, whose features are known in
+    /// this order and whose hidden units have these degrees, in ascending order.
+    pub(crate) fn inverse_in_steps(
+        &self,
+        z: Tensor<D>,
+        order: &[usize],
+        degrees: &[Vec<usize>],
+    ) -> Tensor<D> {
+        let device = z.device();
+        by_dtype!(z, T => {
+            let z = values(z);
+            let x = self.with_kernel::<T, _>(|layer, shape| {
+                let layer = &layer;
+                kernels::Autoregressive { layer, order, degrees }.inverse(z.as_slice(), shape)
+            });
+            self.tensor(x, &device)
+        })
+    }
+
     fn inverse_as<T: HostScalar>(&self, z: Tensor<D>) -> Tensor<D> {
         let device = z.device();
-        let z = values(self.in_halves(z));
+        let z = values(z);
         let x = self.with_kernel::<T, _>(|kernel, shape| kernel.inverse(z.as_slice(), shape));
         self.tensor(x, &device)
     }
@@ -186,13 +299,13 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
         let device = z.device();
-        let (z, dz) = (values(self.in_halves(z)), values(self.in_halves(dz)));
+        let (z, dz) = (values(z), values(dz));
         let dlog_det = values(dlog_det);
         let back = self.with_kernel::<T, _>(|kernel, shape| {
             kernel.pull_back(z.as_slice(), dz.as_slice(), dlog_det.as_slice(), shape)
         });
         let (x, dx) = (self.tensor(back.x, &device), self.tensor(back.dx, &device));
-        self.add_gradients(back.gradients, &device, grads);
+        self.add_gradients(back.gradients, back.dcontext, &device, grads);
         (x, dx)
     }
 
@@ -205,7 +318,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         grads: &mut GradientsParams,
     ) -> Tensor<D> {
         let device = x.device();
-        let (x, dz) = (values(self.in_halves(x)), values(self.in_halves(dz)));
+        let (x, dz) = (values(x), values(dz));
         let dlog_det = values(dlog_det);
         let back = self.with_kernel::<T, _>(|kernel, shape| {
             let (x, dz, dlog_det) = (x.as_slice(), dz.as_slice(), dlog_det.as_slice());
@@ -215,16 +328,20 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             }
         });
         let dx = self.tensor(back.dx, &device);
-        self.add_gradients(back.gradients, &device, grads);
+        self.add_gradients(back.gradients, back.dcontext, &device, grads);
         dx
     }
 
     fn add_gradients<T: HostScalar>(
         self,
         gradients: Gradients<T>,
+        dcontext: Vec<T>,
         device: &Device,
         grads: &mut GradientsParams,
     ) {
+        if let (Some(place), Some(context)) = (self.conditioner.folded_context(), &self.context) {
+            place.add_gradient(host::tensor(dcontext, context.dims(), device), grads);
+        }
         if let FusedMap::Affine { gain: Some(gain), .. } = &self.map {
             let channels = gradients.gain.len();
             add_grad(grads, gain, host::tensor(gradients.gain, [channels], device));
@@ -244,30 +361,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
 
     /// A tensor of what a kernel gives for every entry.
     fn tensor<T: HostScalar>(&self, values: Vec<T>, device: &Device) -> Tensor<D> {
-        self.out_of_halves(host::tensor(values, self.shape, device))
-    }
-
-    /// The channels as the kernels take them: two contiguous ranges.
-    fn in_halves(&self, x: Tensor<D>) -> Tensor<D> {
-        match self.mask {
-            Mask::Alternating(_) => {
-                let (identity, transformed) = self.mask.split(x);
-                Tensor::cat(vec![identity, transformed], 1)
-            }
-            _ => x,
-        }
-    }
-
-    fn out_of_halves(&self, z: Tensor<D>) -> Tensor<D> {
-        match self.mask {
-            Mask::Alternating(_) => {
-                let identity = self.mask.num_identity(self.shape[1]);
-                let transformed = self.shape[1] - identity;
-                let (a, b) = (z.clone().narrow(1, 0, identity), z.narrow(1, identity, transformed));
-                self.mask.merge(a, b)
-            }
-            _ => z,
-        }
+        host::tensor(values, self.shape, device)
     }
 
     fn with_kernel<T: HostScalar, R>(
@@ -275,11 +369,21 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
         run: impl FnOnce(kernels::Coupling<'_, T>, Shape) -> R,
     ) -> R {
         let channels = self.shape[1];
-        let identity = self.mask.num_identity(channels);
+        let identity = self.layout.num_identity(channels);
         let transformed = channels - identity;
-        let (identity, transformed) = match self.mask {
-            Mask::ChannelHalves(Parity::Odd) => (transformed..channels, 0..transformed),
-            _ => (0..identity, identity..channels),
+        let (identity, transformed, step) = match self.layout {
+            Layout::Autoregressive => (0..channels, 0..channels, 1),
+            Layout::Coupling(Mask::Alternating(Parity::Even)) => (0..channels, 1..channels, 2),
+            Layout::Coupling(Mask::Alternating(Parity::Odd)) => (1..channels, 0..channels, 2),
+            Layout::Coupling(Mask::ChannelHalves(Parity::Odd)) => {
+                (transformed..channels, 0..transformed, 1)
+            }
+            Layout::Coupling(_) => (0..identity, identity..channels, 1),
+        };
+        let context = self.context.clone().map(values);
+        let (context, context_width) = match (&context, &self.context) {
+            (Some(values), Some(context)) => (values.as_slice(), context.dims()[1]),
+            _ => (&[][..], 0),
         };
         let layers: Vec<_> = self
             .net
@@ -306,6 +410,7 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             first: window(self.net.first_3x3),
             last: window(self.net.last_3x3),
             negative_slope: T::from_f64(self.net.negative_slope),
+            masked: self.layout == Layout::Autoregressive,
         };
         let gain = match &self.map {
             FusedMap::Affine { gain: Some(gain), .. } => Some(values(gain.val())),
@@ -334,10 +439,13 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
                 },
                 limits: limits.map(T::from_f64),
             },
+            FusedMap::Spline(config) => Map::Spline(kernel_spline(config)),
         };
         let (height, width) = if D == 4 { (self.shape[2], self.shape[3]) } else { (1, 1) };
         let shape = Shape { batch: self.shape[0], channels, height, width };
-        run(kernels::Coupling { identity, transformed, map, net }, shape)
+        let coupling =
+            kernels::Coupling { identity, transformed, step, context, context_width, map, net };
+        run(coupling, shape)
     }
 }
 

@@ -15,7 +15,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
 pub use elementwise::Elementwise;
-pub(crate) use fused::{Fused, FusedMap};
+pub(crate) use fused::{Fused, FusedMap, Layout};
 pub use mask::{Mask, Parity};
 pub use scale::{LOG_SCALE_FLOOR, LOG_SCALE_LIMIT, SIGMOID_OFFSET, ScaleMap};
 pub use spline::{Knots, RationalQuadratic, RationalQuadraticConfig, SplineForm, SplineTails};

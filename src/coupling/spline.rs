@@ -4,8 +4,9 @@ use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
-use super::Transform;
+use super::{FusedMap, Transform};
 use crate::error::{FlowError, Result};
+use crate::kernels::MOST_BINS;
 use crate::record::Setting;
 
 /// Configuration of a [`RationalQuadratic`] spline.
@@ -138,7 +139,12 @@ impl RationalQuadraticConfig {
 const LAYER: &str = "RationalQuadratic";
 
 /// Squares of steeper slopes leave f32.
-const STEEPEST: f64 = 1e6;
+pub(super) const STEEPEST: f64 = 1e6;
+
+/// What makes the slope 1 at a number of 0.
+pub(super) fn slope_offset(min_slope: f64) -> f64 {
+    (1.0 - min_slope).exp_m1().ln()
+}
 
 /// A monotone rational-quadratic spline for each value, as the elementwise map of a coupling.
 ///
@@ -268,7 +274,7 @@ impl RationalQuadratic {
         match self.config.form {
             SplineForm::Floored { min_slope, .. } => {
                 let numbers = numbers.clamp_max(STEEPEST);
-                softplus(numbers + (1.0 - min_slope).exp_m1().ln()) + min_slope
+                softplus(numbers + slope_offset(min_slope)) + min_slope
             }
             SplineForm::Bent { slope } => bent(numbers, slope.ln()).exp(),
         }
@@ -429,5 +435,9 @@ impl Transform for RationalQuadratic {
             }
         };
         x.reshape(shape)
+    }
+
+    fn fused(&self) -> Option<FusedMap> {
+        (self.config.num_bins <= MOST_BINS).then(|| FusedMap::Spline(self.config()))
     }
 }

@@ -139,7 +139,7 @@ impl<T: Scalar> Conditioner<'_, T> {
 
     /// Gradient of a layer's input on one tile, through the activation in front of the layer.
     fn input_gradient(&self, index: usize, d: &[T], input: &[T], to: &mut [T], panels: usize) {
-        let PackedLayer { back_rows, ref back, .. } = self.layers[index];
+        let PackedLayer { back_rows, ref back, ref steps, .. } = self.layers[index];
         let back = back.as_ref().expect("packed for a backward pass");
         let depth = self.net.layers[index].outputs;
         let (stride, d_stride) = (self.stride(index), self.stride(index + 1));
@@ -152,6 +152,7 @@ impl<T: Scalar> Conditioner<'_, T> {
             a: back.as_ptr(),
             rows: back_rows,
             depth,
+            steps: steps[1].as_ref().map_or(std::ptr::null(), |steps| steps.as_ptr()),
             b: d.as_ptr(),
             b_stride: d_stride,
             c: to.as_mut_ptr(),

@@ -78,8 +78,9 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         let with_gradient = pass == Pass::Gradients;
         let geometry = Geometry { height, width, panel: ops.panel };
         let pictures = block_pictures(&geometry, batch);
-        let pack =
-            |(index, layer)| PackedLayer::new(layer, net.taps_behind(index), ops, with_gradient);
+        let pack = |(index, layer)| {
+            PackedLayer::new(layer, net.taps_behind(index), ops, with_gradient, net.masked)
+        };
         let layers: Vec<_> = net.layers.iter().enumerate().map(pack).collect();
         let channels: usize = layers.iter().map(|layer| layer.columns).sum();
         let kept = channels * geometry.panels(pictures) * ops.panel * size_of::<T>();
@@ -204,7 +205,7 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
             (Some(&self.layers[index].bias[..]), Finish::Relu(self.net.negative_slope))
         };
         let (b_stride, c_stride) = (self.stride(index), self.stride(index + 1));
-        let PackedLayer { inputs, rows, ref weight, .. } = self.layers[index];
+        let PackedLayer { inputs, rows, ref weight, ref steps, .. } = self.layers[index];
         let panel = self.ops.panel;
         assert!(weight.len() >= rows * inputs && bias.is_none_or(|bias| bias.len() >= rows));
         assert!(input.len() >= panels * b_stride && b_stride >= inputs * panel);
@@ -213,6 +214,7 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
             a: weight.as_ptr(),
             rows,
             depth: inputs,
+            steps: steps[0].as_ref().map_or(std::ptr::null(), |steps| steps.as_ptr()),
             b: input.as_ptr(),
             b_stride,
             c: output.as_mut_ptr(),

@@ -6,21 +6,33 @@ use super::backward::PartialGradients;
 use super::batch::{Chunks, Shape};
 use super::conditioner::{Buffers, Conditioner, FIRST_KEPT, Pass};
 use super::log_scale::{LogScale, MapRow, Task};
-use super::window::Planes;
+use super::spline::{MOST_BINS, SplineRow};
+use super::window::{Channels, Planes};
 use super::workspace::{Lease, lease, lease_zeros};
 use super::{Gradients, Map, Net, Scalar};
 
 /// A coupling layer.
 ///
-/// `z = x` on the identity channels, `z = map(x, net(identity channels))` on the transformed ones.
-/// The net's outputs are the shifts of all transformed channels, then (affine maps) their raw
-/// log-scales.
+/// `z = x` on the identity channels, `z = map(x, net(identity channels, context))` on the transformed
+/// ones. The net's outputs are the shifts of all transformed channels, then (affine maps) their raw
+/// log-scales; for splines, the widths of the first bin of all channels, then those of the second, and
+/// so on.
+///
+/// Where all channels are identity and transformed channels at once, the layer is autoregressive: the
+/// net has to be one whose outputs for a channel see those before it alone. Its inverse takes
+/// [`Autoregressive`](super::Autoregressive).
 #[derive(Clone, Debug)]
 pub struct Coupling<'a, T> {
     /// Channels the conditioner reads.
     pub identity: Range<usize>,
     /// Channels that change; together with the identity channels all there are.
     pub transformed: Range<usize>,
+    /// Distance from one channel to the next in both: 1, or 2 for even and odd ones in turn.
+    pub step: usize,
+    /// What the net reads after the identity channels, `context_width` numbers a sample; of vectors.
+    pub context: &'a [T],
+    /// Numbers of a sample in `context`.
+    pub context_width: usize,
     /// Elementwise map.
     pub map: Map<'a, T>,
     /// Conditioner.
@@ -34,6 +46,8 @@ pub struct PullBack<T> {
     pub x: Vec<T>,
     /// Gradient by the data.
     pub dx: Vec<T>,
+    /// Gradient by the context.
+    pub dcontext: Vec<T>,
     /// Gradients of the parameters.
     pub gradients: Gradients<T>,
 }
@@ -43,6 +57,8 @@ pub struct PullBack<T> {
 pub struct Gradient<T> {
     /// Gradient by the input.
     pub dx: Vec<T>,
+    /// Gradient by the context.
+    pub dcontext: Vec<T>,
     /// Gradients of the parameters.
     pub gradients: Gradients<T>,
 }
@@ -93,23 +109,23 @@ impl<'a, T: Scalar> Worker<'a, T> {
             coupling,
             conditioner,
             shape,
-            identity: Planes::new(geometry, coupling.identity.len(), pictures),
-            transformed: Planes::new(geometry, coupling.transformed.len(), pictures),
+            identity: Planes::new(geometry, coupling.net.inputs(), pictures),
+            transformed: Planes::new(geometry, coupling.num_transformed(), pictures),
             params: Planes::new(geometry, coupling.net.outputs(), pictures),
             buffers: conditioner.buffers(gradient),
         }
     }
 
     /// Reads a block and runs the net on it.
-    fn start(&mut self, block: &[T]) -> usize {
-        let pictures = self.load(block);
+    fn start(&mut self, block: &[T], context: &[T]) -> usize {
+        let pictures = self.load(block, context);
         self.conditioner.forward(&mut self.buffers, &self.identity, &mut self.params, pictures);
         pictures
     }
 
     /// Reads a block and puts back what a forward pass kept of it.
-    fn start_from(&mut self, block: &[T], kept: Kept<T>) -> usize {
-        let pictures = self.load(block);
+    fn start_from(&mut self, block: &[T], context: &[T], kept: Kept<T>) -> usize {
+        let pictures = self.load(block, context);
         self.params = kept.params;
         for (input, kept) in self.buffers.inputs[FIRST_KEPT.min(self.conditioner.layers.len())..]
             .iter_mut()
@@ -121,10 +137,14 @@ impl<'a, T: Scalar> Worker<'a, T> {
         pictures
     }
 
-    fn load(&mut self, block: &[T]) -> usize {
-        let (channels, pixels) = (self.shape.channels, self.shape.pixels());
-        self.identity.load(block, channels, self.coupling.identity.start, pixels);
-        self.transformed.load(block, channels, self.coupling.transformed.start, pixels);
+    fn load(&mut self, block: &[T], context: &[T]) -> usize {
+        let (coupling, pixels) = (self.coupling, self.shape.pixels());
+        let (seen, width) = (coupling.num_identity(), coupling.context_width);
+        let channels = |range: &Range<usize>| coupling.channels(self.shape, range);
+        self.identity.load(block, channels(&coupling.identity), 0..seen, pixels);
+        self.identity.load(context, Channels::all(width), seen..seen + width, 1);
+        let transformed = 0..coupling.num_transformed();
+        self.transformed.load(block, channels(&coupling.transformed), transformed, pixels);
         block.len() / self.shape.sample()
     }
 
@@ -140,16 +160,28 @@ impl<'a, T: Scalar> Worker<'a, T> {
     }
 
     fn finish(&self, block: &mut [T]) {
-        let (channels, pixels) = (self.shape.channels, self.shape.pixels());
-        self.identity.store(block, channels, self.coupling.identity.start, pixels);
-        self.transformed.store(block, channels, self.coupling.transformed.start, pixels);
+        let (coupling, pixels) = (self.coupling, self.shape.pixels());
+        let channels = |range: &Range<usize>| coupling.channels(self.shape, range);
+        let seen = 0..coupling.num_identity();
+        if !coupling.is_autoregressive() {
+            self.identity.store(block, channels(&coupling.identity), seen, pixels);
+        }
+        let transformed = 0..coupling.num_transformed();
+        self.transformed.store(block, channels(&coupling.transformed), transformed, pixels);
     }
 
     /// Runs the map on a transformed channel of the block.
     fn map_channel(&mut self, channel: usize, count: usize, task: Task<T>) {
-        let (shift, raw) =
-            self.params.pair_mut(channel, self.coupling.transformed.len() + channel, count);
+        let transformed = self.coupling.num_transformed();
         let value = self.transformed.row_mut(channel, count);
+        if let Map::Spline(spline) = self.coupling.map {
+            let (params, stride) = self.params.rows_mut(channel);
+            let stride = transformed * stride;
+            let mut row = SplineRow { spline, value, params, stride, task };
+            // SAFETY: `ops` is this processor's table.
+            return unsafe { (self.conditioner.ops.spline_row)(&mut row) };
+        }
+        let (shift, raw) = self.params.pair_mut(channel, transformed + channel, count);
         let mut row = MapRow { map: self.coupling.map, channel, value, shift, raw, task };
         // SAFETY: `ops` is this processor's table.
         unsafe { (self.conditioner.ops.map_row)(&mut row) };
@@ -160,6 +192,7 @@ impl<'a, T: Scalar> Worker<'a, T> {
     fn map(
         &mut self,
         input: &[T],
+        context: &[T],
         output: &mut [T],
         mut log_det: Option<&mut [T]>,
         mut kept: Option<&mut Vec<Kept<T>>>,
@@ -168,10 +201,12 @@ impl<'a, T: Scalar> Worker<'a, T> {
             (self.conditioner.pictures, self.shape.pixels(), self.shape.sample());
         let mut pixel_log_det = lease(pictures * pixels);
         let blocks = input.chunks(pictures * sample).zip(output.chunks_mut(pictures * sample));
+        let width = self.coupling.context_width;
         for (index, (from, to)) in blocks.enumerate() {
-            let count = self.start(from) * pixels;
+            let rows = index * pictures * width..;
+            let count = self.start(from, &context[rows][..from.len() / sample * width]) * pixels;
             pixel_log_det.fill(T::ZERO);
-            for channel in 0..self.coupling.transformed.len() {
+            for channel in 0..self.coupling.num_transformed() {
                 let task = match log_det {
                     Some(_) => Task::Forward { log_det: &mut pixel_log_det },
                     None => Task::Inverse,
@@ -192,41 +227,54 @@ impl<'a, T: Scalar> Worker<'a, T> {
 
     /// Gradients of this thread's samples; with `x`, `input` is the latent and `x` is recovered
     /// from it. `kept` is what the forward pass kept.
+    #[allow(clippy::too_many_arguments)] // what comes in and what goes out
     fn gradient(
         &mut self,
         kept: Option<Vec<Kept<T>>>,
         input: &[T],
+        context: &[T],
         mut x: Option<&mut [T]>,
         dz: &[T],
         dlog_det: &[T],
         dx: &mut [T],
+        dcontext: &mut [T],
     ) -> Part<T> {
-        let (channels, pixels, sample) =
-            (self.shape.channels, self.shape.pixels(), self.shape.sample());
+        let (pixels, sample) = (self.shape.pixels(), self.shape.sample());
         let (geometry, pictures) = (&self.conditioner.geometry, self.conditioner.pictures);
-        let Coupling { identity, transformed, .. } = self.coupling;
-        let mut dtransformed = Planes::new(geometry, transformed.len(), pictures);
-        let mut didentity = Planes::new(geometry, identity.len(), pictures);
+        let coupling = self.coupling;
+        let (seen, changed) = (coupling.num_identity(), coupling.num_transformed());
+        let identity = coupling.channels(self.shape, &coupling.identity);
+        let transformed = coupling.channels(self.shape, &coupling.transformed);
+        let width = coupling.context_width;
+        let mut dtransformed = Planes::new(geometry, changed, pictures);
+        let mut didentity = Planes::new(geometry, seen + width, pictures);
         let mut pixel_dlog_det = lease(pictures * pixels);
         let mut sums = self.conditioner.partial_gradients();
-        let mut dgain = lease_zeros(transformed.len());
+        let mut dgain = lease_zeros(changed);
         let size = pictures * sample;
         let mut kept = kept.into_iter().flatten();
         for (index, from) in input.chunks(size).enumerate() {
+            let rows = index * pictures * width..;
+            let rows = rows.start..rows.start + from.len() / sample * width;
             let pictures = match kept.next() {
-                Some(kept) => self.start_from(from, kept),
-                None => self.start(from),
+                Some(kept) => self.start_from(from, &context[rows.clone()], kept),
+                None => self.start(from, &context[rows.clone()]),
             };
             let count = pictures * pixels;
             let dz = &dz[index * size..][..from.len()];
-            dtransformed.load(dz, channels, transformed.start, pixels);
-            didentity.load(dz, channels, identity.start, pixels);
+            dtransformed.load(dz, transformed, 0..changed, pixels);
+            if width > 0 || coupling.is_autoregressive() {
+                didentity.clear();
+            }
+            if !coupling.is_autoregressive() {
+                didentity.load(dz, identity, 0..seen, pixels);
+            }
             for (pixels, value) in
                 pixel_dlog_det.chunks_exact_mut(pixels).zip(&dlog_det[index * size / sample..])
             {
                 pixels.fill(*value);
             }
-            for channel in 0..transformed.len() {
+            for channel in 0..changed {
                 let dvalue = dtransformed.row_mut(channel, count);
                 let (dlog_det, dgain) = (&pixel_dlog_det[..count], &mut dgain[channel]);
                 let task = Task::Gradient { invert: x.is_some(), dvalue, dlog_det, dgain };
@@ -240,9 +288,20 @@ impl<'a, T: Scalar> Worker<'a, T> {
             }
             let Self { conditioner, buffers, identity: input, params, .. } = self;
             conditioner.backward(buffers, input, params, &mut didentity, &mut sums, pictures);
+            if coupling.is_autoregressive() {
+                for channel in 0..changed {
+                    let more = didentity.row(channel, count);
+                    let to = dtransformed.row_mut(channel, count);
+                    to.iter_mut().zip(more).for_each(|(to, more)| *to += *more);
+                }
+            }
             let to = &mut dx[index * size..][..from.len()];
-            didentity.store(to, channels, identity.start, pixels);
-            dtransformed.store(to, channels, transformed.start, pixels);
+            if !coupling.is_autoregressive() {
+                didentity.store(to, identity, 0..seen, pixels);
+            }
+            dtransformed.store(to, transformed, 0..changed, pixels);
+            let to = &mut dcontext[rows];
+            didentity.store(to, Channels::all(width), seen..seen + width, 1);
         }
         Part { sums, dgain }
     }
@@ -255,6 +314,24 @@ struct Part<T> {
 }
 
 impl<T: Scalar> Coupling<'_, T> {
+    pub(super) fn is_autoregressive(&self) -> bool {
+        self.identity == self.transformed
+    }
+
+    /// Channels that the net sees.
+    fn num_identity(&self) -> usize {
+        self.identity.len().div_ceil(self.step)
+    }
+
+    /// Channels that change.
+    pub(super) fn num_transformed(&self) -> usize {
+        self.transformed.len().div_ceil(self.step)
+    }
+
+    fn channels(&self, shape: Shape, range: &Range<usize>) -> Channels {
+        Channels { total: shape.channels, first: range.start, step: self.step }
+    }
+
     /// Data to latent: `z` and, for each sample, `ln |det dz/dx|`.
     ///
     /// # Panics
@@ -291,12 +368,14 @@ impl<T: Scalar> Coupling<'_, T> {
         let conditioner =
             Conditioner::new(&self.net, shape.height, shape.width, chunks.largest(), pass);
         let tasks = (chunks.split(x, shape.sample()).into_iter())
+            .zip(chunks.split(self.context, self.context_width))
             .zip(chunks.split_mut(&mut z, shape.sample()))
             .zip(chunks.split_mut(&mut log_det, 1));
-        let parts = chunks.run(tasks.collect(), |((x, z), log_det)| {
+        let parts = chunks.run(tasks.collect(), |(((x, context), z), log_det)| {
             let mut kept = Vec::new();
             let keeps = conditioner.keep.then_some(&mut kept);
-            Worker::new(self, &conditioner, shape, pass).map(x, z, Some(log_det), keeps);
+            let mut worker = Worker::new(self, &conditioner, shape, pass);
+            worker.map(x, context, z, Some(log_det), keeps);
             kept
         });
         (z, log_det, conditioner.keep.then_some(Activations { parts }))
@@ -308,6 +387,10 @@ impl<T: Scalar> Coupling<'_, T> {
     /// As [`forward`](Self::forward).
     pub fn inverse(&self, z: &[T], shape: Shape) -> Vec<T> {
         self.validate(shape);
+        assert!(
+            !self.is_autoregressive(),
+            "Coupling: Autoregressive inverts what sees all channels"
+        );
         shape.check("Coupling: z", z.len());
         let mut x = vec![T::ZERO; z.len()];
         let chunks = Chunks::new(shape, self.net.weights());
@@ -316,9 +399,10 @@ impl<T: Scalar> Coupling<'_, T> {
         let tasks = chunks
             .split(z, shape.sample())
             .into_iter()
+            .zip(chunks.split(self.context, self.context_width))
             .zip(chunks.split_mut(&mut x, shape.sample()));
-        chunks.run(tasks.collect(), |(z, x)| {
-            Worker::new(self, &conditioner, shape, Pass::Outputs).map(z, x, None, None)
+        chunks.run(tasks.collect(), |((z, context), x)| {
+            Worker::new(self, &conditioner, shape, Pass::Outputs).map(z, context, x, None, None)
         });
         x
     }
@@ -332,9 +416,14 @@ impl<T: Scalar> Coupling<'_, T> {
     /// # Panics
     /// As [`forward`](Self::forward).
     pub fn pull_back(&self, z: &[T], dz: &[T], dlog_det: &[T], shape: Shape) -> PullBack<T> {
+        assert!(
+            !self.is_autoregressive(),
+            "Coupling: Autoregressive inverts what sees all channels"
+        );
         let mut x = vec![T::ZERO; z.len()];
-        let Gradient { dx, gradients } = self.gradient(None, z, Some(&mut x), dz, dlog_det, shape);
-        PullBack { x, dx, gradients }
+        let Gradient { dx, dcontext, gradients } =
+            self.gradient(None, z, Some(&mut x), dz, dlog_det, shape);
+        PullBack { x, dx, dcontext, gradients }
     }
 
     /// [`pull_back`](Self::pull_back) where the data is known.
@@ -380,6 +469,7 @@ impl<T: Scalar> Coupling<'_, T> {
         );
         let sample = shape.sample();
         let mut dx = vec![T::ZERO; input.len()];
+        let mut dcontext = vec![T::ZERO; self.context.len()];
         let chunks = Chunks::new(shape, self.net.weights());
         let conditioner = Conditioner::new(
             &self.net,
@@ -398,34 +488,45 @@ impl<T: Scalar> Coupling<'_, T> {
             None => chunks.ranges.iter().map(|_| None).collect(),
         };
         let tasks = (chunks.split(input, sample).into_iter())
+            .zip(chunks.split(self.context, self.context_width))
             .zip(xs)
             .zip(chunks.split(dz, sample))
             .zip(chunks.split(dlog_det, 1))
             .zip(chunks.split_mut(&mut dx, sample))
+            .zip(chunks.split_mut(&mut dcontext, self.context_width))
             .zip(kept);
-        let parts = chunks.run(tasks.collect(), |(((((input, x), dz), dlog_det), dx), kept)| {
-            let mut worker = Worker::new(self, &conditioner, shape, Pass::Gradients);
-            worker.gradient(kept, input, x, dz, dlog_det, dx)
-        });
+        let parts = chunks.run(
+            tasks.collect(),
+            |(((((((input, context), x), dz), dlog_det), dx), dcontext), kept)| {
+                let mut worker = Worker::new(self, &conditioner, shape, Pass::Gradients);
+                worker.gradient(kept, input, context, x, dz, dlog_det, dx, dcontext)
+            },
+        );
         let (sums, dgains): (Vec<_>, Vec<_>) =
             parts.into_iter().map(|part| (part.sums, part.dgain)).unzip();
         let mut gradients = conditioner.finish(&sums);
         if let Map::Affine { log_scale: LogScale::Tanh { .. }, .. } = self.map {
-            gradients.gain = vec![T::ZERO; self.transformed.len()];
+            gradients.gain = vec![T::ZERO; self.num_transformed()];
             for dgain in &dgains {
                 gradients.gain.iter_mut().zip(dgain.iter()).for_each(|(to, from)| *to += *from);
             }
         }
-        Gradient { dx, gradients }
+        Gradient { dx, dcontext, gradients }
     }
 
-    fn validate(&self, shape: Shape) {
+    pub(super) fn validate(&self, shape: Shape) {
         self.net.validate();
-        let (identity, transformed) = (&self.identity, &self.transformed);
+        let Self { identity, transformed, step, context_width: width, .. } = self;
         let adjacent = (identity.start == 0 && identity.end == transformed.start)
             || (transformed.start == 0 && transformed.end == identity.start);
+        let in_turn = identity.start + transformed.start == 1
+            && identity.end.max(transformed.end) == identity.end.min(transformed.end);
+        let divides = match step {
+            1 => adjacent || (self.is_autoregressive() && identity.start == 0),
+            _ => *step == 2 && in_turn,
+        };
         assert!(
-            adjacent
+            divides
                 && !identity.is_empty()
                 && !transformed.is_empty()
                 && identity.end.max(transformed.end) == shape.channels,
@@ -433,18 +534,34 @@ impl<T: Scalar> Coupling<'_, T> {
              the {} channels in two",
             shape.channels
         );
+        assert!(
+            *width == 0 || shape.pixels() == 1,
+            "Coupling: the net sees a context beside vectors only"
+        );
+        assert_eq!(
+            self.context.len(),
+            shape.batch * width,
+            "Coupling: the context must have {width} numbers for each sample"
+        );
         assert!(shape.pixels() > 0, "Coupling: the shape is empty: {shape:?}");
         assert_eq!(
             self.net.inputs(),
-            identity.len(),
-            "Coupling: the net must read the identity channels"
+            self.num_identity() + width,
+            "Coupling: the net must read the identity channels and the context"
         );
-        let params = self.map.params_per_channel() * transformed.len();
+        let params = self.map.params_per_channel() * self.num_transformed();
         assert_eq!(self.net.outputs(), params, "Coupling: the net must write {params} channels");
+        if let Map::Spline(spline) = self.map {
+            let bins = spline.bins;
+            assert!(
+                bins > 0 && bins <= MOST_BINS,
+                "Coupling: {bins} bins are not 1 to {MOST_BINS}"
+            );
+        }
         if let Map::Affine { log_scale: LogScale::Tanh { gain }, .. } = self.map {
             assert_eq!(
                 gain.len(),
-                transformed.len(),
+                self.num_transformed(),
                 "Coupling: one gain is needed for each transformed channel"
             );
         }

@@ -12,6 +12,7 @@ use super::log_scale::{MapRow, map_row};
 use super::product::{
     Product, WeightGradient, product, sum_rows, total, transpose, weight_gradient,
 };
+use super::spline::{SplineRow, spline_row};
 use super::vector::{Portable, Vector};
 use super::window::{Taps, gather, scatter};
 
@@ -34,6 +35,7 @@ pub struct Ops<T: 'static> {
     pub(super) gather: unsafe fn(&Taps<T>, &[T], &mut [T]),
     pub(super) scatter: unsafe fn(&Taps<T>, &[T], &mut [T]),
     pub(super) map_row: unsafe fn(&mut MapRow<T>),
+    pub(super) spline_row: unsafe fn(&mut SplineRow<T>),
     pub(super) total: unsafe fn(&[T]) -> T,
     pub(super) mix: unsafe fn(&[T], &[T], &mut [T], usize),
     pub(super) outer: unsafe fn(&[T], &[T], usize, &mut [T]),
@@ -105,6 +107,10 @@ macro_rules! instruction_set {
             unsafe fn map_row_here(row: &mut MapRow<S>) {
                 map_row(row)
             }
+            $(#[$feature])?
+            unsafe fn spline_row_here(row: &mut SplineRow<S>) {
+                spline_row(row)
+            }
 
             $(#[$feature])?
             unsafe fn total_here(row: &[S]) -> S {
@@ -163,6 +169,7 @@ macro_rules! instruction_set {
                 gather: gather_here,
                 scatter: scatter_here,
                 map_row: map_row_here,
+                spline_row: spline_row_here,
                 total: total_here,
                 mix: mix_here,
                 outer: outer_here,

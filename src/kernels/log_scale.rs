@@ -1,7 +1,7 @@
 //! The elementwise maps of a coupling: what the conditioner's numbers do to the transformed
 //! channels.
 
-use super::Scalar;
+use super::{Scalar, Spline};
 
 /// From a conditioner's raw number `r` to the log-scale `l` of an affine coupling, before it is
 /// clamped to the limits of the [`Map`].
@@ -48,6 +48,8 @@ pub enum Map<'a, T> {
         /// Lowest and highest log-scale.
         limits: [T; 2],
     },
+    /// Rational-quadratic splines.
+    Spline(Spline<T>),
 }
 
 impl<T> Map<'_, T> {
@@ -56,6 +58,7 @@ impl<T> Map<'_, T> {
         match self {
             Map::Additive => 1,
             Map::Affine { .. } => 2,
+            Map::Spline(spline) => spline.params_per_channel(),
         }
     }
 }
@@ -125,6 +128,7 @@ pub(super) enum Task<'a, T> {
 pub(super) fn map_row<T: Scalar>(row: &mut MapRow<T>) {
     match row.map {
         Map::Additive => additive(row),
+        Map::Spline(_) => unreachable!("splines have rows of their own"),
         Map::Affine { order, log_scale, limits } => {
             let channel = row.channel;
             // One loop for each log-scale, so that the choice is not made for each pixel.

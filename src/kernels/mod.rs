@@ -9,14 +9,16 @@
 //! tensors. Results are the same, bit for bit, from call to call on the same number of threads.
 //!
 //! From the narrow to the wide: `scalar` number types; `vector` a register; `product` the matrix
-//! products on packed operands; `log_scale` the elementwise maps; `window` planes, panels, 3x3
+//! products on packed operands; `log_scale` and `spline` the elementwise maps; `window` planes, panels, 3x3
 //! windows; `channels` maps across the channels; `dispatch` the table of these routines for this
 //! processor; `net` layers and packed weights; `conditioner` and `backward` the net on a block of
 //! pictures; `team` threads (on `sync`), `batch` what each of them gets; `coupling` what is called from
-//! outside; `workspace` reused buffers. `convolution`, `framed` and `residual` are RealNVP's net on
+//! outside, `autoregressive` the slow direction of layers that see all channels; `workspace` reused
+//! buffers. `convolution`, `framed` and `residual` are RealNVP's net on
 //! framed pictures; `adam` is the optimizer's step.
 
 mod adam;
+mod autoregressive;
 mod backward;
 mod batch;
 mod channels;
@@ -30,6 +32,7 @@ mod net;
 mod product;
 mod residual;
 mod scalar;
+mod spline;
 mod sync;
 mod team;
 mod vector;
@@ -42,6 +45,7 @@ mod reference;
 mod tests;
 
 pub use adam::{AdamStep, sum_of_squares};
+pub use autoregressive::Autoregressive;
 pub use batch::Shape;
 pub use channels::{ChannelAffine, ChannelMatrix, channel_products, channel_sums};
 pub use coupling::{Activations, Coupling};
@@ -51,4 +55,5 @@ pub use log_scale::{LogScale, Map, Order};
 pub use net::{Gradients, Layer, Net};
 pub use residual::{Gradients as ResidualGradients, ResidualNet};
 pub use scalar::Scalar;
+pub use spline::{Form as SplineForm, MOST_BINS, Spline, Tails as SplineTails};
 pub use window::Window;

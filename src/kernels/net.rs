@@ -36,6 +36,8 @@ pub struct Net<'a, T> {
     pub last: Window,
     /// Slope of the activation left of zero, in `[0, 1]`; 0 is ReLU.
     pub negative_slope: T,
+    /// Whether zeros at the ends of the weights' rows are looked for, to be left out of the products.
+    pub masked: bool,
 }
 
 /// Gradient of one layer, in the layouts of [`Layer`].
@@ -142,15 +144,24 @@ pub(super) struct PackedLayer<T> {
     pub weight: Lease<T>,
     /// The transposed weight, for the gradient by the input.
     pub back: Option<Lease<T>>,
+    /// Of masked weights, the columns that are not all zero in each block of `weight`, and of `back`.
+    pub steps: [Option<Vec<[usize; 2]>>; 2],
     pub bias: Lease<T>,
 }
 
 impl<T: Scalar> PackedLayer<T> {
     /// `taps`: those of the window behind the layer.
-    pub fn new(layer: &Layer<T>, taps: usize, ops: &Ops<T>, with_gradient: bool) -> Self {
+    pub fn new(
+        layer: &Layer<T>,
+        taps: usize,
+        ops: &Ops<T>,
+        with_gradient: bool,
+        masked: bool,
+    ) -> Self {
         let &Layer { inputs, outputs, weight, transposed, bias } = layer;
         let rows_of_taps = (taps > 1).then(|| rows_of_taps(weight, inputs, taps));
         let weight = rows_of_taps.as_deref().unwrap_or(weight);
+        let unpacked = weight;
         let rows = outputs.next_multiple_of(ops.granule);
         let back_rows = inputs.next_multiple_of(ops.granule);
         let mut packed_bias = lease(rows);
@@ -161,16 +172,48 @@ impl<T: Scalar> PackedLayer<T> {
         let (forward, back): (Pack<T>, Pack<T>) =
             if transposed { (pack_transposed, pack) } else { (pack, pack_transposed) };
         let columns = if transposed { outputs } else { inputs };
+        let weight = forward(weight, columns, rows, block);
+        let back = with_gradient.then(|| back(unpacked, columns, back_rows, block));
+        let steps = |packed: Option<&Lease<T>>, columns, rows| {
+            let packed = packed.filter(|_| masked);
+            packed.map(|packed| nonzero_steps(packed, columns, rows, block))
+        };
+        let steps = [steps(Some(&weight), inputs, rows), steps(back.as_ref(), outputs, back_rows)];
         Self {
             inputs,
             rows,
             back_rows,
             columns: inputs.next_multiple_of(ops.lanes),
-            weight: forward(weight, columns, rows, block),
-            back: with_gradient.then(|| back(weight, columns, back_rows, block)),
+            weight,
+            back,
+            steps,
             bias: packed_bias,
         }
     }
+}
+
+/// For each block of a packed matrix of so many columns, from the first to behind the last column that is
+/// not all zero.
+fn nonzero_steps<T: Scalar>(
+    packed: &[T],
+    columns: usize,
+    rows: usize,
+    block: usize,
+) -> Vec<[usize; 2]> {
+    let blocks = (0..rows).step_by(block).map(|first| {
+        let height = block.min(rows - first);
+        let there = &packed[first * columns..][..height * columns];
+        let is_used = |step: &[T]| step.iter().any(|&value| value != T::ZERO);
+        let mut steps = there.chunks_exact(height);
+        match steps.clone().position(is_used) {
+            None => [0, 0],
+            Some(start) => {
+                let last = steps.rposition(is_used).expect("there is a first one");
+                [start, last + 1]
+            }
+        }
+    });
+    blocks.collect()
 }
 
 /// `[channels, inputs, taps]` as `[channels, taps, inputs]`.

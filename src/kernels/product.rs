@@ -34,6 +34,8 @@ pub(super) struct Product<T> {
     pub rows: usize,
     /// Columns of the weights.
     pub depth: usize,
+    /// For each block of rows the columns that are not all zero; null where none is looked for.
+    pub steps: *const [usize; 2],
     /// First panel of the input, and the distance to the next.
     pub b: *const T,
     pub b_stride: usize,
@@ -177,17 +179,22 @@ pub(super) unsafe fn product<V: Vector>(p: &Product<V::Scalar>) {
     let mut row = 0;
     while row < p.rows {
         let rows = (p.rows - row).min(3 * V::GRANULE);
+        let [first, end] = match p.steps.is_null() {
+            true => [0, p.depth],
+            // SAFETY: there is one for each block.
+            false => unsafe { *p.steps.add(row / (3 * V::GRANULE)) },
+        };
         for panel in 0..p.panels {
             // SAFETY: row < rows and panel < panels, so the offsets are inside the operands.
             unsafe {
                 let to = panel * p.c_stride + row * V::PANEL;
                 let t = Tile {
-                    a: p.a.add(row * p.depth),
+                    a: p.a.add(row * p.depth + first * rows),
                     a_stride: 0,
-                    b: p.b.add(panel * p.b_stride),
+                    b: p.b.add(panel * p.b_stride + first * V::PANEL),
                     b_stride: 0,
                     segments: 1,
-                    depth: p.depth,
+                    depth: end - first,
                     bias: if p.bias.is_null() { p.bias } else { p.bias.add(row) },
                     c: p.c.add(to),
                     c_row: V::PANEL,

@@ -116,7 +116,8 @@ impl NetCase {
         });
         let layers = layers.collect();
         let negative_slope = T::from_f64(self.negative_slope);
-        Net { layers, first: self.first, last: self.last, negative_slope }
+        let (first, last) = (self.first, self.last);
+        Net { layers, first, last, negative_slope, masked: true }
     }
 
     /// The net's output, channel by channel and pixel by pixel.
@@ -225,7 +226,8 @@ impl CouplingCase {
                 Map::Affine { order, log_scale, limits: limits.map(T::from_f64) }
             }
         };
-        Coupling { identity, transformed, map, net: self.net.net(parameters) }
+        let net = self.net.net(parameters);
+        Coupling { identity, transformed, step: 1, context: &[], context_width: 0, map, net }
     }
 
     /// `z` and `log_det` by the formulas.

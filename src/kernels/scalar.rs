@@ -49,8 +49,12 @@ pub trait Scalar:
     fn tanh(self) -> Self;
     /// `ln(1 + self)` for `self` in `[0, 1]`.
     fn ln_1p_unit(self) -> Self;
+    /// `ln self` for normal numbers above 0; NaN for NaN and infinity.
+    fn ln(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
+    /// The largest integer that is not larger.
+    fn floor(self) -> Self;
     /// `self * factor + addend`, rounded once where the processor's base instruction set can.
     fn times_plus(self, factor: Self, addend: Self) -> Self;
     /// The vector code for this processor.
@@ -152,6 +156,39 @@ impl Scalar for f32 {
         twice + twice * square * tail
     }
 
+    /// Cephes' `logf`: `n ln 2` and a polynomial of `m - 1`, with `self = m 2^n` and `m` between
+    /// `sqrt(1/2)` and `sqrt(2)`.
+    #[inline(always)]
+    fn ln(self) -> Self {
+        const SQRT_HALF: u32 = 0x3f35_04f3;
+        let offset = self.to_bits().wrapping_sub(SQRT_HALF);
+        let n = ((offset as i32) >> 23) as f32;
+        let m = f32::from_bits((offset & 0x007f_ffff).wrapping_add(SQRT_HALF)) - 1.0;
+        let square = m * m;
+        let tail = polynomial(
+            m,
+            &[
+                7.037_683_6e-2,
+                -0.115_146_1,
+                0.116_769_984,
+                -0.124_201_41,
+                0.142_493_23,
+                -0.166_680_58,
+                0.200_007_15,
+                -0.249_999_94,
+                0.333_333_3,
+            ],
+        );
+        let low = m * square * tail + n * -2.121_944_4e-4 - 0.5 * square;
+        // The difference is 0 or, for what is not finite, NaN.
+        m + low + n * 0.693_359_4 + (self - self)
+    }
+
+    #[inline(always)]
+    fn floor(self) -> Self {
+        f32::floor(self)
+    }
+
     // Without the instruction `mul_add` is a library call.
     #[inline(always)]
     fn times_plus(self, factor: Self, addend: Self) -> Self {
@@ -203,6 +240,14 @@ impl Scalar for f64 {
         f64::ln_1p(self)
     }
 
+    fn ln(self) -> Self {
+        f64::ln(self) + (self - self)
+    }
+
+    fn floor(self) -> Self {
+        f64::floor(self)
+    }
+
     // Without the instruction `mul_add` is a library call.
     #[inline(always)]
     fn times_plus(self, factor: Self, addend: Self) -> Self {
@@ -236,6 +281,13 @@ mod tests {
         assert!(worst(-9.0, 9.0, Scalar::tanh, f64::tanh) < 2e-7);
         assert!(worst(-1e-3, 1e-3, Scalar::tanh, f64::tanh) < 2e-7);
         assert!(worst(0.0, 1.0, Scalar::ln_1p_unit, f64::ln_1p) < 2e-7);
+        assert!(worst(1e-3, 0.9, Scalar::ln, f64::ln) < 2e-7);
+        assert!(worst(1.1, 1e6, Scalar::ln, f64::ln) < 2e-7);
+        for power in [-126, -30, 0, 30, 127] {
+            let x = 2f32.powi(power) * 1.25;
+            assert!((Scalar::ln(x) - x.ln()).abs() <= 1e-7 * (1.0 + x.ln().abs()), "ln {x:e}");
+        }
+        assert_eq!(Scalar::ln(1f32), 0.0);
     }
 
     #[test]
@@ -244,5 +296,6 @@ mod tests {
         assert_eq!(Scalar::tanh(-1e30_f32), -1.0);
         assert!(Scalar::exp(f32::NAN).is_nan() && Scalar::tanh(f32::NAN).is_nan());
         assert!(Scalar::ln_1p_unit(f32::NAN).is_nan());
+        assert!(Scalar::ln(f32::NAN).is_nan() && Scalar::ln(f32::INFINITY).is_nan());
     }
 }

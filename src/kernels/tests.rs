@@ -3,7 +3,7 @@
 use super::conditioner::{Conditioner, Pass};
 use super::dispatch::{all_f32, all_f64};
 use super::reference::{CouplingCase, NetCase, Parameters, close, numbers};
-use super::window::Planes;
+use super::window::{Channels, Planes};
 use super::{Gradients, LogScale, Ops, Order, Scalar};
 
 /// Every map in both orders, on every odd size, with the identity part on either side.
@@ -298,16 +298,16 @@ fn run<T: Scalar>(
     let mut buffers = conditioner.buffers(true);
     let mut sums = conditioner.partial_gradients();
     let input: Vec<T> = input.iter().map(|&v| T::from_f64(v)).collect();
-    identity.load(&input, case.inputs, 0, pixels);
+    identity.load(&input, Channels::all(case.inputs), 0..case.inputs, pixels);
     didentity.clear();
     conditioner.forward(&mut buffers, &identity, &mut params, batch);
     let mut output = vec![T::ZERO; batch * case.outputs * pixels];
-    params.store(&mut output, case.outputs, 0, pixels);
+    params.store(&mut output, Channels::all(case.outputs), 0..case.outputs, pixels);
     // The gradient of half the sum of squares is the output itself.
-    params.load(&output, case.outputs, 0, pixels);
+    params.load(&output, Channels::all(case.outputs), 0..case.outputs, pixels);
     conditioner.backward(&mut buffers, &identity, &params, &mut didentity, &mut sums, batch);
     let mut dx = vec![T::ZERO; input.len()];
-    didentity.store(&mut dx, case.inputs, 0, pixels);
+    didentity.store(&mut dx, Channels::all(case.inputs), 0..case.inputs, pixels);
     let first = conditioner.finish(&[sums]).layers.swap_remove(0);
     [output, dx, first.weight, first.bias].map(|row| wide(&row))
 }

@@ -5,6 +5,8 @@
 //! picture's edge, where a mask puts the zero of the padding; both directions are unaligned vector
 //! copies, whatever the picture's size.
 
+use std::ops::Range;
+
 use super::workspace::{Lease, lease};
 use super::{Ops, Scalar};
 
@@ -50,6 +52,21 @@ impl Geometry {
     /// Numbers before and after a plane, so that every neighbour of every lane is in memory.
     pub fn margin(&self) -> usize {
         (self.width + 1).next_multiple_of(self.panel)
+    }
+}
+
+/// Channels of pictures: the first, and the distance to the next, out of so many.
+#[derive(Clone, Copy)]
+pub(super) struct Channels {
+    pub total: usize,
+    pub first: usize,
+    pub step: usize,
+}
+
+impl Channels {
+    /// All of them.
+    pub fn all(total: usize) -> Self {
+        Self { total, first: 0, step: 1 }
     }
 }
 
@@ -109,17 +126,19 @@ impl<T: Scalar> Planes<T> {
         self.data[channel * self.stride..][self.margin + count..self.stride].fill(T::ZERO);
     }
 
-    /// Reads channels `first..` of pictures in NCHW order, `total` channels each, as many as there
-    /// are planes.
-    pub fn load(&mut self, pictures: &[T], total: usize, first: usize, pixels: usize) {
+    /// Reads channels of pictures in NCHW order into the planes `planes`.
+    pub fn load(&mut self, pictures: &[T], from: Channels, planes: Range<usize>, pixels: usize) {
+        let Channels { total, first, step } = from;
+        if total == 0 {
+            return;
+        }
         let count = pictures.len() / total;
-        for channel in 0..self.data.len() / self.stride {
-            let row = self.row_mut(channel, count);
+        for (channel, plane) in planes.enumerate() {
+            let channel = first + channel * step;
+            let row = self.row_mut(plane, count);
             if pixels == 1 {
                 // Vectors: a transposition; a copy of one number each would cost a call each.
-                for (to, from) in
-                    row.iter_mut().zip(pictures[first + channel..].iter().step_by(total))
-                {
+                for (to, from) in row.iter_mut().zip(pictures[channel..].iter().step_by(total)) {
                     *to = *from;
                 }
             } else {
@@ -127,20 +146,25 @@ impl<T: Scalar> Planes<T> {
                 for (to, picture) in
                     row.chunks_exact_mut(pixels).zip(pictures.chunks_exact(picture_size))
                 {
-                    to.copy_from_slice(&picture[(first + channel) * pixels..][..pixels]);
+                    to.copy_from_slice(&picture[channel * pixels..][..pixels]);
                 }
             }
-            self.clear_tail(channel, count);
+            self.clear_tail(plane, count);
         }
     }
 
-    /// Writes the planes back to channels `first..`; the reverse of [`load`](Self::load).
-    pub fn store(&self, pictures: &mut [T], total: usize, first: usize, pixels: usize) {
+    /// Writes the planes `planes` back to channels; the reverse of [`load`](Self::load).
+    pub fn store(&self, pictures: &mut [T], to: Channels, planes: Range<usize>, pixels: usize) {
+        let Channels { total, first, step } = to;
+        if total == 0 {
+            return;
+        }
         let count = pictures.len() / total;
-        for channel in 0..self.data.len() / self.stride {
-            let row = self.row(channel, count);
+        for (channel, plane) in planes.enumerate() {
+            let channel = first + channel * step;
+            let row = self.row(plane, count);
             if pixels == 1 {
-                for (to, from) in pictures[first + channel..].iter_mut().step_by(total).zip(row) {
+                for (to, from) in pictures[channel..].iter_mut().step_by(total).zip(row) {
                     *to = *from;
                 }
             } else {
@@ -148,14 +172,18 @@ impl<T: Scalar> Planes<T> {
                 for (from, picture) in
                     row.chunks_exact(pixels).zip(pictures.chunks_exact_mut(picture_size))
                 {
-                    picture[(first + channel) * pixels..][..pixels].copy_from_slice(from);
+                    picture[channel * pixels..][..pixels].copy_from_slice(from);
                 }
             }
         }
     }
 
+    /// The numbers from the first pixel of a channel on, and the distance between two channels.
+    pub fn rows_mut(&mut self, channel: usize) -> (&mut [T], usize) {
+        (&mut self.data[channel * self.stride + self.margin..], self.stride)
+    }
+
     /// Zeroes all pixels of all channels.
-    #[cfg(test)]
     pub fn clear(&mut self) {
         self.data.fill(T::ZERO);
     }
