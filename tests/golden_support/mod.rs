@@ -2,6 +2,7 @@
 
 pub mod cases;
 pub mod general;
+pub mod traced;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -89,7 +90,7 @@ impl Golden {
 
     /// Names of what a model must reproduce: everything but inputs and parameters.
     fn outputs(&self) -> impl Iterator<Item = &str> {
-        let inputs = ["x", "context", "init_batch", "pixels", "noise"];
+        let inputs = ["x", "context", "init_batch", "pixels", "noise", "fit_x", "fit_context"];
         self.weights
             .names()
             .filter(move |name| !name.starts_with("param.") && !inputs.contains(name))
@@ -156,7 +157,11 @@ pub type Errors = BTreeMap<String, f64>;
 pub fn compare(golden: &Golden, computed: &Computed) -> Result<Errors, String> {
     let mut errors = Errors::new();
     let outputs: Vec<_> = golden.outputs().collect();
-    if !outputs.contains(&"log_det") || !(outputs.contains(&"z") || outputs.contains(&"z.0")) {
+    // A density alone has no map.
+    let has_map = outputs.iter().any(|name| *name == "z" || *name == "z.0" || *name == "log_det");
+    let is_whole = outputs.contains(&"log_det")
+        && (outputs.contains(&"z") || outputs.contains(&"z.0"));
+    if !is_whole && (has_map || !outputs.contains(&"log_prob")) {
         return Err("the file holds no z or no log_det to compare with".into());
     }
     for name in outputs {
