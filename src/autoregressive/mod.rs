@@ -38,11 +38,7 @@ pub trait AutoregressiveNet: Module {
     /// `[batch, ...]`, on the device and of the dtype of `like`.
     ///
     /// The default runs the whole net once for each step.
-    fn in_steps(
-        &self,
-        like: &Tensor<2>,
-        mut next: impl FnMut(&[usize], Tensor<2>) -> Tensor<2>,
-    ) {
+    fn in_steps(&self, like: &Tensor<2>, mut next: impl FnMut(&[usize], Tensor<2>) -> Tensor<2>) {
         let steps = self.steps();
         let (count, kinds) = (steps.len(), self.num_params() / steps.len());
         let mut x = Tensor::zeros([like.dims()[0], count], (&like.device(), like.dtype()));

@@ -138,9 +138,10 @@ impl Block {
     }
 
     fn forward(&self, h: Tensor<2>, activation: Activation, context: &Context) -> Tensor<2> {
-        let of_context = self.context.as_ref().map(|place| {
-            (*place.entry, place.linear.forward(context.rows(h.dims()[0])))
-        });
+        let of_context = self
+            .context
+            .as_ref()
+            .map(|place| (*place.entry, place.linear.forward(context.rows(h.dims()[0]))));
         let entering = match &of_context {
             Some((ContextEntry::Added, value)) => Some(value.clone()),
             Some((ContextEntry::Activated, value)) => Some(activation.of(value.clone())),
@@ -301,9 +302,8 @@ impl BlockNetConfig {
     pub fn init(&self, device: &Device) -> Result<BlockNet> {
         check_widths(LAYER, self.features_in, self.hidden_width, self.features_out)?;
         let width = self.hidden_width;
-        let layer = |inputs, outputs| {
-            MaskedLinear::new(drawn(LinearConfig::new(inputs, outputs), device))
-        };
+        let layer =
+            |inputs, outputs| MaskedLinear::new(drawn(LinearConfig::new(inputs, outputs), device));
         let context = |entry| {
             let linear = LinearConfig::new(self.context_width, width);
             let has_context = self.context_width > 0;

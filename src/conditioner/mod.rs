@@ -19,7 +19,8 @@ use burn::tensor::Tensor;
 pub use activation::Activation;
 pub(crate) use activation::sigmoid;
 pub use block_net::{
-    Block, BlockContext, BlockForm, BlockNet, BlockNetConfig, ContextEntry, MaskedLinear, PeriodicInput,
+    Block, BlockContext, BlockForm, BlockNet, BlockNetConfig, ContextEntry, MaskedLinear,
+    PeriodicInput,
 };
 pub use conv_net::ConvNet;
 pub(crate) use folded::{Fold, FoldedNet};

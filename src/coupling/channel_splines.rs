@@ -84,7 +84,8 @@ impl ChannelSplines {
                 SplineTails::Linear => (0..3 * bins + 1).collect(),
                 SplineTails::Circular => (0..3 * bins).collect(),
             };
-            let numbers = kinds.iter().flat_map(|kind| places.iter().map(move |at| kind * count + at));
+            let numbers =
+                kinds.iter().flat_map(|kind| places.iter().map(move |at| kind * count + at));
             Group { spline, numbers: numbers.collect(), places }
         });
         groups.filter(|group| !group.places.is_empty()).collect()
@@ -99,7 +100,8 @@ impl ChannelSplines {
         map: impl Fn(&RationalQuadratic, Tensor<D>, Tensor<D>) -> [Tensor<D>; N],
     ) -> [Tensor<D>; N] {
         assert!(
-            x.dims()[1] == channels.len() && params.dims()[1] == (3 * self.bins() + 1) * channels.len(),
+            x.dims()[1] == channels.len()
+                && params.dims()[1] == (3 * self.bins() + 1) * channels.len(),
             "ChannelSplines: got values of shape {:?} and numbers of shape {:?} for {} channels, {} \
              numbers each",
             x.dims(),
@@ -115,7 +117,8 @@ impl ChannelSplines {
         let mut order = Vec::new();
         let mut parts: [Vec<Tensor<D>>; N] = std::array::from_fn(|_| Vec::new());
         for group in groups {
-            let of_group = map(group.spline, select(&x, &group.places), select(&params, &group.numbers));
+            let of_group =
+                map(group.spline, select(&x, &group.places), select(&params, &group.numbers));
             for (parts, part) in parts.iter_mut().zip(of_group) {
                 parts.push(part);
             }
@@ -160,7 +163,8 @@ impl Transform for ChannelSplines {
         z: Tensor<D>,
         params: Tensor<D>,
     ) -> Tensor<D> {
-        let [x] = self.by_group(channels, z, params, |spline, z, params| [spline.inverse(z, params)]);
+        let [x] =
+            self.by_group(channels, z, params, |spline, z, params| [spline.inverse(z, params)]);
         x
     }
 }

@@ -31,7 +31,7 @@ pub const SIGMOID_OFFSET: f64 = 2.0;
 /// | `InverseSigmoid` | `-ln sigmoid(h + 2)` | up to `e^20` | 1 |
 /// | `Exp` | `h` | up to `e^20` | `e^8` |
 /// | `BoundedExp { bound }` | `bound tanh(h / bound)` | up to `e^min(bound, 20)` | `e^min(bound, 8)` |
-/// | `SoftClip { bound }` | `h / (1 + |h / bound|)` | up to `e^min(bound, 20)` | `e^min(bound, 8)` |
+/// | `SoftClip { bound }` | `h / (1 + abs(h / bound))` | up to `e^min(bound, 20)` | `e^min(bound, 8)` |
 /// | `FlooredSigmoid { floor }` | `ln(sigmoid(h + 2) + floor)` | below `1 + floor` | `1 / floor`, at most `e^8` |
 /// | `FlooredSoftplus { floor }` | `ln(ln(1 + e^h) + floor)` | up to `e^20` | `1 / floor`, at most `e^8` |
 /// | `Tanh` | `gain tanh(h)`, `gain` learned per channel | up to `e^min(gain, 20)` | `e^min(gain, 8)` |

@@ -27,10 +27,9 @@ const LAYER: &str = "ContextMixture";
 ///
 /// ```
 /// use burn::tensor::Tensor;
-/// use burn_flows::conditioner::MlpConfig;
+/// use burn_flows::conditioner::{Mlp, MlpConfig};
 /// use burn_flows::context::Given;
 /// use burn_flows::prior::{ContextMixture, Prior};
-/// use burn_flows::conditioner::Mlp;
 ///
 /// let device = burn_flows::backend::device();
 /// let numbers = ContextMixture::<Mlp>::num_params(2, 1);

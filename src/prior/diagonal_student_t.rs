@@ -95,7 +95,15 @@ fn digamma(mut x: f64) -> f64 {
     }
     let square = 1.0 / (x * x);
     // Bernoulli numbers over twice their index.
-    let terms = [1.0 / 12.0, -1.0 / 120.0, 1.0 / 252.0, -1.0 / 240.0, 1.0 / 132.0, -691.0 / 32760.0, 1.0 / 12.0];
+    let terms = [
+        1.0 / 12.0,
+        -1.0 / 120.0,
+        1.0 / 252.0,
+        -1.0 / 240.0,
+        1.0 / 132.0,
+        -691.0 / 32760.0,
+        1.0 / 12.0,
+    ];
     let series = terms.iter().rev().fold(0.0, |series, term| (series + term) * square);
     sum + x.ln() - 0.5 / x - series
 }

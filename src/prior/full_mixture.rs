@@ -98,7 +98,8 @@ impl Components {
             let width = values.dims()[2];
             (values * choices.clone()).sum_dim(1).reshape([batch, width])
         };
-        let (mean, diagonal) = (chosen(self.mean), chosen(self.log_diagonal.exp() + DIAGONAL_FLOOR));
+        let (mean, diagonal) =
+            (chosen(self.mean), chosen(self.log_diagonal.exp() + DIAGONAL_FLOOR));
         let lower = self.lower.map(chosen);
         let column = |values: &Tensor<2>, at: usize| values.clone().narrow(1, at, 1);
         let mut entry = 0;

@@ -85,8 +85,10 @@ impl Prior<2> for PerFeature {
                             - (HALF_LN_TAU + deviation.ln())
                     }
                     FeatureDensity::Uniform(lower, upper) => {
-                        let outside =
-                            value.clone().lower_elem(lower).bool_or(value.clone().greater_elem(upper));
+                        let outside = value
+                            .clone()
+                            .lower_elem(lower)
+                            .bool_or(value.clone().greater_elem(upper));
                         support::report(|| {
                             let any = outside.clone().any().into_scalar::<bool>();
                             any.then(|| FlowError::OutsideSupport {

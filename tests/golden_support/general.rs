@@ -26,9 +26,7 @@ pub fn case(golden: &Golden) -> Option<Result<Computed, String>> {
         "flows.MAF" | "flows.NSF" | "flows.NCSF" | "flows.NICE" | "flows.RealNVP" => {
             zuko::flow(golden)
         }
-        class if class.starts_with("flows.Flow(CompositeTransform(layers)") => {
-            nflows::flow(golden)
-        }
+        class if class.starts_with("flows.Flow(CompositeTransform(layers)") => nflows::flow(golden),
         "NormalizingFlow" | "ConditionalNormalizingFlow" => normflows::flow(golden),
         _ => return None,
     })

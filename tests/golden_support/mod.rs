@@ -159,8 +159,8 @@ pub fn compare(golden: &Golden, computed: &Computed) -> Result<Errors, String> {
     let outputs: Vec<_> = golden.outputs().collect();
     // A density alone has no map.
     let has_map = outputs.iter().any(|name| *name == "z" || *name == "z.0" || *name == "log_det");
-    let is_whole = outputs.contains(&"log_det")
-        && (outputs.contains(&"z") || outputs.contains(&"z.0"));
+    let is_whole =
+        outputs.contains(&"log_det") && (outputs.contains(&"z") || outputs.contains(&"z.0"));
     if !is_whole && (has_map || !outputs.contains(&"log_prob")) {
         return Err("the file holds no z or no log_det to compare with".into());
     }

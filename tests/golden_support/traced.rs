@@ -136,10 +136,7 @@ impl<'a> Reader<'a> {
 
     /// A linear layer of a weight `[outputs, inputs]`.
     pub fn linear(&self, weight: Traced, bias: Option<Traced>) -> Linear {
-        Linear {
-            weight: self.param(weight.transposed()),
-            bias: bias.map(|bias| self.param(bias)),
-        }
+        Linear { weight: self.param(weight.transposed()), bias: bias.map(|bias| self.param(bias)) }
     }
 
     /// The gradients by the file's numbers, by name, of those by the parameters of a module; added to

@@ -37,7 +37,8 @@ pub fn by_column(golden: &Golden) -> Result<Computed, String> {
 
 fn map(value: &Value) -> Result<DirectedMap, String> {
     let name = value["map"].as_str().ok_or_else(|| format!("{value} has no map"))?;
-    let options = |known: &[&str]| Spec::of(value, &[known, &["map", "domain", "inverse"]].concat());
+    let options =
+        |known: &[&str]| Spec::of(value, &[known, &["map", "domain", "inverse"]].concat());
     let one = |key: &str, default: f64| options(&[key])?.number_or(key, default);
     let map: DirectedMap = match name {
         "Sigmoid" => ScalarMap::Sigmoid { temperature: one("temperature", 1.0)? }.into(),
@@ -97,14 +98,14 @@ pub fn mixture(golden: &Golden) -> Result<Computed, String> {
     // Where the numbers of their diagonals and entries below start, one row of numbers each.
     let diagonal_at = count * (1 + features);
     let lower_at = diagonal_at + kinds * spread;
-    let diagonal = (0..count).flat_map(|k| {
-        (0..features).map(move |d| (k % kinds) * spread + d % spread + diagonal_at)
-    });
+    let diagonal = (0..count)
+        .flat_map(|k| (0..features).map(move |d| (k % kinds) * spread + d % spread + diagonal_at));
     let theirs = lower_at + kinds * below;
     let entries = features * (features - 1) / 2;
     let lower = (0..count).flat_map(|k| {
         // One behind the last: nothing.
-        (0..entries).map(move |at| if is_full { lower_at + (k % kinds) * below + at } else { theirs })
+        (0..entries)
+            .map(move |at| if is_full { lower_at + (k % kinds) * below + at } else { theirs })
     });
     let rows: Vec<usize> = (0..diagonal_at).chain(diagonal).chain(lower).collect();
     let ours = |numbers: Traced| {
@@ -137,17 +138,13 @@ pub fn mixture(golden: &Golden) -> Result<Computed, String> {
             logits: reader.param(all.rows(0..count)),
             mean: reader.param(part(count, features)),
             log_diagonal: reader.param(part(diagonal_at, features)),
-            lower: (entries > 0)
-                .then(|| reader.param(part(count * (1 + 2 * features), entries))),
+            lower: (entries > 0).then(|| reader.param(part(count * (1 + 2 * features), entries))),
         })
     };
     model::compute(&reader, Model::new(Vec::new(), base))
 }
 
-fn mixture_net(
-    params: &Params<'_>,
-    ours: impl Fn(Traced) -> Traced,
-) -> Result<BlockNet, String> {
+fn mixture_net(params: &Params<'_>, ours: impl Fn(Traced) -> Traced) -> Result<BlockNet, String> {
     let indices = params.indices();
     let last = *indices.last().ok_or("a net without layers")?;
     let blocks = indices.into_iter().map(|index| {

@@ -45,9 +45,10 @@ impl Numbers {
     /// Rows that stand feature by feature, in our order: kind by kind.
     fn arrange(&self, rows: &Traced, has_offset: bool) -> Traced {
         let (count, kinds) = (rows.shape()[0] / self.0.len(), self.0.len());
-        let from = self.0.iter().flat_map(|(kind, ..)| {
-            (0..count).map(move |feature| feature * kinds + kind)
-        });
+        let from = self
+            .0
+            .iter()
+            .flat_map(|(kind, ..)| (0..count).map(move |feature| feature * kinds + kind));
         let offset = |row: usize| if has_offset { self.0[row / count].2 } else { 0.0 };
         rows.rows(from).rows_mapped(|row| self.0[row / count].1, offset)
     }
@@ -68,7 +69,8 @@ impl Numbers {
 
     /// The parameters of a spline for each feature: theirs `[features, kinds]`, ours one row a kind.
     pub fn elementwise(&self, parts: &[Traced]) -> Traced {
-        let kinds = parts.iter().map(Traced::transposed).reduce(|above, below| above.stacked(&below));
+        let kinds =
+            parts.iter().map(Traced::transposed).reduce(|above, below| above.stacked(&below));
         let kinds = kinds.expect("a spline has parts");
         let rows = kinds.rows(self.0.iter().map(|(kind, ..)| *kind));
         let rows = rows.rows_mapped(|row| self.0[row].1, |row| self.0[row].2);
@@ -109,9 +111,7 @@ pub fn first_layer(
     let linear = params.reader.linear(part(0..inputs), Some(params.traced("bias")?));
     let mask = if params.has("mask") { Some(traced_mask(params)?) } else { None };
     let first = match &mask {
-        Some(mask) => {
-            masked(params, linear, &mask.transposed().rows(0..inputs).transposed())
-        }
+        Some(mask) => masked(params, linear, &mask.transposed().rows(0..inputs).transposed()),
         None => MaskedLinear::new(linear),
     };
     if columns == inputs {
@@ -251,7 +251,8 @@ pub struct Split {
 impl Split {
     pub fn new(is_kept: &[bool]) -> Result<Self, String> {
         let features = is_kept.len();
-        let places = |kept: bool| (0..features).filter(|&at| is_kept[at] == kept).collect::<Vec<_>>();
+        let places =
+            |kept: bool| (0..features).filter(|&at| is_kept[at] == kept).collect::<Vec<_>>();
         let (kept, changed) = (places(true), places(false));
         if kept.is_empty() || changed.is_empty() {
             return Err("a coupling keeps some features and changes others".into());

@@ -73,7 +73,11 @@ pub fn fitted(
     let (fit_mean, fit_deviation) = (values(of_x.mean.val()), values(of_x.deviation.val()));
     let fit_shift = fit_mean.iter().zip(&fit_deviation).map(|(mean, deviation)| -mean / deviation);
     computed.compare("fitted shift", fit_shift.collect(), shift);
-    computed.compare("fitted scale", fit_deviation.iter().map(|value| value.recip()).collect(), scale);
+    computed.compare(
+        "fitted scale",
+        fit_deviation.iter().map(|value| value.recip()).collect(),
+        scale,
+    );
     let of_context = Standardize::fit::<2>(golden.tensor("fit_context")?).map_err(text)?;
     computed.compare("fitted mean", values(of_context.mean.val()), mean);
     computed.compare("fitted deviation", values(of_context.deviation.val()), deviation);
@@ -220,7 +224,8 @@ fn spline(spec: &Spec, divisor: f64) -> Result<(RationalQuadraticConfig, Numbers
         None => SplineTails::Linear,
         Some(other) => return Err(format!("unknown tails {other:?}")),
     };
-    let (config, min_slope) = floored_spline(spec, bins, spec.number_or("tail_bound", 1.0)?, tails)?;
+    let (config, min_slope) =
+        floored_spline(spec, bins, spec.number_or("tail_bound", 1.0)?, tails)?;
     let config = match tails {
         SplineTails::Linear => config.with_interval(0.0, 1.0),
         _ => config,
@@ -229,15 +234,13 @@ fn spline(spec: &Spec, divisor: f64) -> Result<(RationalQuadraticConfig, Numbers
 }
 
 fn spline_coupling(value: &Value, params: &Params<'_>) -> Result<Vec<Layer>, String> {
-    let options =
-        [SPLINE_OPTIONS, &["mask", "net", "apply_unconditional_transform"]].concat();
+    let options = [SPLINE_OPTIONS, &["mask", "net", "apply_unconditional_transform"]].concat();
     let spec = Spec::of(value, &options)?;
     let (split, options) = (split(&spec)?, net_options(&spec)?);
     let (config, numbers) = spline(&spec, options.hidden.sqrt())?;
     let transform = config.init().map_err(text)?;
     let net = params.under("transform_net");
-    let net =
-        residual_net(&net, split.kept.len(), options.context, options.activation, &numbers)?;
+    let net = residual_net(&net, split.kept.len(), options.context, options.activation, &numbers)?;
     let coupling = Coupling::from_transform(net, transform, split.mask);
     let mut layers = vec![Layer::SplineCoupling(coupling)];
     if spec.flag("apply_unconditional_transform") {

@@ -1,9 +1,7 @@
 //! Flows of zuko, with the masks that their files hold.
 
 use burn::module::Param;
-use burn_flows::autoregressive::{
-    Autoregressive, AutoregressiveNet, Made, MadeContext, MaskedNet,
-};
+use burn_flows::autoregressive::{Autoregressive, AutoregressiveNet, Made, MadeContext, MaskedNet};
 use burn_flows::conditioner::{Activation, Block, BlockNet, Mlp};
 use burn_flows::context::{Context, WithContext};
 use burn_flows::coupling::{
@@ -114,10 +112,7 @@ fn base(spec: &Spec, params: &Params<'_>) -> Result<Base, String> {
                 let values = array.values().to_vec();
                 frozen(reader.golden.tensor_of(&Array::new([1, values.len()], values)))
             };
-            Ok(Base::Diagonal(DiagonalNormal {
-                mean: row(mean),
-                log_std: row(scale.map(f64::ln)),
-            }))
+            Ok(Base::Diagonal(DiagonalNormal { mean: row(mean), log_std: row(scale.map(f64::ln)) }))
         }
         other => Err(format!("unknown base {other:?}")),
     }
@@ -177,7 +172,9 @@ fn of_layer(spec: &Spec, params: &Params<'_>) -> Result<Vec<Layer>, String> {
         let (net, names) = masked_blocks(params, features, context, activation, &map)?;
         let masked: MaskedNet = masked_net(&params.under("hyper"), &names, net)?;
         match map {
-            Map::Affine => Layer::AffineMasked(join(masked, affine(params, scale_map(), features))?),
+            Map::Affine => {
+                Layer::AffineMasked(join(masked, affine(params, scale_map(), features))?)
+            }
             Map::Spline(spline) => Layer::SplineMasked(join(masked, spline)?),
             Map::OnCircle(spline) => Layer::CircleMasked(join(masked, spline)?),
         }
