@@ -167,7 +167,7 @@ impl AutoregressiveNet for MaskedNet {
         steps.into_iter().map(|step| step as usize).collect()
     }
 
-    fn num_params(&self) -> usize {
+    fn num_outputs(&self) -> usize {
         self.net.features_out()
     }
 

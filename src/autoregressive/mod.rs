@@ -25,7 +25,7 @@ pub trait AutoregressiveNet: Module {
     fn steps(&self) -> Vec<usize>;
 
     /// Numbers that the net gives for all features together.
-    fn num_params(&self) -> usize;
+    fn num_outputs(&self) -> usize;
 
     /// Numbers of all features, one kind after the other, given `x`.
     ///
@@ -40,7 +40,7 @@ pub trait AutoregressiveNet: Module {
     /// The default runs the whole net once for each step.
     fn in_steps(&self, like: &Tensor<2>, mut next: impl FnMut(&[usize], Tensor<2>) -> Tensor<2>) {
         let steps = self.steps();
-        let (count, kinds) = (steps.len(), self.num_params() / steps.len());
+        let (count, kinds) = (steps.len(), self.num_outputs() / steps.len());
         let mut x = Tensor::zeros([like.dims()[0], count], (&like.device(), like.dtype()));
         let mut columns: Vec<Option<Tensor<2>>> = vec![None; count];
         for step in 0..=steps.iter().copied().max().unwrap_or(0) {
@@ -66,7 +66,7 @@ impl AutoregressiveNet for Made {
         Made::steps(self)
     }
 
-    fn num_params(&self) -> usize {
+    fn num_outputs(&self) -> usize {
         self.layers.last().expect("a Made has a layer").weight.dims()[1]
     }
 
@@ -140,7 +140,7 @@ impl<T: Transform, N: AutoregressiveNet> Autoregressive<T, N> {
     /// # Errors
     /// If the net does not give as many numbers a feature as the transform needs.
     pub fn new(made: N, transform: T) -> Result<Self> {
-        let (features, outputs) = (made.steps().len(), made.num_params());
+        let (features, outputs) = (made.steps().len(), made.num_outputs());
         if outputs != features * transform.params_per_channel() {
             return Err(FlowError::config(
                 "Autoregressive",

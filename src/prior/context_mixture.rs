@@ -21,7 +21,7 @@ const LAYER: &str = "ContextMixture";
 ///
 /// `(logits, means, log_diagonals, lower) = net(context)`, those of a [`FullMixture`](super::FullMixture)
 /// in this order, component by component: `components (1 + 2 features + features (features - 1) / 2)`
-/// numbers, see [`num_params`](ContextMixture::num_params).
+/// numbers, see [`num_numbers`](ContextMixture::num_numbers).
 ///
 /// Source: Bishop, *Mixture Density Networks*, NCRG/94/004, 1994.
 ///
@@ -32,7 +32,7 @@ const LAYER: &str = "ContextMixture";
 /// use burn_flows::prior::{ContextMixture, Prior};
 ///
 /// let device = burn_flows::backend::device();
-/// let numbers = ContextMixture::<Mlp>::num_params(2, 1);
+/// let numbers = ContextMixture::<Mlp>::num_numbers(2, 1);
 /// assert_eq!(numbers, 2 * 3);
 /// // All parameters 0: two standard normals on each other.
 /// let net = MlpConfig::new(3, vec![8], numbers).with_zero_init(true).init(&device)?;
@@ -73,14 +73,14 @@ impl<N: Conditioner<2>> ContextMixture<N> {
     }
 
     /// Numbers that the net has to give for a mixture of so many features.
-    pub fn num_params(num_components: usize, num_features: usize) -> usize {
+    pub fn num_numbers(num_components: usize, num_features: usize) -> usize {
         num_components * (1 + 2 * num_features + num_features * (num_features - 1) / 2)
     }
 
     fn components(&self, [batch, features]: [usize; 2]) -> Components {
         let count = *self.components;
         let numbers = self.net.forward(self.context.rows(batch));
-        let needed = [batch, Self::num_params(count, features)];
+        let needed = [batch, Self::num_numbers(count, features)];
         assert!(
             numbers.dims() == needed,
             "{LAYER}: the net gave numbers of shape {:?}, but {count} components of {features} features \
