@@ -17,7 +17,6 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 pub use activation::Activation;
-pub(crate) use activation::sigmoid;
 pub use block_net::{
     Block, BlockContext, BlockForm, BlockNet, BlockNetConfig, ContextEntry, MaskedLinear,
     PeriodicInput,
