@@ -54,6 +54,14 @@ pub(crate) fn epsilon(dtype: DType) -> f64 {
     }
 }
 
+/// The least normal number above zero of a dtype.
+pub(crate) fn least(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => f64::MIN_POSITIVE,
+        _ => f64::from(f32::MIN_POSITIVE),
+    }
+}
+
 /// The largest `l` for which both `exp(l)` and `exp(-l)` are normal numbers of a dtype.
 pub(crate) fn largest_log_scale(dtype: DType) -> f64 {
     match dtype {

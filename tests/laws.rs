@@ -71,6 +71,11 @@ density_each! {
     density_of_glow_additive, [3, 3, 4, 4], |rng, device| glow([3, 4, 4], 2).with_coupling(GlowCouplingKind::Additive).with_mixing(GlowMixingKind::Conv1x1Plu).init(rng, device)?;
     density_of_glow_plu, [3, 1, 4, 8], |rng, device| glow([1, 4, 8], 2).with_mixing(GlowMixingKind::Conv1x1Plu).init(rng, device)?;
     density_of_a_mixture, [16, 4], |rng, device| FlowStack::<2, _, _>::single(maf(4, None, ScaleMap::default(), device)?, GaussianMixture::new(3, 4, rng, device)?, &[4])?;
+    density_of_full_mixture, [16, 3], |rng, device| FlowStack::<2, _, _>::single(maf(3, None, ScaleMap::default(), device)?, FullMixture::new(3, 3, rng, device)?, &[3])?;
+    density_of_one_full_feature, [16, 1], |rng, device| FlowStack::<2, _, _>::single(DiagonalScaling::new(1, device)?, FullMixture::new(2, 1, rng, device)?, &[1])?;
+    density_of_context_mixture, [16, 3], |_rng, device| FlowStack::<2, _, _>::single(DiagonalScaling::new(3, device)?, context_mixture(device)?, &[3])?;
+    density_of_diagonal_student_t, [16, 4], |_rng, device| FlowStack::<2, _, _>::single(maf(4, None, ScaleMap::default(), device)?, DiagonalStudentT::new(4, device)?, &[4])?;
+    density_of_per_feature, [16, 2], |_rng, device| FlowStack::<2, _, _>::single(Elementwise::new(RationalQuadraticConfig::new(4, 9.0).init()?, 2, device)?, PerFeature::new(vec![FeatureDensity::Normal(2.0), FeatureDensity::Uniform(-9.0, 9.0)])?, &[2])?;
     density_of_student_t, [16, 4], |_rng, device| FlowStack::<2, _, _>::single(spline_maf(4, device)?, StudentT::new(4.0)?, &[4])?;
     density_of_nice, [16, 5], |_rng, device| NiceConfig::new(5, vec![HIDDEN]).init(device)?;
     density_of_real_nvp, [3, 1, 4, 4], |_rng, device| initialized(RealNvpConfig::new([1, 4, 4], 2, 4, 1).with_logit(None, LogitForm::Code).init(device)?, [8, 1, 4, 4], device);

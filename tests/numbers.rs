@@ -162,7 +162,7 @@ mod scale_maps {
         in_dtype(coupling, dtype)
     }
 
-    fn maps() -> [(ScaleMap, f64); 9] {
+    fn maps() -> [(ScaleMap, f64); 12] {
         [
             (ScaleMap::Sigmoid, 1.0),
             (ScaleMap::InverseSigmoid, 1.0),
@@ -173,6 +173,9 @@ mod scale_maps {
             (ScaleMap::Tanh, 100.0),
             (ScaleMap::Tanh, -100.0),
             (ScaleMap::Tanh, 1e30),
+            (ScaleMap::SoftClip { bound: 6.9 }, 1.0),
+            (ScaleMap::FlooredSigmoid { floor: 1e-3 }, 1.0),
+            (ScaleMap::FlooredSoftplus { floor: 1e-3 }, 1.0),
         ]
     }
 
@@ -186,6 +189,9 @@ mod scale_maps {
             ScaleMap::InverseSigmoid => -ln_sigmoid(raw + 2.0),
             ScaleMap::Exp => raw,
             ScaleMap::BoundedExp { bound } => bound * (raw / bound).tanh(),
+            ScaleMap::SoftClip { bound } => raw / (1.0 + (raw / bound).abs()),
+            ScaleMap::FlooredSigmoid { floor } => (ln_sigmoid(raw + 2.0).exp() + floor).ln(),
+            ScaleMap::FlooredSoftplus { floor } => (-ln_sigmoid(-raw) + floor).ln(),
             ScaleMap::Tanh => gain * raw.tanh(),
         };
         log_scale.clamp(-8.0, 20.0)

@@ -5,6 +5,7 @@ use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, activation};
 
+use super::check_order;
 use crate::chain::assert_size;
 use crate::conditioner::{Conditioner, Fold, FoldedNet, drawn};
 use crate::context::Context;
@@ -73,16 +74,7 @@ impl MadeConfig {
             ));
         }
         let order = self.order.clone().unwrap_or_else(|| (0..features).collect());
-        let steps = order.iter().max().map_or(0, |last| last + 1);
-        if order.len() != features || (0..steps).any(|step| !order.contains(&step)) {
-            return Err(FlowError::config(
-                LAYER,
-                "order",
-                format!("{order:?}"),
-                format!("a step for each of {features} features, from 0 on without a gap"),
-                "a permutation of 0..features is an order of single features",
-            ));
-        }
+        let steps = check_order(LAYER, &order, features)?;
         // Units that see no feature are of use where they see a context: without them, the features of
         // the first step could not depend on it.
         let first = usize::from(steps > 1 && self.context == 0);
@@ -108,7 +100,7 @@ impl MadeConfig {
 }
 
 /// 1 where an output may see an input, `[inputs, outputs]`.
-fn mask(
+pub(super) fn mask(
     from: &[usize],
     to: &[usize],
     sees: impl Fn(usize, usize) -> bool,

@@ -1,5 +1,7 @@
 //! The nets inside couplings and conditional priors: ordinary nets, no log-determinants here.
 
+mod activation;
+mod block_net;
 pub mod conv;
 mod conv_net;
 mod folded;
@@ -14,6 +16,11 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
+pub use activation::Activation;
+pub use block_net::{
+    Block, BlockContext, BlockForm, BlockNet, BlockNetConfig, ContextEntry, MaskedLinear,
+    PeriodicInput,
+};
 pub use conv_net::ConvNet;
 pub(crate) use folded::{Fold, FoldedNet};
 pub use glow_net::{GlowNet, GlowNetConfig, NetNorm};

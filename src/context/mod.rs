@@ -7,8 +7,9 @@
 //! | to condition | write |
 //! |---|---|
 //! | a coupling, or the prior of a split | [`WithContext`] around its net |
+//! | the same, block by block of its net | [`BlockNetConfig::with_context`](crate::conditioner::BlockNetConfig::with_context) |
 //! | an autoregressive layer | [`MadeConfig::with_context`](crate::autoregressive::MadeConfig::with_context) |
-//! | the prior of the whole | [`ContextNormal`](crate::prior::ContextNormal) |
+//! | the prior of the whole | [`ContextNormal`](crate::prior::ContextNormal), [`ContextMixture`](crate::prior::ContextMixture) |
 //! | a Glow, on classes | [`GlowConfig::with_num_classes`](crate::models::GlowConfig::with_num_classes) |
 //! | a net of your own | a [`Context`] among its fields, [`Context::beside`] or [`Context::rows`] in `forward` |
 //! | on something that a net has to look at first | [`Embedded`] around the model |

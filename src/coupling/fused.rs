@@ -430,6 +430,11 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
                     ScaleMap::BoundedExp { bound } => {
                         LogScale::Bounded { bound: T::from_f64(*bound) }
                     }
+                    ScaleMap::SoftClip { .. }
+                    | ScaleMap::FlooredSigmoid { .. }
+                    | ScaleMap::FlooredSoftplus { .. } => {
+                        unreachable!("Affine::fused answers for the others alone")
+                    }
                     ScaleMap::Tanh => LogScale::Tanh {
                         gain: gain
                             .as_ref()

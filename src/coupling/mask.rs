@@ -39,6 +39,9 @@ pub enum Mask {
     ChannelHalves(Parity),
     /// Even and odd indices of axis 1 (NICE).
     Alternating(Parity),
+    /// The given number of first channels and the rest, of which the parity says which part is the identity
+    /// part. With a [`Permutation`](crate::linear::Permutation) before it and one behind, any channels.
+    SplitAt(usize, Parity),
     /// A checkerboard of pixels, the same for all channels (RealNVP): squares whose coordinates have an
     /// even sum, in as many dimensions as the samples have behind their channels (every second place of
     /// a sequence `[batch, channels, length]`); for vectors, alternating features. The conditioner sees
@@ -63,6 +66,7 @@ impl Mask {
         match self {
             Self::ChannelHalves(parity) => Self::ChannelHalves(parity.flip()),
             Self::Alternating(parity) => Self::Alternating(parity.flip()),
+            Self::SplitAt(at, parity) => Self::SplitAt(at, parity.flip()),
             Self::Checkerboard(parity) => Self::Checkerboard(parity.flip()),
         }
     }
@@ -74,6 +78,8 @@ impl Mask {
                 Parity::Even => num_channels.div_ceil(2),
                 Parity::Odd => num_channels / 2,
             },
+            Self::SplitAt(at, Parity::Even) => at.min(num_channels),
+            Self::SplitAt(at, Parity::Odd) => num_channels.saturating_sub(at),
             Self::Checkerboard(_) => num_channels,
         }
     }
@@ -102,6 +108,15 @@ impl Mask {
                 let halves = (x.clone().narrow(1, 0, first), x.narrow(1, first, channels - first));
                 parity.order(halves)
             }
+            Self::SplitAt(at, parity) => {
+                assert!(
+                    at > 0 && at < channels,
+                    "Coupling: got shape {:?}, but a split behind channel {at} needs more on axis 1",
+                    x.dims()
+                );
+                let parts = (x.clone().narrow(1, 0, at), x.narrow(1, at, channels - at));
+                parity.order(parts)
+            }
             Self::Alternating(parity) => {
                 let halves = (every_second(x.clone(), 0), every_second(x, 1));
                 parity.order(halves)
@@ -120,7 +135,7 @@ impl Mask {
         transformed: Tensor<D>,
     ) -> Tensor<D> {
         match self {
-            Self::ChannelHalves(parity) => {
+            Self::ChannelHalves(parity) | Self::SplitAt(_, parity) => {
                 let (first, second) = parity.order((identity, transformed));
                 Tensor::cat(vec![first, second], 1)
             }

@@ -3,8 +3,11 @@
 //! A coupling is a conditioner (any net) and an elementwise [`Transform`]: part of `x` passes
 //! unchanged and tells the net how to change the rest. Its inverse needs no inverse of the net.
 
+mod channel_splines;
 mod elementwise;
 mod fused;
+mod kept_part;
+mod mapped;
 mod mask;
 mod scale;
 mod spline;
@@ -14,10 +17,14 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
+pub use channel_splines::ChannelSplines;
 pub use elementwise::Elementwise;
 pub(crate) use fused::{Fused, FusedMap, Layout};
+pub use kept_part::KeptPart;
+pub use mapped::Mapped;
 pub use mask::{Mask, Parity};
 pub use scale::{LOG_SCALE_FLOOR, LOG_SCALE_LIMIT, SIGMOID_OFFSET, ScaleMap};
+pub(crate) use scale::{soft_clip, softplus};
 pub use spline::{Knots, RationalQuadratic, RationalQuadraticConfig, SplineForm, SplineTails};
 pub use transform::{Additive, Affine, AffineOrder, Transform};
 pub(crate) use transform::{map_and_log_det, per_channel};

@@ -31,6 +31,9 @@ pub const SIGMOID_OFFSET: f64 = 2.0;
 /// | `InverseSigmoid` | `-ln sigmoid(h + 2)` | up to `e^20` | 1 |
 /// | `Exp` | `h` | up to `e^20` | `e^8` |
 /// | `BoundedExp { bound }` | `bound tanh(h / bound)` | up to `e^min(bound, 20)` | `e^min(bound, 8)` |
+/// | `SoftClip { bound }` | `h / (1 + abs(h / bound))` | up to `e^min(bound, 20)` | `e^min(bound, 8)` |
+/// | `FlooredSigmoid { floor }` | `ln(sigmoid(h + 2) + floor)` | below `1 + floor` | `1 / floor`, at most `e^8` |
+/// | `FlooredSoftplus { floor }` | `ln(ln(1 + e^h) + floor)` | up to `e^20` | `1 / floor`, at most `e^8` |
 /// | `Tanh` | `gain tanh(h)`, `gain` learned per channel | up to `e^min(gain, 20)` | `e^min(gain, 8)` |
 ///
 /// All are held within [`LOG_SCALE_FLOOR`] and [`LOG_SCALE_LIMIT`], -8 and 20, whatever the gain or the
@@ -42,7 +45,9 @@ pub const SIGMOID_OFFSET: f64 = 2.0;
 /// default, lets one layer amplify by `e^2 = 7.4` at most and has slope one at the origin.
 ///
 /// Sources: `Sigmoid`: openai/glow, `model.py`; `InverseSigmoid`, `Exp`: normflows
-/// `AffineCoupling`; `Tanh`: Dinh et al., *Density estimation using Real NVP*,
+/// `AffineCoupling`; `SoftClip`: zuko, `MonotonicAffineTransform`, with the bound `ln 1000`;
+/// `FlooredSigmoid` and `FlooredSoftplus`: nflows, `AffineCouplingTransform` and
+/// `MaskedAffineAutoregressiveTransform`, with the floor 0.001; `Tanh`: Dinh et al., *Density estimation using Real NVP*,
 /// [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), section 4.1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum ScaleMap {
@@ -57,6 +62,21 @@ pub enum ScaleMap {
         /// Largest magnitude of the log-scale.
         bound: f64,
     },
+    /// `scale = exp(h / (1 + |h / bound|))`: slope one at the origin, and a tail that flattens slowly.
+    SoftClip {
+        /// Largest magnitude of the log-scale.
+        bound: f64,
+    },
+    /// `scale = sigmoid(h + 2) + floor`.
+    FlooredSigmoid {
+        /// The smallest scale.
+        floor: f64,
+    },
+    /// `scale = ln(1 + e^h) + floor`: linear in `h` where it is large. At `h = 0` it is `ln 2`, not 1.
+    FlooredSoftplus {
+        /// The smallest scale.
+        floor: f64,
+    },
     /// `scale = exp(gain tanh(h))` with one learned gain for each transformed channel: RealNVP.
     Tanh,
 }
@@ -68,14 +88,31 @@ impl Default for ScaleMap {
 }
 
 impl ScaleMap {
-    /// Refuses a bound that is not positive and finite.
+    /// Refuses a bound or a floor that is not positive and finite.
     pub(crate) fn validate(self, layer: &'static str) -> Result<()> {
-        let Self::BoundedExp { bound } = self else { return Ok(()) };
-        if bound > 0.0 && bound.is_finite() {
+        let (parameter, value, advice) = match self {
+            Self::BoundedExp { bound } => ("bound", bound, "2.0 is the usual choice"),
+            Self::SoftClip { bound } => ("bound", bound, "6.9 is the usual choice"),
+            Self::FlooredSigmoid { floor } | Self::FlooredSoftplus { floor } => {
+                ("floor", floor, "0.001 is the usual choice")
+            }
+            Self::Sigmoid | Self::InverseSigmoid | Self::Exp | Self::Tanh => return Ok(()),
+        };
+        if value > 0.0 && value.is_finite() {
             return Ok(());
         }
-        let advice = "2.0 is the usual choice";
-        Err(FlowError::config(layer, "bound", bound, "positive and finite", advice))
+        Err(FlowError::config(layer, parameter, value, "positive and finite", advice))
+    }
+
+    /// Whether the fused kernels of the CPU know it.
+    pub(crate) fn has_kernel(self) -> bool {
+        match self {
+            Self::Sigmoid | Self::InverseSigmoid | Self::Exp | Self::Tanh => true,
+            Self::BoundedExp { .. } => true,
+            Self::SoftClip { .. } | Self::FlooredSigmoid { .. } | Self::FlooredSoftplus { .. } => {
+                false
+            }
+        }
     }
 
     /// `log_scale(h)`, elementwise; `gain`, broadcast to `h`, is used by [`ScaleMap::Tanh`] alone.
@@ -90,6 +127,9 @@ impl ScaleMap {
             Self::Exp => h,
             // Not `h / bound`: Burn 0.22 rounds the gradient of a division by a scalar to f32.
             Self::BoundedExp { bound } => (h * bound.recip()).tanh() * bound,
+            Self::SoftClip { bound } => soft_clip(h, bound),
+            Self::FlooredSigmoid { floor } => (ln_sigmoid(h + SIGMOID_OFFSET).exp() + floor).log(),
+            Self::FlooredSoftplus { floor } => (softplus(h) + floor).log(),
             Self::Tanh => {
                 let gain = gain.expect("ScaleMap::Tanh has a learned gain");
                 h.tanh() * gain
@@ -103,4 +143,37 @@ impl ScaleMap {
 fn ln_sigmoid<const D: usize>(u: Tensor<D>) -> Tensor<D> {
     let tail = u.clone().abs().neg().exp().log1p();
     u.clamp_max(0.0) - tail
+}
+
+/// `u / (1 + |u / bound|)`: within `bound` on both sides.
+pub(crate) fn soft_clip<const D: usize>(u: Tensor<D>, bound: f64) -> Tensor<D> {
+    // Farther out it is the bound, and the quotient would leave f32.
+    let u = u.clamp(-1e12, 1e12);
+    let size = (u.clone() * bound.recip()).abs() + 1.0;
+    u / size
+}
+
+/// `ln(1 + e^u)`, which neither overflows nor cancels.
+pub(crate) fn softplus<const D: usize>(u: Tensor<D>) -> Tensor<D> {
+    u.clone().clamp_min(0.0) + u.abs().neg().exp().log1p()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_can_be_worked_out() {
+        let device = crate::backend::device();
+        for (map, h, scale) in [
+            (ScaleMap::SoftClip { bound: 2.0 }, 2.0, 1f64.exp()),
+            (ScaleMap::SoftClip { bound: 2.0 }, -6.0, (-1.5f64).exp()),
+            (ScaleMap::FlooredSigmoid { floor: 0.25 }, -2.0, 0.75),
+            (ScaleMap::FlooredSoftplus { floor: 0.5 }, 0.0, 2f64.ln() + 0.5),
+        ] {
+            let log_scale = map.log_scale(Tensor::<1>::from_data([h], &device), None);
+            let got = log_scale.into_scalar::<f64>().exp();
+            assert!((got - scale).abs() < 1e-6, "{map:?}: {got} is not {scale}");
+        }
+    }
 }

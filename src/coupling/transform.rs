@@ -199,7 +199,7 @@ impl Transform for Affine {
     }
 
     fn fused(&self) -> Option<FusedMap> {
-        Some(FusedMap::Affine {
+        self.scale_map.has_kernel().then(|| FusedMap::Affine {
             scale_map: *self.scale_map,
             order: *self.order,
             gain: self.gain.clone(),

@@ -248,15 +248,8 @@ impl GlowConfig {
                 "use fewer levels, or pad or crop the images to a multiple of a power of two",
             );
         }
-        if let GlowCouplingKind::Affine(ScaleMap::BoundedExp { bound }) = self.coupling
-            && !(bound > 0.0 && bound.is_finite())
-        {
-            return error(
-                "bound",
-                bound.to_string(),
-                "positive and finite".into(),
-                "2.0 is the usual choice",
-            );
+        if let GlowCouplingKind::Affine(scale_map) = self.coupling {
+            scale_map.validate("Glow")?;
         }
         if self.num_classes == Some(0) {
             let advice = "leave it out for a model without classes";

@@ -1,7 +1,7 @@
 //! From bounded, half-bounded and periodic variables to real numbers.
 
 use burn::module::Module;
-use burn::tensor::{Bool, DType, Tensor};
+use burn::tensor::{Bool, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::{assert_size, zero_log_det};
@@ -112,7 +112,7 @@ impl Domain {
     /// `(z, ln|dz/dx|, whether x is outside)` of a column.
     fn forward(self, x: Tensor<2>) -> (Tensor<2>, Tensor<2>, Tensor<2, Bool>) {
         // What is logarithmized is held off 0, so that no gradient of what is outside is infinite.
-        let least = least(x.dtype());
+        let least = host::least(x.dtype());
         match self {
             Self::Real => {
                 let none = x.zeros_like();
@@ -168,14 +168,6 @@ impl Domain {
                 (z + std::f64::consts::PI) * (turn / std::f64::consts::TAU) + first
             }
         }
-    }
-}
-
-/// The least number that is held to be above zero.
-fn least(dtype: DType) -> f64 {
-    match dtype {
-        DType::F64 => f64::MIN_POSITIVE,
-        _ => f64::from(f32::MIN_POSITIVE),
     }
 }
 

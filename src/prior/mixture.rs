@@ -99,6 +99,30 @@ pub(crate) fn log_sum_exp(values: Tensor<2>) -> Tensor<1> {
     (sum + largest).reshape([batch])
 }
 
+/// A component for each of `count` draws, as rows of 0 and 1: means and deviations stay differentiable.
+pub(super) fn draw_components(
+    logits: &[f64],
+    count: usize,
+    rng: &mut impl Rng,
+    device: &Device,
+    dtype: DType,
+) -> Tensor<2> {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = logits.iter().map(|logit| (logit - largest).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let components = weights.len();
+    let mut choices = vec![0.0; count * components];
+    for row in choices.chunks_mut(components) {
+        let mut rest = rng.random::<f64>() * total;
+        let chosen = weights.iter().position(|weight| {
+            rest -= weight;
+            rest < 0.0
+        });
+        row[chosen.unwrap_or(components - 1)] = 1.0;
+    }
+    host::from_f64(choices, [count, components], device, dtype)
+}
+
 impl Prior<2> for GaussianMixture {
     fn log_prob(&self, z: Tensor<2>) -> Tensor<1> {
         if host::has_no_samples(&z) {
@@ -120,21 +144,7 @@ impl Prior<2> for GaussianMixture {
             return standard_normal(shape, rng, device, dtype);
         }
         let logits = host::to_f64(host::plain(self.logits.val()));
-        let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = logits.iter().map(|logit| (logit - largest).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        // One component a draw, as rows of 0 and 1: means and deviations stay differentiable.
-        let components = weights.len();
-        let mut choices = vec![0.0; count * components];
-        for row in choices.chunks_mut(components) {
-            let mut rest = rng.random::<f64>() * total;
-            let chosen = weights.iter().position(|weight| {
-                rest -= weight;
-                rest < 0.0
-            });
-            row[chosen.unwrap_or(components - 1)] = 1.0;
-        }
-        let choices: Tensor<2> = host::from_f64(choices, [count, components], device, dtype);
+        let choices = draw_components(&logits, count, rng, device, dtype);
         let noise = standard_normal([count, features], rng, device, dtype) * temperature;
         let std = choices.clone().matmul(self.log_std.val().exp());
         choices.matmul(self.mean.val()) + noise * std

@@ -2,11 +2,15 @@
 
 mod blank_normal;
 mod conditional_normal;
+mod context_mixture;
 mod context_normal;
 mod diagonal_normal;
+mod diagonal_student_t;
+mod full_mixture;
 mod logistic;
 mod mixture;
 mod normal;
+mod per_feature;
 mod student_t;
 mod uniform;
 
@@ -40,12 +44,16 @@ pub use burn_flows_derive::Prior;
 /// all of them have; every variant holds one.
 pub use burn_flows_derive::SplitPrior;
 pub use conditional_normal::ConditionalNormal;
+pub use context_mixture::ContextMixture;
 pub use context_normal::ContextNormal;
 pub use diagonal_normal::DiagonalNormal;
+pub use diagonal_student_t::DiagonalStudentT;
+pub use full_mixture::FullMixture;
 pub use logistic::StandardLogistic;
 pub use mixture::GaussianMixture;
 pub(crate) use mixture::log_sum_exp;
 pub use normal::StandardNormal;
+pub use per_feature::{FeatureDensity, PerFeature};
 pub use student_t::StudentT;
 pub use uniform::Uniform;
 

@@ -347,7 +347,7 @@ fn alternating(io: &mut Exchange, features: usize, ours: Option<Mask>) -> Mask {
     if let Some(mask) = ours {
         let parity = match mask {
             Mask::ChannelHalves(parity) | Mask::Alternating(parity) => parity,
-            Mask::Checkerboard(parity) => parity,
+            Mask::Checkerboard(parity) | Mask::SplitAt(_, parity) => parity,
         };
         let dtype = io.dtype();
         io.given("b", &shape, dtype, || kept(parity));
