@@ -251,10 +251,10 @@ fn observations(arguments: &Arguments) -> Result<Vec<Observation>> {
 /// The numbers of a file that must have as many columns.
 fn table(path: &Path, columns: usize) -> Result<Table> {
     let table = Table::read(path)?;
-    if table.names.len() == columns {
+    if table.columns() == columns {
         return Ok(table);
     }
-    let got = format!("{} with {} columns", path.display(), table.names.len());
+    let got = format!("{} with {} columns", path.display(), table.columns());
     Err(invalid(
         "a file",
         &got,
