@@ -194,7 +194,7 @@ fn train(arguments: &Arguments, device: &Device) -> Result<Posterior> {
         say!("{error}");
     }
     // The density of standardized parameters is higher than that of the parameters by their scale.
-    let scale = parameters.forward(parameters.mean.val().unsqueeze()).1.into_scalar::<f64>();
+    let scale = parameters.forward(parameters.mean.val().unsqueeze::<2>()).1.into_scalar::<f64>();
     say!(
         "{:.3} nats over {held_out} held-out simulations after pass {} of {}, {:.1} s",
         scale - fitted.held_out_loss,
@@ -251,10 +251,10 @@ fn observations(arguments: &Arguments) -> Result<Vec<Observation>> {
 /// The numbers of a file that must have as many columns.
 fn table(path: &Path, columns: usize) -> Result<Table> {
     let table = Table::read(path)?;
-    if table.names.len() == columns {
+    if table.columns() == columns {
         return Ok(table);
     }
-    let got = format!("{} with {} columns", path.display(), table.names.len());
+    let got = format!("{} with {} columns", path.display(), table.columns());
     Err(invalid(
         "a file",
         &got,

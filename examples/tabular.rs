@@ -42,7 +42,7 @@ use serde::Serialize;
 use support::arguments::{DeviceArgument, at_least_one, invalid};
 use support::run::{create_folder, refuse_to_replace, remove, write_config};
 use support::say;
-use support::table::{Table, to_tensor};
+use support::table::{Table, to_tensor, write_lines};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -175,10 +175,12 @@ fn run(arguments: &Arguments) -> Result<()> {
         said +=
             &format!(", {:.3} by the true density of the test rows", mean_of_test(&true_scores));
     }
-    let rows =
-        scores.iter().enumerate().map(|(row, score)| vec![part(row) as usize as f64, *score]);
-    let names = ["part (0 train, 1 held out, 2 test)", "log_prob"].map(String::from);
-    Table { names: names.to_vec(), rows: rows.collect() }.write(&out.join("scores.csv"))?;
+    let lines = scores
+        .iter()
+        .enumerate()
+        .map(|(row, score)| vec![part(row).name().to_string(), score.to_string()]);
+    let names = vec!["part".to_string(), "log_prob".to_string()];
+    write_lines(&out.join("scores.csv"), [names].into_iter().chain(lines))?;
     let count = arguments.samples.unwrap_or(table.rows.len());
     let mut rng = random_for(arguments.seed, streams::SAMPLE, 0);
     Table::of(&table.names, model.sample_with(count, 1.0, &mut rng))
@@ -193,6 +195,16 @@ enum Part {
     Train,
     HeldOut,
     Test,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::HeldOut => "held-out",
+            Self::Test => "test",
+        }
+    }
 }
 
 fn part(row: usize) -> Part {

@@ -306,7 +306,7 @@ fn tabular_writes_scores_and_samples() {
         assert!(number(line, "", " nats a row over the test rows").is_finite(), "{line}");
         let scores = fs::read_to_string(out.join("scores.csv")).unwrap();
         assert_eq!(scores.lines().count(), 101);
-        assert_eq!(scores.lines().filter(|line| line.starts_with("2,")).count(), 20);
+        assert_eq!(scores.lines().filter(|line| line.starts_with("test,")).count(), 20);
         let samples = fs::read_to_string(out.join("samples.csv")).unwrap();
         assert_eq!(samples.lines().next(), Some("count,size"));
         assert_eq!(samples.lines().count(), 6);

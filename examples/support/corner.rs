@@ -169,8 +169,14 @@ impl Corner<'_> {
             root.draw(&Text::new(number(*low), (left, side + height / 3), font.clone()))?;
             let high = number(*high);
             let right = left + cell as i32 - (high.len() as i32 * height) / 2;
-            root.draw(&Text::new(high, (right, side + height / 3), font.clone()))?;
+            root.draw(&Text::new(high.clone(), (right, side + height / 3), font.clone()))?;
             if place > 0 {
+                let at = |text: &str, y| {
+                    let width = (text.len() as i32 * height) / 2;
+                    Text::new(text.to_string(), (MARGIN as i32 - width - GAP, y), font.clone())
+                };
+                root.draw(&at(&high, start + GAP))?;
+                root.draw(&at(&number(*low), start + cell as i32 - height - 2 * GAP))?;
                 let upright = font.clone().transform(FontTransform::Rotate270);
                 let place = (height / 2, start + half + (name.len() as i32 * height) / 4);
                 root.draw(&Text::new(name.clone(), place, upright))?;

@@ -59,18 +59,23 @@ impl Table {
 
     /// Writes a file with a line of names, replaced as a whole.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let mut writer = WriterBuilder::new().from_writer(Vec::new());
         let lines = self.rows.iter().map(|row| row.iter().map(f64::to_string).collect());
-        for line in [self.names.clone()].into_iter().chain(lines) {
-            writer.write_record(&line).expect("writing into memory does not fail");
-        }
-        write_atomically(path, &writer.into_inner().expect("writing into memory does not fail"))
+        write_lines(path, [self.names.clone()].into_iter().chain(lines))
     }
 
-    /// The rows as a batch, `[rows, columns]`.
-    pub fn to_tensor(&self, device: &Device) -> Tensor<2> {
-        to_tensor(&self.rows, device)
+    /// The number of columns.
+    pub fn columns(&self) -> usize {
+        self.names.len()
     }
+}
+
+/// Writes lines of fields, replaced as a whole.
+pub fn write_lines(path: &Path, lines: impl IntoIterator<Item = Vec<String>>) -> Result<()> {
+    let mut writer = WriterBuilder::new().from_writer(Vec::new());
+    for line in lines {
+        writer.write_record(&line).expect("writing into memory does not fail");
+    }
+    write_atomically(path, &writer.into_inner().expect("writing into memory does not fail"))
 }
 
 /// Rows as a batch, `[rows, columns]`, in f32.
