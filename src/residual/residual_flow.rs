@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Device, Tensor};
 
 use super::softplus;
 use crate::chain::{assert_size, zero_log_det};
@@ -179,7 +179,7 @@ fn within(weight: Tensor<2>, coefficient: f64) -> Tensor<2> {
     let right: Tensor<2> = host::from_f64(right, [outputs, 1], &device, dtype);
     // With the vectors held fixed, the gradient is that of the norm.
     let norm = left.matmul(weight.clone()).matmul(right);
-    weight / (norm / coefficient).clamp_min(1.0)
+    weight / (norm * coefficient.recip()).clamp_min(1.0)
 }
 
 /// The singular vectors of the largest singular value of a row-major matrix.
@@ -219,10 +219,15 @@ fn normalize(vector: &mut [f64]) -> f64 {
     length
 }
 
+/// `1 / (1 + exp(-v))`. Burn's own is computed in f32 on some devices, whatever the type.
+fn sigmoid(v: Tensor<2>) -> Tensor<2> {
+    ((v * 0.5).tanh() + 1.0) * 0.5
+}
+
 /// `g(x)`.
 fn apply(net: &[Used], x: Tensor<2>) -> Tensor<2> {
     net.iter().fold(x, |h, used| {
-        let gate = activation::sigmoid(h.clone() * used.beta.clone());
+        let gate = sigmoid(h.clone() * used.beta.clone());
         linear(used, h * gate * SWISH_LIPSCHITZ.recip())
     })
 }
@@ -249,7 +254,7 @@ fn apply_with_jacobian(net: &[Used], x: Tensor<2>) -> (Tensor<2>, Tensor<3>) {
     let mut h = x;
     for used in net {
         let width = h.dims()[1];
-        let gate = activation::sigmoid(h.clone() * used.beta.clone());
+        let gate = sigmoid(h.clone() * used.beta.clone());
         let swish = h.clone() * gate.clone();
         // (v s)' = s + v beta s (1 - s)
         let slope = gate.clone() + swish.clone() * used.beta.clone() * (gate.neg() + 1.0);

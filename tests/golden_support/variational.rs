@@ -206,13 +206,14 @@ fn target(golden: &Golden) -> Result<fn(Tensor<2>) -> Tensor<1>, String> {
         "two_moons" => Ok(|x: Tensor<2>| {
             let size = column(&x, 0).abs();
             let radius = x.square().sum_dim(1).sqrt().squeeze_dim::<1>(1);
-            let ring = ((radius - 2.0) / 0.2).square() * -0.5;
-            let sides = ((size.clone() - 2.0) / 0.3).square() * -0.5;
+            let ring = ((radius - 2.0) * 0.2f64.recip()).square() * -0.5;
+            // Not divided: Burn has the gradient of that in f32.
+            let sides = ((size.clone() - 2.0) * 0.3f64.recip()).square() * -0.5;
             ring + sides + (size * (-4.0 / 0.09)).exp().log1p()
         }),
         "ring" => Ok(|x: Tensor<2>| {
             let radius = (x.clone().square().sum_dim(1) + 1e-12).sqrt().squeeze_dim::<1>(1);
-            ((radius - 2.0) / 0.4).square() * -0.5 - column(&x, 0) * 0.3
+            ((radius - 2.0) * 2.5).square() * -0.5 - column(&x, 0) * 0.3
         }),
         other => Err(format!("unknown target {other:?}")),
     }
