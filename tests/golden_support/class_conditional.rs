@@ -147,7 +147,7 @@ fn named(
             ["q0", level, part] => of_base(golden, &of_gradients, level, part)?,
             _ => written.array(name).map_err(text)?,
         };
-        named.push((format!("grad.{name}"), array.into_values()));
+        named.push((format!("grad.{name}"), array.values().to_vec()));
     }
     Ok(named)
 }
