@@ -81,7 +81,6 @@ impl<T: Scalar> Autoregressive<'_, T> {
         assert!(layers.iter().all(|layer| layer.transposed), "Autoregressive: weights transposed");
         for (layer, degrees) in layers.iter().zip(self.degrees) {
             assert_eq!(layer.outputs, degrees.len(), "Autoregressive: a degree for each unit");
-            assert!(degrees.is_sorted(), "Autoregressive: degrees in ascending order");
         }
     }
 

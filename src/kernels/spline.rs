@@ -212,70 +212,39 @@ impl<T: Scalar> Spline<T> {
         }
     }
 
-    /// Goes along the knots of an axis and takes those of the bin that `is_here` of the bin's number and
-    /// its left knot names last.
+    /// The bin that holds each value on an axis, and its number; where the number is known, which bin it is
+    /// (`of_number`), the one of the number `value`.
+    ///
+    /// It is the last one whose left knot, or number, is not above the value; the first one of NaN.
     #[inline(always)]
-    fn side(
-        &self,
-        axis: &Axis<T>,
-        mut is_here: impl FnMut(usize, &Lane<T>) -> [bool; LANES],
-    ) -> Side<T> {
+    fn side(&self, axis: &Axis<T>, value: &Lane<T>, of_number: bool) -> (Side<T>, Lane<T>) {
         let zero = [T::ZERO; LANES];
         let range = axis.upper - axis.lower;
-        let mut side = Side {
-            left: [axis.lower; LANES],
-            right: [axis.upper; LANES],
-            before: zero,
-            upto: zero,
-        };
+        let (mut left, mut before, mut index) = ([axis.lower; LANES], zero, zero);
+        let (mut right, mut upto) = ([axis.upper; LANES], zero);
         let (mut knot, mut sizes, mut shares) = ([axis.lower; LANES], zero, zero);
         for (k, share) in axis.shares[..self.bins].iter().enumerate() {
+            let number = T::from_f64(k as f64);
             sizes = each(|i| sizes[i] + (share[i] * axis.scale + axis.least));
             let next = if k + 1 == self.bins {
                 [axis.upper; LANES]
             } else {
                 each(|i| sizes[i] * range + axis.lower)
             };
-            let upto = each(|i| shares[i] + share[i]);
-            let here = is_here(k, &knot);
-            for i in 0..LANES {
-                side.left[i] = pick(here[i], knot[i], side.left[i]);
-                side.right[i] = pick(here[i], next[i], side.right[i]);
-                side.before[i] = pick(here[i], shares[i], side.before[i]);
-                side.upto[i] = pick(here[i], upto[i], side.upto[i]);
+            let sum = each(|i| shares[i] + share[i]);
+            if k == 0 {
+                (right, upto) = (next, sum);
+            } else {
+                let from = if of_number { [number; LANES] } else { knot };
+                left = each(|i| pick(value[i] >= from[i], knot[i], left[i]));
+                right = each(|i| pick(value[i] >= from[i], next[i], right[i]));
+                before = each(|i| pick(value[i] >= from[i], shares[i], before[i]));
+                upto = each(|i| pick(value[i] >= from[i], sum[i], upto[i]));
+                index = each(|i| pick(value[i] >= from[i], number, index[i]));
             }
-            (knot, shares) = (next, upto);
+            (knot, shares) = (next, sum);
         }
-        side
-    }
-
-    /// The bin that holds each value on an axis, and its number.
-    #[inline(always)]
-    fn search(&self, axis: &Axis<T>, value: &Lane<T>) -> (Side<T>, Lane<T>) {
-        let mut index = [T::ZERO; LANES];
-        let side = self.side(axis, |k, knot| {
-            let mut here = [false; LANES];
-            let number = T::from_f64(k as f64);
-            for i in 0..LANES {
-                here[i] = (k == 0) | (value[i] >= knot[i]);
-                index[i] = pick(here[i], number, index[i]);
-            }
-            here
-        });
-        (side, index)
-    }
-
-    /// The bin of known number on an axis.
-    #[inline(always)]
-    fn at(&self, axis: &Axis<T>, index: &Lane<T>) -> Side<T> {
-        self.side(axis, |k, _| {
-            let number = T::from_f64(k as f64);
-            let mut here = [false; LANES];
-            for i in 0..LANES {
-                here[i] = index[i] == number;
-            }
-            here
-        })
+        (Side { left, right, before, upto }, index)
     }
 
     /// The numbers of the bins at whose left and right end the learned slope of a row is.
@@ -358,9 +327,13 @@ pub(super) fn spline_row<T: Scalar>(row: &mut SplineRow<T>) {
         least: T::ZERO,
         scale: T::ZERO,
     });
-    for at in (0..row.value.len()).step_by(LANES) {
-        let count = LANES.min(row.value.len() - at);
-        lane(row, at, count, &mut axes);
+    let whole = row.value.len() / LANES * LANES;
+    // Of whole lanes the compiler knows the size.
+    for at in (0..whole).step_by(LANES) {
+        lane(row, at, LANES, &mut axes);
+    }
+    if whole < row.value.len() {
+        lane(row, whole, row.value.len() - whole, &mut axes);
     }
 }
 
@@ -378,16 +351,14 @@ fn lane<T: Scalar>(row: &mut SplineRow<T>, at: usize, count: usize, axes: &mut [
         Task::Gradient { invert, .. } => invert,
     };
 
-    let mut outside = [false; LANES];
-    for i in 0..LANES {
-        outside[i] = (given[i] < lower) | (given[i] > upper);
-    }
+    // Compared again where it is asked for: masks that are kept become bytes, one by one.
+    let is_outside = |i: usize| (given[i] < lower) | (given[i] > upper);
     let mut inner = given;
     if spline.tails == Tails::Circular {
         let period = upper - lower;
         for i in 0..LANES {
             let turns = ((given[i] - lower) / period).floor();
-            inner[i] = pick(outside[i], given[i] - turns * period, given[i]);
+            inner[i] = pick(is_outside(i), given[i] - turns * period, given[i]);
         }
     }
     inner = each(|i| inner[i].at_least(lower).at_most(upper));
@@ -397,11 +368,11 @@ fn lane<T: Scalar>(row: &mut SplineRow<T>, at: usize, count: usize, axes: &mut [
     spline.axis(row.params, stride, bins, at, count, heights);
     let (x, y, index);
     if inverts {
-        (y, index) = spline.search(heights, &inner);
-        x = spline.at(widths, &index);
+        (y, index) = spline.side(heights, &inner, false);
+        (x, _) = spline.side(widths, &index, true);
     } else {
-        (x, index) = spline.search(widths, &inner);
-        y = spline.at(heights, &index);
+        (x, index) = spline.side(widths, &inner, false);
+        (y, _) = spline.side(heights, &index, true);
     }
     let [(dl, dl_slope), (dr, dr_slope)] = spline.slopes_at(row.params, stride, at, count, &index);
     let width = each(|i| x.right[i] - x.left[i]);
@@ -427,8 +398,8 @@ fn lane<T: Scalar>(row: &mut SplineRow<T>, at: usize, count: usize, axes: &mut [
             let x = x.left[i] + width[i] * place[i];
             match spline.tails {
                 Tails::Circular => x,
-                Tails::Identity => pick(outside[i], given[i], x),
-                Tails::Linear => pick(outside[i], x + (given[i] - inner[i]) / end_slope[i], x),
+                Tails::Identity => pick(is_outside(i), given[i], x),
+                Tails::Linear => pick(is_outside(i), x + (given[i] - inner[i]) / end_slope[i], x),
             }
         })
     } else {
@@ -453,12 +424,14 @@ fn lane<T: Scalar>(row: &mut SplineRow<T>, at: usize, count: usize, axes: &mut [
                 let z = y.left[i] + height[i] * rise[i];
                 match spline.tails {
                     Tails::Circular => z,
-                    Tails::Identity => pick(outside[i], given[i], z),
-                    Tails::Linear => pick(outside[i], z + (given[i] - inner[i]) * end_slope[i], z),
+                    Tails::Identity => pick(is_outside(i), given[i], z),
+                    Tails::Linear => {
+                        pick(is_outside(i), z + (given[i] - inner[i]) * end_slope[i], z)
+                    }
                 }
             });
             if spline.tails == Tails::Identity {
-                log_slope = each(|i| pick(outside[i], T::ZERO, log_slope[i]));
+                log_slope = each(|i| pick(is_outside(i), T::ZERO, log_slope[i]));
             }
             let before = load(log_det, at, count);
             store(each(|i| before[i] + log_slope[i]), log_det, at, count);
@@ -468,7 +441,7 @@ fn lane<T: Scalar>(row: &mut SplineRow<T>, at: usize, count: usize, axes: &mut [
             let dz = load(dvalue, at, count);
             // What gets into the bin: nothing of a value on a tail but, on a line, the log-slope.
             let is_line = spline.tails == Tails::Linear;
-            let on_tail = |i: usize| outside[i] & (spline.tails != Tails::Circular);
+            let on_tail = |i: usize| is_outside(i) & (spline.tails != Tails::Circular);
             let dlog = load(dlog_det, at, count);
             let gz = each(|i| pick(on_tail(i), T::ZERO, dz[i]));
             let gl = each(|i| pick(on_tail(i) & !is_line, T::ZERO, dlog[i]));
@@ -502,7 +475,7 @@ fn lane<T: Scalar>(row: &mut SplineRow<T>, at: usize, count: usize, axes: &mut [
             }
             match spline.tails {
                 Tails::Circular => {}
-                Tails::Identity => dx = each(|i| pick(outside[i], dz[i], dx[i])),
+                Tails::Identity => dx = each(|i| pick(is_outside(i), dz[i], dx[i])),
                 Tails::Linear => {
                     for i in 0..LANES {
                         let beyond = dz[i]
@@ -511,10 +484,10 @@ fn lane<T: Scalar>(row: &mut SplineRow<T>, at: usize, count: usize, axes: &mut [
                                 (given[i] - inner[i]) / end_slope[i],
                                 given[i] - inner[i],
                             );
-                        let beyond = pick(outside[i], beyond, T::ZERO);
+                        let beyond = pick(is_outside(i), beyond, T::ZERO);
                         dleft[i] += pick(given[i] < lower, beyond, T::ZERO);
                         dright[i] += pick(given[i] > upper, beyond, T::ZERO);
-                        dx[i] = pick(outside[i], dz[i] * end_slope[i], dx[i]);
+                        dx[i] = pick(is_outside(i), dz[i] * end_slope[i], dx[i]);
                     }
                 }
             }

@@ -3,8 +3,11 @@
 use super::conditioner::{Conditioner, Pass};
 use super::dispatch::{all_f32, all_f64};
 use super::reference::{CouplingCase, NetCase, Parameters, close, numbers};
-use super::window::{Channels, Planes};
-use super::{Gradients, LogScale, Ops, Order, Scalar};
+use super::window::{Channels, Planes, Window};
+use super::{
+    Autoregressive, Coupling, Gradients, Layer, LogScale, Map, Net, Ops, Order, Scalar, Shape,
+    Spline, SplineForm, SplineTails,
+};
 
 /// Every map in both orders, on every odd size, with the identity part on either side.
 fn cases() -> Vec<CouplingCase> {
@@ -326,6 +329,113 @@ fn every_instruction_set_computes_the_same() {
             for ops in all_f32() {
                 let rows = run(ops, &case, &input, keep);
                 rows.iter().zip(&exact).for_each(|(a, b)| close(a, b, 1e-4));
+            }
+        }
+    }
+}
+
+/// Layers that see a context, autoregressive ones too: of many samples, in tiles, in blocks and on
+/// threads, what they make of a few.
+#[test]
+fn layers_with_a_context_take_each_sample_alone() {
+    const BATCH: usize = 5001;
+    const FEW: usize = 50;
+    const FEATURES: usize = 5;
+    const WIDTH: usize = 3;
+    let form = SplineForm::Bent { size_limit: -2.0, slope_limit: -4.0 };
+    let spline = Spline { bins: 3, interval: [-1.5, 2.0], tails: SplineTails::Linear, form };
+    let log_scale = LogScale::Bounded { bound: 1.5 };
+    let affine = Map::Affine { order: Order::ScaleThenShift, log_scale, limits: [-4.0, 4.0] };
+    let order = [1, 0, 3, 2, 3];
+    let degrees = [vec![0, 1, 1, 2, 3, 3, 3], vec![0, 0, 1, 2, 2, 2, 3, 3, 3]];
+    for map in [affine, Map::Additive, Map::Spline(spline)] {
+        for is_autoregressive in [false, true] {
+            let (seen, changed) = if is_autoregressive { (5, 5) } else { (3, 2) };
+            let sizes = [seen + WIDTH, 7, 9, changed * map.params_per_channel()];
+            let mut weights: Vec<_> =
+                sizes.windows(2).map(|pair| numbers(pair[0] * pair[1], pair[1] as u64)).collect();
+            if is_autoregressive {
+                let outputs = order.repeat(map.params_per_channel());
+                let hidden = |unit: usize| (unit < FEATURES).then(|| order[unit]);
+                for (index, weight) in weights.iter_mut().enumerate() {
+                    for (at, weight) in weight.iter_mut().enumerate() {
+                        let (from, to) = (at / sizes[index + 1], at % sizes[index + 1]);
+                        let is_used = match index {
+                            0 => hidden(from).is_none_or(|from| from < degrees[0][to]),
+                            1 => degrees[0][from] <= degrees[1][to],
+                            _ => degrees[1][from] <= outputs[to],
+                        };
+                        *weight = if is_used { *weight } else { 0.0 };
+                    }
+                }
+            }
+            let biases: Vec<_> =
+                sizes[1..].iter().map(|&size| numbers(size, 40 + size as u64)).collect();
+            let layers = weights.iter().zip(&biases).zip(sizes.windows(2));
+            let layers = layers.map(|((weight, bias), pair)| Layer {
+                inputs: pair[0],
+                outputs: pair[1],
+                weight,
+                transposed: true,
+                bias,
+            });
+            let net = Net {
+                layers: layers.collect(),
+                first: Window::Pixel,
+                last: Window::Pixel,
+                negative_slope: 0.0,
+                masked: is_autoregressive,
+            };
+            let (identity, transformed, step) =
+                if is_autoregressive { (0..5, 0..5, 1) } else { (0..5, 1..5, 2) };
+            let context = numbers(BATCH * WIDTH, 4);
+            let all = Coupling {
+                identity,
+                transformed,
+                step,
+                context: &context,
+                context_width: WIDTH,
+                map,
+                net,
+            };
+            let (x, dz) = (numbers(BATCH * FEATURES, 1), numbers(BATCH * FEATURES, 2));
+            let dlog_det = numbers(BATCH, 3);
+            let shape = |batch| Shape { batch, channels: FEATURES, height: 1, width: 1 };
+            let inverse = |layer: &Coupling<f64>, z: &[f64], shape| match is_autoregressive {
+                true => {
+                    Autoregressive { layer, order: &order, degrees: &degrees }.inverse(z, shape)
+                }
+                false => layer.inverse(z, shape),
+            };
+            let (z, log_det, kept) = all.forward_keeping(&x, shape(BATCH));
+            close(&inverse(&all, &z, shape(BATCH)), &x, 1e-9);
+            let kept = kept.expect("they are small");
+            let back = all.backward_from(kept, &x, &dz, &dlog_det, shape(BATCH));
+            let mut sums: Vec<Vec<f64>> = Vec::new();
+            for first in (0..BATCH).step_by(FEW) {
+                let count = FEW.min(BATCH - first);
+                let rows = |width: usize| first * width..(first + count) * width;
+                let few = Coupling { context: &context[rows(WIDTH)], ..all.clone() };
+                let (x, dz) = (&x[rows(FEATURES)], &dz[rows(FEATURES)]);
+                let (few_z, few_log_det) = few.forward(x, shape(count));
+                close(&z[rows(FEATURES)], &few_z, 1e-12);
+                close(&log_det[rows(1)], &few_log_det, 1e-12);
+                close(&inverse(&few, &few_z, shape(count)), x, 1e-9);
+                let few_back = few.backward(x, dz, &dlog_det[rows(1)], shape(count));
+                close(&back.dx[rows(FEATURES)], &few_back.dx, 1e-12);
+                close(&back.dcontext[rows(WIDTH)], &few_back.dcontext, 1e-12);
+                let gradients = flat(&few_back.gradients);
+                match sums.is_empty() {
+                    true => sums = gradients,
+                    false => sums
+                        .iter_mut()
+                        .flatten()
+                        .zip(gradients.iter().flatten())
+                        .for_each(|(sum, more)| *sum += more),
+                }
+            }
+            for (got, sum) in flat(&back.gradients).iter().zip(&sums) {
+                close(got, sum, 1e-10);
             }
         }
     }
