@@ -47,8 +47,8 @@ pub const SIGMOID_OFFSET: f64 = 2.0;
 /// Sources: `Sigmoid`: openai/glow, `model.py`; `InverseSigmoid`, `Exp`: normflows
 /// `AffineCoupling`; `SoftClip`: zuko, `MonotonicAffineTransform`, with the bound `ln 1000`;
 /// `FlooredSigmoid` and `FlooredSoftplus`: nflows, `AffineCouplingTransform` and
-/// `MaskedAffineAutoregressiveTransform`, with the floor 0.001; `Tanh`: Dinh et al., *Density estimation using Real NVP*,
-/// [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), section 4.1.
+/// `MaskedAffineAutoregressiveTransform`, with the floor 0.001; `Tanh`: Dinh et al., *Density estimation
+/// using Real NVP*, [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), section 4.1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum ScaleMap {
     /// `scale = sigmoid(h + 2)`: Glow as published. It only contracts.
