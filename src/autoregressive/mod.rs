@@ -108,14 +108,14 @@ fn check_order(layer: &'static str, order: &[usize], features: usize) -> Result<
     Ok(steps)
 }
 
-/// A masked autoregressive layer with transform `T` and net `N`: MAF for [`Affine`](crate::coupling::Affine) maps,
-/// the autoregressive neural spline flow for
+/// A masked autoregressive layer with transform `T` and net `N`: MAF for
+/// [`Affine`](crate::coupling::Affine) maps, the autoregressive neural spline flow for
 /// [`RationalQuadratic`](crate::coupling::RationalQuadratic) ones.
 ///
 /// With `params = made(x)`, those of feature `i` depending only on the features before it:
 ///
 /// - forward: `z_i = transform(x_i; params_i)`, `log_det = sum_i ln|dz_i / dx_i|`: one pass
-/// - inverse: `x_i = transform^-1(z_i; params_i)`, step by step, each hidden unit of the net computed
+/// - inverse: `x_i = transform^-1(z_i; params_i)`, step by step, each hidden unit of a [`Made`] computed
 ///   once
 ///
 /// The layer whose one pass is the inverse (IAF) is [`Inverse`](crate::Inverse) of it.

@@ -22,7 +22,11 @@ impl Activation {
     pub fn of<const D: usize>(self, u: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Relu => activation::relu(u),
-            Self::Elu => u.clone().clamp_min(0.0) + u.clamp_max(0.0).exp() - 1.0,
+            Self::Elu => {
+                // Not as a sum of clamped parts, which both have a slope at 0.
+                let below = u.clone().lower_elem(0.0);
+                u.clone().mask_where(below, u.clamp_max(0.0).exp() - 1.0)
+            }
             Self::Tanh => u.tanh(),
             Self::Silu => u.clone() * sigmoid(u),
         }
@@ -55,6 +59,19 @@ mod tests {
             for (got, expected) in of(activation).iter().zip(expected) {
                 assert!((got - expected).abs() < 1e-6, "{activation:?}: {got} is not {expected}");
             }
+        }
+    }
+
+    #[test]
+    fn gradients_at_zero() {
+        let device = crate::backend::device();
+        for (activation, slope) in
+            [(Activation::Elu, 1.0), (Activation::Tanh, 1.0), (Activation::Silu, 0.5)]
+        {
+            let u = Tensor::from_inner(Tensor::<1>::from_data([0.0], &device)).require_grad();
+            let graph = activation.of(u.clone()).sum().backward();
+            let got = u.grad(&graph).unwrap().into_scalar::<f64>();
+            assert!((got - slope).abs() < 1e-6, "{activation:?}: {got} is not {slope}");
         }
     }
 }

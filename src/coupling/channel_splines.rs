@@ -29,7 +29,7 @@ use crate::record::Setting;
 /// // From one end of the circle on it goes on at the other.
 /// let (z, _) = splines.forward(Tensor::<2>::from_data([[1.5, 1.5]], &device));
 /// let z = z.try_into_vec_as::<f32>().unwrap();
-/// assert!((z[0] + 0.5).abs() < 1e-6 && z[1] == 1.5);
+/// assert!((z[0] + 0.5).abs() < 1e-5 && z[1] == 1.5);
 /// # Ok::<(), burn_flows::FlowError>(())
 /// ```
 #[derive(Module, Debug)]

@@ -35,8 +35,7 @@ pub struct Mapped<T> {
 }
 
 impl<T: Transform> Mapped<T> {
-    /// `map`, then `transform`. A map that is not defined everywhere gives NaN
-    /// outside.
+    /// `map`, then `transform`. A map that is not defined everywhere gives NaN outside.
     ///
     /// # Errors
     /// If the map has a scale of zero, or a number that is not finite or not positive.

@@ -47,8 +47,8 @@ pub const SIGMOID_OFFSET: f64 = 2.0;
 /// Sources: `Sigmoid`: openai/glow, `model.py`; `InverseSigmoid`, `Exp`: normflows
 /// `AffineCoupling`; `SoftClip`: zuko, `MonotonicAffineTransform`, with the bound `ln 1000`;
 /// `FlooredSigmoid` and `FlooredSoftplus`: nflows, `AffineCouplingTransform` and
-/// `MaskedAffineAutoregressiveTransform`, with the floor 0.001; `Tanh`: Dinh et al., *Density estimation using Real NVP*,
-/// [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), section 4.1.
+/// `MaskedAffineAutoregressiveTransform`, with the floor 0.001; `Tanh`: Dinh et al., *Density estimation
+/// using Real NVP*, [arXiv:1605.08803](https://arxiv.org/abs/1605.08803), section 4.1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum ScaleMap {
     /// `scale = sigmoid(h + 2)`: Glow as published. It only contracts.
@@ -155,7 +155,11 @@ pub(crate) fn soft_clip<const D: usize>(u: Tensor<D>, bound: f64) -> Tensor<D> {
 
 /// `ln(1 + e^u)`, which neither overflows nor cancels.
 pub(crate) fn softplus<const D: usize>(u: Tensor<D>) -> Tensor<D> {
-    u.clone().clamp_min(0.0) + u.abs().neg().exp().log1p()
+    // Not by `abs`, whose gradient at 0 is 0: there the slope is 1/2, and fresh nets start there.
+    let below = u.clone().clamp_max(0.0).exp().log1p();
+    let above = u.clone().clamp_min(0.0);
+    let above = above.clone() + above.neg().exp().log1p();
+    below.mask_where(u.greater_elem(0.0), above)
 }
 
 #[cfg(test)]
@@ -174,6 +178,22 @@ mod tests {
             let log_scale = map.log_scale(Tensor::<1>::from_data([h], &device), None);
             let got = log_scale.into_scalar::<f64>().exp();
             assert!((got - scale).abs() < 1e-6, "{map:?}: {got} is not {scale}");
+        }
+    }
+
+    /// Where fresh nets start.
+    #[test]
+    fn gradients_at_zero() {
+        let device = crate::backend::device();
+        for (map, slope) in [
+            (ScaleMap::SoftClip { bound: 2.0 }, 1.0),
+            (ScaleMap::FlooredSoftplus { floor: 0.5 }, 0.5 / (2f64.ln() + 0.5)),
+        ] {
+            let h = Tensor::<1>::from_data([0.0], &device);
+            let h = Tensor::from_inner(h).require_grad();
+            let graph = map.log_scale(h.clone(), None).sum().backward();
+            let got = h.grad(&graph).unwrap().into_scalar::<f64>();
+            assert!((got - slope).abs() < 1e-6, "{map:?}: {got} is not {slope}");
         }
     }
 }

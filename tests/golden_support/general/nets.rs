@@ -38,10 +38,6 @@ impl Numbers {
         Self(sizes.chain((0..slopes).map(|slope| (2 * bins + slope, 1.0, offset))).collect())
     }
 
-    pub fn kinds(&self) -> usize {
-        self.0.len()
-    }
-
     /// Rows that stand feature by feature, in our order: kind by kind.
     fn arrange(&self, rows: &Traced, has_offset: bool) -> Traced {
         let (count, kinds) = (rows.shape()[0] / self.0.len(), self.0.len());
