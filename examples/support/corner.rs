@@ -65,6 +65,9 @@ impl Corner<'_> {
             (0..self.names.len()).map(|column| self.window(column)).collect();
         for row in 0..self.names.len() {
             for column in 0..self.names.len() {
+                if column > row && self.reference.is_none() {
+                    continue;
+                }
                 let [left, top] = [column, row].map(|place| (place as u32 * cell) as i32);
                 let left = left + MARGIN as i32;
                 let end = |start: i32| start + cell as i32 - GAP;
