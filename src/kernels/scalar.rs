@@ -159,6 +159,7 @@ impl Scalar for f32 {
     /// Cephes' `logf`: `n ln 2` and a polynomial of `m - 1`, with `self = m 2^n` and `m` between
     /// `sqrt(1/2)` and `sqrt(2)`.
     #[inline(always)]
+    #[allow(clippy::eq_op)] // The difference is 0 or, for what is not finite, NaN.
     fn ln(self) -> Self {
         const SQRT_HALF: u32 = 0x3f35_04f3;
         let offset = self.to_bits().wrapping_sub(SQRT_HALF);
@@ -180,7 +181,6 @@ impl Scalar for f32 {
             ],
         );
         let low = m * square * tail + n * -2.121_944_4e-4 - 0.5 * square;
-        // The difference is 0 or, for what is not finite, NaN.
         m + low + n * 0.693_359_4 + (self - self)
     }
 
@@ -240,6 +240,7 @@ impl Scalar for f64 {
         f64::ln_1p(self)
     }
 
+    #[allow(clippy::eq_op)] // As in f32.
     fn ln(self) -> Self {
         f64::ln(self) + (self - self)
     }
