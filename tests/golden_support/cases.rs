@@ -269,7 +269,8 @@ fn act_norm<const D: usize>(golden: &Golden) -> Result<Computed, String> {
 }
 
 fn coupling_scale(golden: &Golden) -> Result<CouplingScale, String> {
-    if !golden.flag("scale")? {
+    // Where it is not stated there is one, of the map that is.
+    if golden.hyper("scale").is_ok() && !golden.flag("scale")? {
         return Ok(CouplingScale::None);
     }
     match golden.text("scale_map")?.as_str() {
