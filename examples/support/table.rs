@@ -1,13 +1,12 @@
 //! Numbers in rows: comma-separated files.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_flows::record::write_atomically;
 use burn_flows::{FlowError, Result};
-use csv::{ReaderBuilder, StringRecord, Trim, WriterBuilder};
 use flate2::read::GzDecoder;
 
 /// Rows of as many numbers, and a name for each column.
@@ -29,17 +28,25 @@ impl Table {
         let is_packed = path.extension().is_some_and(|extension| extension == "gz");
         let file: Box<dyn Read> =
             if is_packed { Box::new(GzDecoder::new(file)) } else { Box::new(file) };
-        let mut reader = ReaderBuilder::new().has_headers(false).trim(Trim::All).from_reader(file);
         let mut table = Self { names: Vec::new(), rows: Vec::new() };
-        for record in reader.records() {
-            let record = record.map_err(|error| {
-                wrong(path, error.to_string(), "as many fields in every line as in the first")
-            })?;
-            if table.names.is_empty() && record.iter().all(|field| field.parse::<f64>().is_err()) {
-                table.names = record.iter().map(String::from).collect();
+        for (number, line) in (1..).zip(BufReader::new(file).lines()) {
+            let line = line.map_err(|error| wrong(path, error.to_string(), "text"))?;
+            let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+            let is_first = table.names.is_empty() && table.rows.is_empty();
+            if fields == [""] {
                 continue;
             }
-            table.rows.push(numbers(path, &record)?);
+            if is_first && fields.iter().all(|field| field.parse::<f64>().is_err()) {
+                table.names = fields.into_iter().map(String::from).collect();
+                continue;
+            }
+            let columns = table.rows.first().map_or(table.names.len(), Vec::len);
+            if columns > 0 && fields.len() != columns {
+                let got = format!("{} fields in line {number}", fields.len());
+                let needed = format!("{columns}, as many fields in every line as in the first");
+                return Err(wrong(path, got, &needed));
+            }
+            table.rows.push(numbers(path, number, &fields)?);
         }
         let Some(first) = table.rows.first() else {
             return Err(wrong(path, "no numbers".into(), "a row at least"));
@@ -71,11 +78,8 @@ impl Table {
 
 /// Writes lines of fields, replaced as a whole.
 pub fn write_lines(path: &Path, lines: impl IntoIterator<Item = Vec<String>>) -> Result<()> {
-    let mut writer = WriterBuilder::new().from_writer(Vec::new());
-    for line in lines {
-        writer.write_record(&line).expect("writing into memory does not fail");
-    }
-    write_atomically(path, &writer.into_inner().expect("writing into memory does not fail"))
+    let lines = lines.into_iter().map(|line| line.join(",") + "\n");
+    write_atomically(path, lines.collect::<String>().as_bytes())
 }
 
 /// Rows as a batch, `[rows, columns]`, in f32.
@@ -85,16 +89,15 @@ pub fn to_tensor(rows: &[Vec<f64>], device: &Device) -> Tensor<2> {
     Tensor::from_data(data, (device, DType::F32))
 }
 
-fn numbers(path: &Path, record: &StringRecord) -> Result<Vec<f64>> {
-    let line = record.position().map_or(0, csv::Position::line);
-    let number = |(column, field): (usize, &str)| match field.parse::<f64>() {
+fn numbers(path: &Path, line: usize, fields: &[&str]) -> Result<Vec<f64>> {
+    let number = |(column, field): (usize, &&str)| match field.parse::<f64>() {
         Ok(number) if number.is_finite() => Ok(number),
         _ => {
             let got = format!("\"{field}\" in line {line}, column {}", column + 1);
             Err(wrong(path, got, "a finite number in every field"))
         }
     };
-    record.iter().enumerate().map(number).collect()
+    fields.iter().enumerate().map(number).collect()
 }
 
 fn wrong(path: &Path, got: String, needed: &str) -> FlowError {
