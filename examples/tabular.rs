@@ -342,7 +342,7 @@ fn mean_of_test(scores: &[f64]) -> f64 {
 
 /// Features of twonorm, and how far each of its two normals is off in all of them.
 const TWONORM_FEATURES: usize = 20;
-const TWONORM_MEAN: f64 = 0.447_213_595_499_957_94;
+const TWONORM_MEAN: f64 = 0.447_213_595_499_957_9;
 
 /// Breiman, *Bias, variance, and arcing classifiers*, 1996: two normals of deviation 1, half each.
 fn twonorm(rows: usize, rng: &mut impl Rng) -> Table {
