@@ -31,7 +31,7 @@ fn held_out() -> Tensor<2> {
 
 fn fit(
     fit: Fit,
-    rates: impl Fn(usize) -> f64 + Send + Sync + Clone + 'static,
+    rates: impl Fn(usize) -> f64 + Send + Sync + 'static,
 ) -> Result<(Fitted<Maf>, Vec<Epoch>)> {
     let mut epochs = Vec::new();
     let fitted = fit.run(Trainer::new(model(), rates), train(), held_out(), |epoch| {
