@@ -80,6 +80,8 @@ pub(crate) trait HostScalar: Scalar + Element {
     fn of_ndarray(tensor: &burn_ndarray::NdArrayTensor) -> Option<&[Self]>;
     #[cfg(feature = "ndarray")]
     fn take_ndarray(tensor: burn_ndarray::NdArrayTensor) -> Option<Vec<Self>>;
+    #[cfg(feature = "ndarray")]
+    fn in_order(tensor: burn_ndarray::NdArrayTensor) -> Option<burn_ndarray::NdArrayTensor>;
     #[cfg(feature = "flex")]
     fn of_flex(tensor: &burn_flex::FlexTensor) -> Option<&[Self]>;
 }
@@ -106,6 +108,16 @@ macro_rules! host_scalar {
                 })
             }
 
+            #[cfg(feature = "ndarray")]
+            fn in_order(
+                tensor: burn_ndarray::NdArrayTensor,
+            ) -> Option<burn_ndarray::NdArrayTensor> {
+                let burn_ndarray::NdArrayTensor::$variant(storage) = tensor else { return None };
+                let mut ordered = burn_ndarray::SharedArray::<$scalar>::zeros(storage.shape());
+                ordered.assign(&storage.view());
+                Some(ordered.into())
+            }
+
             #[cfg(feature = "flex")]
             fn of_flex(tensor: &burn_flex::FlexTensor) -> Option<&[Self]> {
                 tensor.as_slice()
@@ -123,10 +135,15 @@ impl HostValues {
         #[cfg(feature = "ndarray")]
         if tensor.device() == ndarray() {
             let primitive = tensor.clone().try_into_primitive::<burn_ndarray::NdArray>();
-            if let Ok(primitive) = primitive
-                && (f32::of_ndarray(&primitive).is_some() || f64::of_ndarray(&primitive).is_some())
-            {
-                return Self(Held::NdArray(primitive));
+            if let Ok(primitive) = primitive {
+                if f32::of_ndarray(&primitive).is_some() || f64::of_ndarray(&primitive).is_some() {
+                    return Self(Held::NdArray(primitive));
+                }
+                // Burn copies a tensor of another layout number by number, at ten times the cost.
+                let ordered = f32::in_order(primitive.clone()).or_else(|| f64::in_order(primitive));
+                if let Some(ordered) = ordered {
+                    return Self(Held::NdArray(ordered));
+                }
             }
         }
         #[cfg(feature = "flex")]

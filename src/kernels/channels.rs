@@ -115,6 +115,30 @@ impl<T: Scalar> ChannelMatrix<'_, T> {
     }
 }
 
+/// The channels in another order: `z[i] = x[order[i]]` at every pixel.
+///
+/// # Panics
+/// If the sizes do not fit together.
+pub fn reorder_channels<T: Scalar>(x: &[T], order: &[usize], shape: Shape) -> Vec<T> {
+    shape.check("reorder_channels: x", x.len());
+    assert_eq!(order.len(), shape.channels, "reorder_channels: a place for each channel");
+    let mut z = vec![T::ZERO; x.len()];
+    let (chunks, sample, pixels) = (Chunks::new(shape, 1), shape.sample(), shape.pixels());
+    let parts = chunks.split(x, sample).into_iter().zip(chunks.split_mut(&mut z, sample));
+    chunks.run(parts.collect(), |(x, z)| {
+        for (x, z) in x.chunks_exact(sample).zip(z.chunks_exact_mut(sample)) {
+            if pixels == 1 {
+                z.iter_mut().zip(order).for_each(|(z, &from)| *z = x[from]);
+                continue;
+            }
+            for (z, &from) in z.chunks_exact_mut(pixels).zip(order) {
+                z.copy_from_slice(&x[from * pixels..][..pixels]);
+            }
+        }
+    });
+    z
+}
+
 /// `sum over batch and pixels of a[i] b[j]`, `[channels, channels]`.
 ///
 /// # Panics
@@ -259,6 +283,17 @@ mod tests {
             let got = channel_sums(&x, &y, shape);
             close(&got.first, &sums.first, 1e-12);
             close(&got.product, &sums.product, 1e-12);
+        }
+    }
+
+    #[test]
+    fn reordered_channels_are_those_that_the_order_names() {
+        for shape in shapes() {
+            let x = numbers(shape.numbers(), 1);
+            let order: Vec<_> = (0..shape.channels).map(|c| (c + 1) % shape.channels).collect();
+            let expected: Vec<f64> =
+                positions(shape).map(|[n, c, p]| at(&x, shape, [n, order[c], p])).collect();
+            assert_eq!(reorder_channels(&x, &order, shape), expected);
         }
     }
 

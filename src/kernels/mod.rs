@@ -47,7 +47,9 @@ mod tests;
 pub use adam::{AdamStep, sum_of_squares};
 pub use autoregressive::Autoregressive;
 pub use batch::Shape;
-pub use channels::{ChannelAffine, ChannelMatrix, channel_products, channel_sums};
+pub use channels::{
+    ChannelAffine, ChannelMatrix, channel_products, channel_sums, reorder_channels,
+};
 pub use coupling::{Activations, Coupling};
 pub use dispatch::Ops;
 pub use framed::{Frame, Framed, Kernel, MOST_DEVIATION, Norm};

@@ -1,15 +1,19 @@
 //! Fixed permutations of the channels.
 
 use burn::module::{Module, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
+use crate::backend::HostValues;
 use crate::chain::{assert_size, zero_log_det};
 use crate::error::{FlowError, Result};
-use crate::flow::Flow;
-use crate::host;
+use crate::flow::{At, Flow};
+use crate::host::{self, by_dtype};
+use crate::kernels::reorder_channels;
 use crate::param::frozen;
+use crate::tape::Tape;
 
 /// A fixed permutation of the channels: `z[i] = x[order[i]]`, `log_det = 0`.
 ///
@@ -71,8 +75,17 @@ impl Permutation {
         Self::new(&(first..num_channels).chain(0..first).collect::<Vec<_>>(), device)
     }
 
-    fn indices(&self) -> Vec<usize> {
-        host::to_f64(self.order.val()).into_iter().map(|index| index as usize).collect()
+    fn order(&self) -> Vec<usize> {
+        host::to_f64(host::plain(self.order.val())).into_iter().map(|index| index as usize).collect()
+    }
+
+    fn order_back(&self) -> Vec<usize> {
+        let order = self.order();
+        let mut back = vec![0; order.len()];
+        for (to, from) in order.into_iter().enumerate() {
+            back[from] = to;
+        }
+        back
     }
 }
 
@@ -86,10 +99,19 @@ fn not_a_permutation(order: &[usize]) -> FlowError {
     )
 }
 
-fn select<const D: usize>(x: Tensor<D>, order: &[usize]) -> Tensor<D> {
+fn reorder<const D: usize>(x: Tensor<D>, order: &[usize]) -> Tensor<D> {
     assert_size("Permutation", &x, order.len(), "channels");
     if host::has_no_samples(&x) {
         return x;
+    }
+    // The gate asks for no parameters: their values are at hand as the order.
+    if host::suits_kernels(&x) {
+        let (device, dims) = (x.device(), x.dims());
+        let shape = host::kernel_shape(dims);
+        return by_dtype!(x, T => {
+            let z = reorder_channels::<T>(HostValues::of(x).as_slice(), order, shape);
+            host::tensor(z, dims, &device)
+        });
     }
     let order = host::indices(order.iter().copied(), &x.device().without_autodiff());
     x.select(1, order)
@@ -98,15 +120,22 @@ fn select<const D: usize>(x: Tensor<D>, order: &[usize]) -> Tensor<D> {
 impl<const D: usize> Flow<D> for Permutation {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         let log_det = zero_log_det(&x);
-        (select(x, &self.indices()), log_det)
+        (reorder(x, &self.order()), log_det)
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-        let order = self.indices();
-        let mut back = vec![0; order.len()];
-        for (to, from) in order.into_iter().enumerate() {
-            back[from] = to;
-        }
-        select(z, &back)
+        reorder(z, &self.order_back())
+    }
+
+    fn pull_back(
+        &self,
+        at: At<D>,
+        dz: Tensor<D>,
+        _dlog_det: Tensor<1>,
+        tape: &mut Tape,
+        _grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        let back = self.order_back();
+        (tape.input(at, |z| reorder(z, &back)), reorder(dz, &back))
     }
 }
