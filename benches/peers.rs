@@ -41,6 +41,9 @@ struct Arguments {
     /// One workload alone.
     #[arg(long)]
     only: Option<String>,
+    /// One operation alone: train, log_prob or sample.
+    #[arg(long)]
+    operation: Option<String>,
     /// One of the compiled-in backends by name, instead of the preferred one.
     #[arg(long)]
     device: Option<String>,
@@ -117,7 +120,7 @@ fn main() {
         .expect("the workloads are valid");
         let [c, h, w] = workload.image_shape;
         let x = Tensor::random([workload.batch, c, h, w], Distribution::Normal(0.0, 1.0), &device);
-        time(workload.name, arguments.runs, arguments.memory, glow, x);
+        time(workload.name, &arguments, glow, x);
     }
     let run = |name: &str| wanted(name).then(|| device.seed(0)).is_some();
     for (name, batch, features, hidden) in VECTORS {
@@ -126,27 +129,27 @@ fn main() {
                 .with_mask(VectorMaskKind::Halves)
                 .init(&device)
                 .expect("the workload is valid");
-            time(name, arguments.runs, arguments.memory, stack, normal([batch, features], &device));
+            time(name, &arguments, stack, normal([batch, features], &device));
         }
     }
     if run("nice-mnist") {
         let nice = NiceConfig::mnist().init(&device).expect("the workload is valid");
         let x = Tensor::random([100, 784], Distribution::Uniform(0.0, 1.0), &device);
-        time("nice-mnist", arguments.runs, arguments.memory, nice, x);
+        time("nice-mnist", &arguments, nice, x);
     }
     if run("realnvp-mnist") {
         let model = RealNvpConfig::new([1, 28, 28], 2, 16, 1).init(&device);
         let x = Tensor::random([32, 1, 28, 28], Distribution::Uniform(0.0, 1.0), &device);
         let model = model.expect("the workload is valid");
-        time("realnvp-mnist", arguments.runs, arguments.memory, model, x);
+        time("realnvp-mnist", &arguments, model, x);
     }
     if run("nsf-vec16") {
         let stack = spline_couplings(&device).expect("the workload is valid");
-        time("nsf-vec16", arguments.runs, arguments.memory, stack, normal([1024, 16], &device));
+        time("nsf-vec16", &arguments, stack, normal([1024, 16], &device));
     }
     if run("maf-vec16") {
         let stack = masked_autoregressive(&device).expect("the workload is valid");
-        time("maf-vec16", arguments.runs, arguments.memory, stack, normal([1024, 16], &device));
+        time("maf-vec16", &arguments, stack, normal([1024, 16], &device));
     }
     if run("cnsf-sbi") {
         let stack = conditional_spline_couplings(&device).expect("the workload is valid");
@@ -154,15 +157,15 @@ fn main() {
         let name = "cnsf-sbi";
         let mut trainer =
             Trainer::new(stack, Schedule::constant(1e-4)).with_memory(arguments.memory);
-        report(name, "train", arguments.runs, || {
+        report(name, "train", &arguments, || {
             trainer.step((x.clone(), context.clone())).expect("the steps are finite");
         });
         let stack = trainer.model();
         let posterior = || stack.given(&context).expect("the context fits");
-        report(name, "log_prob", arguments.runs, || {
+        report(name, "log_prob", &arguments, || {
             posterior().log_prob(x.clone()).into_data();
         });
-        report(name, "sample", arguments.runs, || {
+        report(name, "sample", &arguments, || {
             posterior().sample(200, 1.0).into_data();
         });
     }
@@ -218,8 +221,7 @@ fn masked_autoregressive(device: &Device) -> Result<FlowStack<2, Vec<Autoregress
 
 fn time<const D: usize, F, P, S>(
     name: &str,
-    runs: usize,
-    memory: Memory,
+    arguments: &Arguments,
     stack: FlowStack<D, F, P, S>,
     x: Tensor<D>,
 ) where
@@ -230,23 +232,26 @@ fn time<const D: usize, F, P, S>(
 {
     let batch = x.dims()[0];
     let (stack, _) = stack.initialize(x.clone());
-    let mut trainer = Trainer::new(stack, Schedule::constant(1e-4)).with_memory(memory);
-    report(name, "train", runs, || {
+    let mut trainer = Trainer::new(stack, Schedule::constant(1e-4)).with_memory(arguments.memory);
+    report(name, "train", arguments, || {
         trainer.step(x.clone()).expect("the steps are finite");
     });
     let stack = trainer.model();
-    report(name, "log_prob", runs, || {
+    report(name, "log_prob", arguments, || {
         stack.log_prob(x.clone()).into_data();
     });
-    report(name, "sample", runs, || {
+    report(name, "sample", arguments, || {
         stack.sample(batch, 1.0).into_data();
     });
 }
 
-fn report(workload: &str, operation: &str, runs: usize, mut run: impl FnMut()) {
+fn report(workload: &str, operation: &str, arguments: &Arguments, mut run: impl FnMut()) {
+    if arguments.operation.as_deref().is_some_and(|only| only != operation) {
+        return;
+    }
     run();
     run();
-    let mut milliseconds: Vec<f64> = (0..runs.max(1))
+    let mut milliseconds: Vec<f64> = (0..arguments.runs.max(1))
         .map(|_| {
             let start = Instant::now();
             run();

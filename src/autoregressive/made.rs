@@ -245,7 +245,7 @@ impl Made {
         self.degrees.iter().map(integers).collect()
     }
 
-    /// The layers as the kernels take them: masked, the context's weight below the first one's.
+    /// The layers as the kernels take them, the context's weight below the first one's.
     fn folded_as(
         &self,
         number: impl Fn(Tensor<2>) -> Tensor<2>,
@@ -254,10 +254,9 @@ impl Made {
         let mut layers: Vec<_> = self
             .layers
             .iter()
-            .zip(&self.masks)
-            .map(|(layer, mask)| {
+            .map(|layer| {
                 let bias = layer.bias.as_ref().expect("the layers of a Made have biases");
-                (number(layer.weight.val()) * number(mask.val()), bias_of(bias.val()))
+                (number(layer.weight.val()), bias_of(bias.val()))
             })
             .collect();
         if let Some(context) = &self.context {
@@ -267,6 +266,7 @@ impl Made {
         }
         FoldedNet {
             layers,
+            masks: self.masks.iter().map(|mask| number(mask.val())).collect(),
             transposed: true,
             first_3x3: false,
             last_3x3: false,
@@ -355,17 +355,14 @@ impl Fold for Made {
         gradients: Vec<(Tensor<2>, Tensor<1>)>,
         grads: &mut GradientsParams,
     ) {
-        let layers = self.layers.iter().zip(&self.masks);
-        for ((layer, mask), (mut weight, bias)) in layers.zip(gradients) {
-            let mask = host::plain(mask.val());
-            let [inputs, _] = mask.dims();
-            let [rows, _] = weight.dims();
+        for (layer, (mut weight, bias)) in self.layers.iter().zip(gradients) {
+            let ([inputs, _], [rows, _]) = (layer.weight.dims(), weight.dims());
             if let Some(context) = self.context.as_ref().filter(|_| rows > inputs) {
                 let of_context = weight.clone().narrow(0, inputs, rows - inputs);
                 add_grad(grads, &context.weight, of_context);
                 weight = weight.narrow(0, 0, inputs);
             }
-            add_grad(grads, &layer.weight, weight * mask);
+            add_grad(grads, &layer.weight, weight);
             if let Some(param) = &layer.bias {
                 add_grad(grads, param, bias);
             }

@@ -154,6 +154,7 @@ impl Fold for ZeroConv {
         let bias = self.conv.bias.as_ref().expect("a ZeroConv has a bias").val();
         Some(FoldedNet {
             layers: vec![(weight * scale.clone().reshape([out, 1]), bias * scale)],
+            masks: Vec::new(),
             transposed: false,
             first_3x3: true,
             last_3x3: false,

@@ -35,6 +35,9 @@ pub struct FoldedNet {
     /// `[out]`. Where the layer is a 3x3 convolution its `in` index is `9 channel + tap`: the weight
     /// `[out, channels, 3, 3]` flattened.
     pub layers: Vec<(Tensor<2>, Tensor<1>)>,
+    /// For each layer a factor for every weight of its first rows, 0 for those that are left out; empty where
+    /// all are used.
+    pub masks: Vec<Tensor<2>>,
     /// Whether the weights are `[in, out]`, as Burn's `Linear` has them, instead of `[out, in]`.
     pub transposed: bool,
     /// Whether the first layer is a 3x3 convolution (zero padding 1).

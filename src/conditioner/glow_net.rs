@@ -169,6 +169,7 @@ impl Fold for GlowNet {
             layers = pad_with_ones(layers);
         }
         Some(FoldedNet {
+            masks: Vec::new(),
             transposed: false,
             layers,
             first_3x3: true,

@@ -118,6 +118,7 @@ impl Fold for Mlp {
             .collect::<Option<Vec<_>>>()?;
         Some(FoldedNet {
             layers,
+            masks: Vec::new(),
             transposed: true,
             first_3x3: false,
             last_3x3: false,

@@ -391,16 +391,18 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             .iter()
             .enumerate()
             .map(|(index, (weight, bias))| {
-                (self.net.sizes(index), values(weight.clone()), values(bias.clone()))
+                let mask = self.net.masks.get(index).cloned().map(values);
+                (self.net.sizes(index), values(weight.clone()), mask, values(bias.clone()))
             })
             .collect();
         let layers = layers
             .iter()
-            .map(|([inputs, outputs], weight, bias)| Layer {
+            .map(|([inputs, outputs], weight, mask, bias)| Layer {
                 inputs: *inputs,
                 outputs: *outputs,
                 weight: weight.as_slice(),
                 transposed: self.net.transposed,
+                mask: mask.as_ref().map(HostValues::as_slice),
                 bias: bias.as_slice(),
             })
             .collect();
@@ -410,7 +412,6 @@ impl<'a, const D: usize, C: Conditioner<D>> Fused<'a, D, C> {
             first: window(self.net.first_3x3),
             last: window(self.net.last_3x3),
             negative_slope: T::from_f64(self.net.negative_slope),
-            masked: self.layout == Layout::Autoregressive,
         };
         let gain = match &self.map {
             FusedMap::Affine { gain: Some(gain), .. } => Some(values(gain.val())),

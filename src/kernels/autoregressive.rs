@@ -5,7 +5,7 @@ use super::log_scale::{MapRow, Task};
 use super::product::{Finish, Product};
 use super::spline::SplineRow;
 use super::workspace::{Lease, lease_zeros};
-use super::{Coupling, Map, Ops, Scalar};
+use super::{Coupling, Layer, Map, Ops, Scalar};
 
 /// Samples in a tile, whose activations stay in the L2 cache.
 const TILE: usize = 256;
@@ -13,7 +13,7 @@ const TILE: usize = 256;
 /// An autoregressive layer, with the order in which its features are known.
 #[derive(Clone, Copy, Debug)]
 pub struct Autoregressive<'a, T> {
-    /// The layer; its net's weights are masked and `[inputs, outputs]`.
+    /// The layer; its net's weights are `[inputs, outputs]`.
     pub layer: &'a Coupling<'a, T>,
     /// The step at which each feature is known, from 0 on.
     pub order: &'a [usize],
@@ -97,8 +97,10 @@ impl<T: Scalar> Autoregressive<'_, T> {
         let layers = &self.layer.net.layers;
         let last = layers.len() - 1;
         let kinds = layers[last].outputs / features;
+        let masked: Vec<_> = layers.iter().map(Layer::masked_weight).collect();
         let part = |layer: usize, first: usize, outputs: &[usize], depth: usize| {
             let from = &layers[layer];
+            let weights = masked[layer].as_deref().unwrap_or(from.weight);
             let rows = outputs.len().next_multiple_of(ops.granule);
             let mut weight = vec![T::ZERO; rows * depth];
             let block = 3 * ops.granule;
@@ -107,7 +109,7 @@ impl<T: Scalar> Autoregressive<'_, T> {
                 let height = (rows - index * block).min(block);
                 for (step, to) in there.chunks_exact_mut(height).take(depth).enumerate() {
                     let input = if layer == 0 { inputs[step] } else { step };
-                    let row = &from.weight[input * from.outputs..][..from.outputs];
+                    let row = &weights[input * from.outputs..][..from.outputs];
                     to.iter_mut().zip(outputs).for_each(|(to, &output)| *to = row[output]);
                 }
             }

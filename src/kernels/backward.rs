@@ -111,7 +111,7 @@ impl<T: Scalar> Conditioner<'_, T> {
     ) {
         let replace = !sums.is_started;
         let sums = &mut sums.weights[index];
-        let PackedLayer { rows, columns, .. } = self.layers[index];
+        let PackedLayer { rows, columns, gradient_steps: ref steps, .. } = self.layers[index];
         let (stride, d_stride) = (self.stride(index), self.stride(index + 1));
         let panel = self.ops.panel;
         assert!(input.len() >= panels * stride && stride >= columns * panel);
@@ -125,6 +125,7 @@ impl<T: Scalar> Conditioner<'_, T> {
             input: transposed.as_ptr(),
             columns,
             panels,
+            steps: steps.as_ref().map_or(std::ptr::null(), |steps| steps.as_ptr()),
             out: sums.as_mut_ptr(),
             replace,
         };
@@ -173,7 +174,7 @@ impl<T: Scalar> Conditioner<'_, T> {
     pub fn finish(&self, parts: &[PartialGradients<T>]) -> Gradients<T> {
         let last = self.layers.len() - 1;
         let layer = |(index, layer): (usize, &Layer<T>)| {
-            let &Layer { inputs, outputs, transposed, bias, .. } = layer;
+            let &Layer { inputs, outputs, transposed, mask, bias, .. } = layer;
             let (columns, taps) = (self.layers[index].columns, self.net.taps_behind(index));
             let mut weight = vec![T::ZERO; outputs * inputs];
             let mut bias = vec![T::ZERO; bias.len()];
@@ -200,6 +201,12 @@ impl<T: Scalar> Conditioner<'_, T> {
                         }
                     }
                 });
+            }
+            if let Some(mask) = mask {
+                for (weight, &factor) in weight.iter_mut().zip(mask) {
+                    // A masked one may never have been computed.
+                    *weight = if factor == T::ZERO { T::ZERO } else { *weight * factor };
+                }
             }
             for part in parts {
                 let lanes = if index == last { 1 } else { self.ops.lanes };

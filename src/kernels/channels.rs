@@ -121,14 +121,20 @@ impl<T: Scalar> ChannelMatrix<'_, T> {
 /// If the sizes do not fit together.
 pub fn reorder_channels<T: Scalar>(x: &[T], order: &[usize], shape: Shape) -> Vec<T> {
     shape.check("reorder_channels: x", x.len());
-    assert_eq!(order.len(), shape.channels, "reorder_channels: a place for each channel");
+    assert!(
+        order.len() == shape.channels && order.iter().all(|&from| from < shape.channels),
+        "reorder_channels: a channel for each place"
+    );
     let mut z = vec![T::ZERO; x.len()];
     let (chunks, sample, pixels) = (Chunks::new(shape, 1), shape.sample(), shape.pixels());
     let parts = chunks.split(x, sample).into_iter().zip(chunks.split_mut(&mut z, sample));
     chunks.run(parts.collect(), |(x, z)| {
         for (x, z) in x.chunks_exact(sample).zip(z.chunks_exact_mut(sample)) {
             if pixels == 1 {
-                z.iter_mut().zip(order).for_each(|(z, &from)| *z = x[from]);
+                for (z, &from) in z.iter_mut().zip(order) {
+                    // SAFETY: a sample is as long as there are channels, of which `from` is one.
+                    *z = unsafe { *x.get_unchecked(from) };
+                }
                 continue;
             }
             for (z, &from) in z.chunks_exact_mut(pixels).zip(order) {

@@ -79,7 +79,7 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         let geometry = Geometry { height, width, panel: ops.panel };
         let pictures = block_pictures(&geometry, batch);
         let pack = |(index, layer)| {
-            PackedLayer::new(layer, net.taps_behind(index), ops, with_gradient, net.masked)
+            PackedLayer::new(layer, net.taps_behind(index), ops, with_gradient)
         };
         let layers: Vec<_> = net.layers.iter().enumerate().map(pack).collect();
         let channels: usize = layers.iter().map(|layer| layer.columns).sum();

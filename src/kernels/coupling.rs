@@ -143,9 +143,14 @@ impl<'a, T: Scalar> Worker<'a, T> {
         let channels = |range: &Range<usize>| coupling.channels(self.shape, range);
         self.identity.load(block, channels(&coupling.identity), 0..seen, pixels);
         self.identity.load(context, Channels::all(width), seen..seen + width, 1);
-        let transformed = 0..coupling.num_transformed();
-        self.transformed.load(block, channels(&coupling.transformed), transformed, pixels);
-        block.len() / self.shape.sample()
+        let pictures = block.len() / self.shape.sample();
+        if coupling.is_autoregressive() {
+            self.transformed.copy(&self.identity, seen, pictures * pixels);
+        } else {
+            let transformed = 0..coupling.num_transformed();
+            self.transformed.load(block, channels(&coupling.transformed), transformed, pixels);
+        }
+        pictures
     }
 
     /// Takes out what the net left behind on the block that it was run on, with new buffers in its

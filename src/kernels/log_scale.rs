@@ -196,31 +196,50 @@ fn affine<T: Scalar>(row: &mut MapRow<T>, order: Order, f: impl Fn(T) -> Scaled<
         }
         Task::Gradient { invert, dvalue, dlog_det, dgain } => {
             let (dvalue, dlog_det) = (&mut dvalue[..count], &dlog_det[..count]);
-            let invert = *invert;
             let mut sums = [T::ZERO; SUMS];
+            // Between the loops. One loop over five rows, of which the compiler would have to ask ten times
+            // whether two overlap, it leaves without vector code.
+            let mut ls = [T::ZERO; SUMS];
+            let mut scales = [T::ZERO; SUMS];
+            let mut slopes = [T::ZERO; SUMS];
+            let mut by_gains = [T::ZERO; SUMS];
+            let mut scaled = [T::ZERO; SUMS];
             for start in (0..count).step_by(SUMS) {
-                // A constant count where possible: the loop then needs no remainder.
-                let width = if count - start >= SUMS { SUMS } else { count - start };
-                for (lane, sum) in sums[..width].iter_mut().enumerate() {
-                    let i = start + lane;
+                let end = (start + SUMS).min(count);
+                let width = end - start;
+                let (ls, scales, scaled) =
+                    (&mut ls[..width], &mut scales[..width], &mut scaled[..width]);
+                let (slopes, by_gains) = (&mut slopes[..width], &mut by_gains[..width]);
+                let (value, shift, raw) =
+                    (&mut value[start..end], &mut shift[start..end], &mut raw[start..end]);
+                let (dvalue, dlog_det) = (&mut dvalue[start..end], &dlog_det[start..end]);
+                for i in 0..width {
                     let (l, slope, by_gain) = f(raw[i]);
-                    let (scale, t, dz) = (l.exp(), shift[i], dvalue[i]);
-                    // What the scale multiplies times the scale: z itself, or z without the shift.
-                    let scaled = match (invert, shift_first) {
-                        (true, true) => value[i],
-                        (true, false) => value[i] - t,
-                        (false, true) => (value[i] + t) * scale,
-                        (false, false) => value[i] * scale,
-                    };
-                    if invert {
-                        let back = (-l).exp();
-                        value[i] = if shift_first { scaled * back - t } else { scaled * back };
+                    (ls[i], scales[i], slopes[i], by_gains[i]) = (l, l.exp(), slope, by_gain);
+                }
+                // What the scale multiplies times the scale: z itself, or z without the shift.
+                if *invert {
+                    for i in 0..width {
+                        let (back, t) = ((-ls[i]).exp(), shift[i]);
+                        scaled[i] = if shift_first { value[i] } else { value[i] - t };
+                        let x = scaled[i] * back;
+                        value[i] = if shift_first { x - t } else { x };
                     }
-                    let dl = dz * scaled + dlog_det[i];
-                    shift[i] = if shift_first { dz * scale } else { dz };
-                    raw[i] = dl * slope;
-                    *sum += dl * by_gain;
-                    dvalue[i] = dz * scale;
+                } else {
+                    for i in 0..width {
+                        let x = if shift_first { value[i] + shift[i] } else { value[i] };
+                        scaled[i] = x * scales[i];
+                    }
+                }
+                for i in 0..width {
+                    let dl = dvalue[i] * scaled[i] + dlog_det[i];
+                    raw[i] = dl * slopes[i];
+                    sums[i] += dl * by_gains[i];
+                }
+                for i in 0..width {
+                    let dz = dvalue[i];
+                    dvalue[i] = dz * scales[i];
+                    shift[i] = if shift_first { dz * scales[i] } else { dz };
                 }
             }
             let mut sum = T::ZERO;

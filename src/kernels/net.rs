@@ -15,6 +15,9 @@ pub struct Layer<'a, T> {
     pub weight: &'a [T],
     /// Whether `weight` is `[inputs, outputs]` instead; not in front of a window.
     pub transposed: bool,
+    /// A factor for each of the first weights in memory, 0 for those that are left out; those behind it are
+    /// used as they are. Products do not run over zeros at the ends of the weight's rows.
+    pub mask: Option<&'a [T]>,
     /// A number for each output channel.
     pub bias: &'a [T],
 }
@@ -36,8 +39,6 @@ pub struct Net<'a, T> {
     pub last: Window,
     /// Slope of the activation left of zero, in `[0, 1]`; 0 is ReLU.
     pub negative_slope: T,
-    /// Whether zeros at the ends of the weights' rows are looked for, to be left out of the products.
-    pub masked: bool,
 }
 
 /// Gradient of one layer, in the layouts of [`Layer`].
@@ -99,6 +100,10 @@ impl<T: Scalar> Net<'_, T> {
                 inputs * outputs,
                 "Net: weight of layer {index} must be [{outputs}, {inputs}]"
             );
+            assert!(
+                layer.mask.is_none_or(|mask| layer.transposed && mask.len() <= weight.len()),
+                "Net: the mask of layer {index} must be [up to {inputs}, {outputs}]"
+            );
             let taps = self.taps_behind(index);
             assert!(
                 taps == 1 || !layer.transposed,
@@ -132,6 +137,34 @@ impl<T: Scalar> Net<'_, T> {
     }
 }
 
+impl<T: Scalar> Layer<'_, T> {
+    /// The weight times the mask, if there is one.
+    pub(super) fn masked_weight(&self) -> Option<Lease<T>> {
+        let mask = self.mask?;
+        let mut masked = lease(self.weight.len());
+        masked.copy_from_slice(self.weight);
+        masked.iter_mut().zip(mask).for_each(|(weight, factor)| *weight = *weight * *factor);
+        Some(masked)
+    }
+
+    /// For each `block` of outputs, from the first to behind the last input that the mask leaves any of
+    /// them.
+    fn inputs_of_blocks(&self, block: usize) -> Option<Vec<[usize; 2]>> {
+        let mask = self.mask?;
+        let (rows, all) = (mask.chunks_exact(self.outputs), self.inputs);
+        let unmasked = rows.len()..all;
+        let blocks = (0..self.outputs).step_by(block).map(|first| {
+            let outputs = first..(first + block).min(self.outputs);
+            let is_used = |row: &[T]| row[outputs.clone()].iter().any(|&factor| factor != T::ZERO);
+            let start = rows.clone().position(is_used);
+            let end = rows.clone().rposition(is_used).map(|last| last + 1);
+            let end = if unmasked.is_empty() { end.unwrap_or(0) } else { all };
+            [start.unwrap_or(unmasked.start.min(end)), end]
+        });
+        Some(blocks.collect())
+    }
+}
+
 /// A layer with its weights in the order the products read them.
 pub(super) struct PackedLayer<T> {
     pub inputs: usize,
@@ -146,19 +179,17 @@ pub(super) struct PackedLayer<T> {
     pub back: Option<Lease<T>>,
     /// Of masked weights, the columns that are not all zero in each block of `weight`, and of `back`.
     pub steps: [Option<Vec<[usize; 2]>>; 2],
+    /// For each block of `weight`, from the first to behind the last column whose gradient is asked for.
+    pub gradient_steps: Option<Vec<[usize; 2]>>,
     pub bias: Lease<T>,
 }
 
 impl<T: Scalar> PackedLayer<T> {
     /// `taps`: those of the window behind the layer.
-    pub fn new(
-        layer: &Layer<T>,
-        taps: usize,
-        ops: &Ops<T>,
-        with_gradient: bool,
-        masked: bool,
-    ) -> Self {
-        let &Layer { inputs, outputs, weight, transposed, bias } = layer;
+    pub fn new(layer: &Layer<T>, taps: usize, ops: &Ops<T>, with_gradient: bool) -> Self {
+        let &Layer { inputs, outputs, weight, transposed, bias, .. } = layer;
+        let masked = layer.masked_weight();
+        let weight = masked.as_deref().unwrap_or(weight);
         let rows_of_taps = (taps > 1).then(|| rows_of_taps(weight, inputs, taps));
         let weight = rows_of_taps.as_deref().unwrap_or(weight);
         let unpacked = weight;
@@ -175,7 +206,7 @@ impl<T: Scalar> PackedLayer<T> {
         let weight = forward(weight, columns, rows, block);
         let back = with_gradient.then(|| back(unpacked, columns, back_rows, block));
         let steps = |packed: Option<&Lease<T>>, columns, rows| {
-            let packed = packed.filter(|_| masked);
+            let packed = packed.filter(|_| layer.mask.is_some());
             packed.map(|packed| nonzero_steps(packed, columns, rows, block))
         };
         let steps = [steps(Some(&weight), inputs, rows), steps(back.as_ref(), outputs, back_rows)];
@@ -187,6 +218,7 @@ impl<T: Scalar> PackedLayer<T> {
             weight,
             back,
             steps,
+            gradient_steps: layer.inputs_of_blocks(block).filter(|_| with_gradient),
             bias: packed_bias,
         }
     }

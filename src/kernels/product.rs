@@ -60,6 +60,9 @@ pub(super) struct WeightGradient<T> {
     /// Columns of the result, a multiple of `LANES`; also the distance between its rows.
     pub columns: usize,
     pub panels: usize,
+    /// For each block of rows the columns that are asked for, the others keeping what they hold; null
+    /// where all are.
+    pub steps: *const [usize; 2],
     pub out: *mut T,
     /// Whether the result replaces what is in `out` instead of being added.
     pub replace: bool,
@@ -220,6 +223,15 @@ pub(super) unsafe fn weight_gradient<V: Vector>(p: &WeightGradient<V::Scalar>) {
         let mut row = 0;
         while row < p.rows {
             let rows = (p.rows - row).min(3 * V::GRANULE);
+            let [first, end] = match p.steps.is_null() {
+                true => [0, p.columns],
+                // SAFETY: there is one for each block.
+                false => unsafe { *p.steps.add(row / (3 * V::GRANULE)) },
+            };
+            if column >= end || column + V::PANEL <= first {
+                row += rows;
+                continue;
+            }
             // SAFETY: row < rows and column < columns, so the offsets are inside the operands; a
             // group of inputs is PANEL wide and `panels * PANEL` long.
             unsafe {

@@ -110,14 +110,14 @@ impl NetCase {
         let mut inputs = self.inputs * self.first.taps();
         let layers = parameters.iter().map(|(weight, bias)| {
             let outputs = weight.len() / inputs;
-            let layer = Layer { inputs, outputs, weight, transposed: false, bias };
+            let layer = Layer { inputs, outputs, weight, transposed: false, mask: None, bias };
             inputs = outputs;
             layer
         });
         let layers = layers.collect();
         let negative_slope = T::from_f64(self.negative_slope);
         let (first, last) = (self.first, self.last);
-        Net { layers, first, last, negative_slope, masked: true }
+        Net { layers, first, last, negative_slope }
     }
 
     /// The net's output, channel by channel and pixel by pixel.

@@ -352,31 +352,35 @@ fn layers_with_a_context_take_each_sample_alone() {
         for is_autoregressive in [false, true] {
             let (seen, changed) = if is_autoregressive { (5, 5) } else { (3, 2) };
             let sizes = [seen + WIDTH, 7, 9, changed * map.params_per_channel()];
-            let mut weights: Vec<_> =
+            let weights: Vec<_> =
                 sizes.windows(2).map(|pair| numbers(pair[0] * pair[1], pair[1] as u64)).collect();
-            if is_autoregressive {
-                let outputs = order.repeat(map.params_per_channel());
-                let hidden = |unit: usize| (unit < FEATURES).then(|| order[unit]);
-                for (index, weight) in weights.iter_mut().enumerate() {
-                    for (at, weight) in weight.iter_mut().enumerate() {
+            // The context's weights, behind the others, have none.
+            let masks: Vec<Vec<f64>> = (0..3)
+                .map(|index| {
+                    let rows = if index == 0 { FEATURES } else { sizes[index] };
+                    let outputs = order.repeat(map.params_per_channel());
+                    let is_used = |at: usize| {
                         let (from, to) = (at / sizes[index + 1], at % sizes[index + 1]);
-                        let is_used = match index {
-                            0 => hidden(from).is_none_or(|from| from < degrees[0][to]),
+                        match index {
+                            0 => order[from] < degrees[0][to],
                             1 => degrees[0][from] <= degrees[1][to],
                             _ => degrees[1][from] <= outputs[to],
-                        };
-                        *weight = if is_used { *weight } else { 0.0 };
-                    }
-                }
-            }
+                        }
+                    };
+                    let count = rows * sizes[index + 1];
+                    let used = (0..count).map(|at| is_autoregressive && is_used(at));
+                    used.map(|used| if used { 1.0 } else { 0.0 }).collect()
+                })
+                .collect();
             let biases: Vec<_> =
                 sizes[1..].iter().map(|&size| numbers(size, 40 + size as u64)).collect();
-            let layers = weights.iter().zip(&biases).zip(sizes.windows(2));
-            let layers = layers.map(|((weight, bias), pair)| Layer {
+            let layers = weights.iter().zip(&biases).zip(&masks).zip(sizes.windows(2));
+            let layers = layers.map(|(((weight, bias), mask), pair)| Layer {
                 inputs: pair[0],
                 outputs: pair[1],
                 weight,
                 transposed: true,
+                mask: is_autoregressive.then_some(mask),
                 bias,
             });
             let net = Net {
@@ -384,7 +388,6 @@ fn layers_with_a_context_take_each_sample_alone() {
                 first: Window::Pixel,
                 last: Window::Pixel,
                 negative_slope: 0.0,
-                masked: is_autoregressive,
             };
             let (identity, transformed, step) =
                 if is_autoregressive { (0..5, 0..5, 1) } else { (0..5, 1..5, 2) };

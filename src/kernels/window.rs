@@ -55,6 +55,10 @@ impl Geometry {
     }
 }
 
+/// Vectors that are turned into planes together: few enough that they stay in the L1 cache while one
+/// channel after the other is taken out of them.
+const TURNED: usize = 64;
+
 /// Channels of pictures: the first, and the distance to the next, out of so many.
 #[derive(Clone, Copy)]
 pub(super) struct Channels {
@@ -133,22 +137,35 @@ impl<T: Scalar> Planes<T> {
             return;
         }
         let count = pictures.len() / total;
-        for (channel, plane) in planes.enumerate() {
-            let channel = first + channel * step;
-            let row = self.row_mut(plane, count);
-            if pixels == 1 {
-                // Vectors: a transposition; a copy of one number each would cost a call each.
-                for (to, from) in row.iter_mut().zip(pictures[channel..].iter().step_by(total)) {
-                    *to = *from;
+        if pixels == 1 {
+            // Vectors: a transposition; a copy of one number each would cost a call each.
+            for (index, samples) in pictures.chunks(TURNED * total).enumerate() {
+                for (channel, plane) in planes.clone().enumerate() {
+                    let channel = first + channel * step;
+                    let row = &mut self.row_mut(plane, count)[index * TURNED..];
+                    for (to, sample) in row.iter_mut().zip(samples.chunks_exact(total)) {
+                        *to = sample[channel];
+                    }
                 }
-            } else {
-                let picture_size = total * pixels;
+            }
+        } else {
+            for (channel, plane) in planes.clone().enumerate() {
+                let channel = first + channel * step;
+                let row = self.row_mut(plane, count);
                 for (to, picture) in
-                    row.chunks_exact_mut(pixels).zip(pictures.chunks_exact(picture_size))
+                    row.chunks_exact_mut(pixels).zip(pictures.chunks_exact(total * pixels))
                 {
                     to.copy_from_slice(&picture[channel * pixels..][..pixels]);
                 }
             }
+        }
+        planes.for_each(|plane| self.clear_tail(plane, count));
+    }
+
+    /// Takes the first `count` pixels of the first `planes` planes of others, with zeros after them.
+    pub fn copy(&mut self, from: &Self, planes: usize, count: usize) {
+        for plane in 0..planes {
+            self.row_mut(plane, count).copy_from_slice(from.row(plane, count));
             self.clear_tail(plane, count);
         }
     }
@@ -160,20 +177,25 @@ impl<T: Scalar> Planes<T> {
             return;
         }
         let count = pictures.len() / total;
+        if pixels == 1 {
+            for (index, samples) in pictures.chunks_mut(TURNED * total).enumerate() {
+                for (channel, plane) in planes.clone().enumerate() {
+                    let channel = first + channel * step;
+                    let row = &self.row(plane, count)[index * TURNED..];
+                    for (sample, from) in samples.chunks_exact_mut(total).zip(row) {
+                        sample[channel] = *from;
+                    }
+                }
+            }
+            return;
+        }
         for (channel, plane) in planes.enumerate() {
             let channel = first + channel * step;
             let row = self.row(plane, count);
-            if pixels == 1 {
-                for (to, from) in pictures[channel..].iter_mut().step_by(total).zip(row) {
-                    *to = *from;
-                }
-            } else {
-                let picture_size = total * pixels;
-                for (from, picture) in
-                    row.chunks_exact(pixels).zip(pictures.chunks_exact_mut(picture_size))
-                {
-                    picture[channel * pixels..][..pixels].copy_from_slice(from);
-                }
+            for (from, picture) in
+                row.chunks_exact(pixels).zip(pictures.chunks_exact_mut(total * pixels))
+            {
+                picture[channel * pixels..][..pixels].copy_from_slice(from);
             }
         }
     }
