@@ -179,15 +179,15 @@ unsafe fn tile_of<V: Vector, const WIDE: usize, const PACKED: bool>(
 /// Runs a [`Product`].
 #[inline(always)]
 pub(super) unsafe fn product<V: Vector>(p: &Product<V::Scalar>) {
-    let mut row = 0;
-    while row < p.rows {
-        let rows = (p.rows - row).min(3 * V::GRANULE);
-        let [first, end] = match p.steps.is_null() {
-            true => [0, p.depth],
-            // SAFETY: there is one for each block.
-            false => unsafe { *p.steps.add(row / (3 * V::GRANULE)) },
-        };
-        for panel in 0..p.panels {
+    for panel in 0..p.panels {
+        let mut row = 0;
+        while row < p.rows {
+            let rows = (p.rows - row).min(3 * V::GRANULE);
+            let [first, end] = match p.steps.is_null() {
+                true => [0, p.depth],
+                // SAFETY: there is one for each block.
+                false => unsafe { *p.steps.add(row / (3 * V::GRANULE)) },
+            };
             // SAFETY: row < rows and panel < panels, so the offsets are inside the operands.
             unsafe {
                 let to = panel * p.c_stride + row * V::PANEL;
@@ -210,8 +210,8 @@ pub(super) unsafe fn product<V: Vector>(p: &Product<V::Scalar>) {
                 };
                 tile_of::<V, 2, true>(rows, t);
             }
+            row += rows;
         }
-        row += rows;
     }
 }
 
