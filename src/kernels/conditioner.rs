@@ -78,9 +78,8 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         let with_gradient = pass == Pass::Gradients;
         let geometry = Geometry { height, width, panel: ops.panel };
         let pictures = block_pictures(&geometry, batch);
-        let pack = |(index, layer)| {
-            PackedLayer::new(layer, net.taps_behind(index), ops, with_gradient)
-        };
+        let pack =
+            |(index, layer)| PackedLayer::new(layer, net.taps_behind(index), ops, with_gradient);
         let layers: Vec<_> = net.layers.iter().enumerate().map(pack).collect();
         let channels: usize = layers.iter().map(|layer| layer.columns).sum();
         let kept = channels * geometry.panels(pictures) * ops.panel * size_of::<T>();

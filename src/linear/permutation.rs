@@ -76,7 +76,10 @@ impl Permutation {
     }
 
     fn order(&self) -> Vec<usize> {
-        host::to_f64(host::plain(self.order.val())).into_iter().map(|index| index as usize).collect()
+        host::to_f64(host::plain(self.order.val()))
+            .into_iter()
+            .map(|index| index as usize)
+            .collect()
     }
 
     fn order_back(&self) -> Vec<usize> {
