@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::nn::Linear;
-use burn::tensor::{Gradients, Tensor};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
 use burn_flows::weights::Array;
 
 use super::{Golden, values};
@@ -141,17 +142,17 @@ impl<'a> Reader<'a> {
 
     /// The gradients by the file's numbers, by name, of those by the parameters of a module; added to
     /// `sums`, which starts with [`no_gradients`](Self::no_gradients).
-    pub fn add_gradients<M: Module>(&self, module: &M, graph: &Gradients, sums: &mut [f64]) {
+    pub fn add_gradients<M: Module>(&self, module: &M, grads: &GradientsParams, sums: &mut [f64]) {
         struct Add<'a, 'b> {
             reader: &'a Reader<'b>,
-            graph: &'a Gradients,
+            grads: &'a GradientsParams,
             sums: &'a mut [f64],
         }
         impl ModuleVisitor for Add<'_, '_> {
             fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
                 let origins = self.reader.origins.borrow();
                 let Some(origins) = origins.get(&param.id) else { return };
-                let Some(gradient) = param.val().grad(self.graph) else { return };
+                let Some(gradient) = self.grads.get::<N>(param.id) else { return };
                 for (gradient, (origin, factor)) in values(gradient).into_iter().zip(origins) {
                     if let Some(origin) = origin {
                         self.sums[*origin] += gradient * factor;
@@ -159,7 +160,7 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        module.visit(&mut Add { reader: self, graph, sums });
+        module.visit(&mut Add { reader: self, grads, sums });
     }
 
     pub fn no_gradients(&self) -> Vec<f64> {

@@ -30,7 +30,7 @@ pub fn case(golden: &Golden) -> Option<Result<Computed, String>> {
     let is_target = golden.hyper("target").is_ok();
     let is_known = layers.as_array().is_some_and(|layers| layers.iter().all(known));
     if is_target {
-        return Some(reverse_kl(golden));
+        return Some(of_normflows(golden));
     }
     is_known.then(|| density(golden))
 }
@@ -174,7 +174,7 @@ fn density(golden: &Golden) -> Result<Computed, String> {
 
 /// A learned normal whose draws are made of given noise.
 #[derive(Module, Debug)]
-struct GivenNoise {
+pub struct GivenNoise {
     normal: DiagonalNormal<2>,
     noise: Param<Tensor<2>>,
 }
@@ -215,16 +215,41 @@ fn target(golden: &Golden) -> Result<fn(Tensor<2>) -> Tensor<1>, String> {
             let radius = (x.clone().square().sum_dim(1) + 1e-12).sqrt().squeeze_dim::<1>(1);
             ((radius - 2.0) * 2.5).square() * -0.5 - column(&x, 0) * 0.3
         }),
+        "banana" => Ok(|x: Tensor<2>| {
+            let others = x.dims()[1] - 1;
+            let first = x.clone().narrow(1, 0, 1);
+            let bend = (first.clone().square() - 1.0) * 0.5;
+            let off = (x.narrow(1, 1, others) - bend) * 0.6f64.recip();
+            let squares = (first * 1.5f64.recip()).square() + off.square().sum_dim(1);
+            squares.squeeze_dim::<1>(1) * -0.5
+        }),
         other => Err(format!("unknown target {other:?}")),
     }
 }
 
-fn reverse_kl(golden: &Golden) -> Result<Computed, String> {
+fn of_normflows(golden: &Golden) -> Result<Computed, String> {
+    reverse_kl(golden, layers(golden)?, base(golden)?, named_gradients)
+}
+
+/// A flow whose draws are fitted to a file's target.
+pub type Fitted<F> = FlowStack<2, F, GivenNoise>;
+
+/// The reverse KL divergence of a file's draws and its gradients, which `named` finds and gives the names
+/// of the file.
+pub fn reverse_kl<F: Flow<2>>(
+    golden: &Golden,
+    flow: F,
+    normal: DiagonalNormal<2>,
+    named: impl Fn(&Fitted<F>, &GradientsParams) -> Result<Vec<(String, Vec<f64>)>, String>,
+) -> Result<Computed, String>
+where
+    Fitted<F>: Module,
+{
     let noise: Tensor<2> = golden.tensor("noise")?;
     let [draws, features] = noise.dims();
     let noise = Param::from_tensor(noise).set_require_grad(false);
-    let prior = GivenNoise { normal: base(golden)?, noise };
-    let model = FlowStack::<2, _, _>::single(layers(golden)?, prior, &[features]).map_err(text)?;
+    let prior = GivenNoise { normal, noise };
+    let model = Fitted::single(flow, prior, &[features]).map_err(text)?;
     let log_p = target(golden)?;
 
     let mut computed = Computed::default();
@@ -255,7 +280,7 @@ fn reverse_kl(golden: &Golden) -> Result<Computed, String> {
             let objective = objective.with_reversible(reversible);
             let step = objective.gradients(&training, log_p, &mut start()).map_err(text)?;
             computed.values.insert("loss".into(), vec![step.loss]);
-            for (name, gradient) in named_gradients(&training, &step.grads)? {
+            for (name, gradient) in named(&training, &step.grads)? {
                 let name = format!("{prefix}{name}");
                 // The file of a flow without a way back has no gradients along the path.
                 let Ok(expected) = golden.array(&name) else { continue };
@@ -273,7 +298,7 @@ fn reverse_kl(golden: &Golden) -> Result<Computed, String> {
 
 /// The gradients under the names of the library, in its order and with its signs.
 fn named_gradients(
-    model: &FlowStack<2, Vec<Layer>, GivenNoise>,
+    model: &Fitted<Vec<Layer>>,
     grads: &GradientsParams,
 ) -> Result<Vec<(String, Vec<f64>)>, String> {
     fn of<const N: usize>(grads: &GradientsParams, param: &Param<Tensor<N>>) -> Tensor<N> {

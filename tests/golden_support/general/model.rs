@@ -2,6 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
+use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor};
 use burn_flows::autoregressive::{Autoregressive, Made, MaskedNet};
 use burn_flows::conditioner::{Activation, BlockNet, Mlp};
@@ -185,14 +186,15 @@ fn gradients(
     let log_prob = model.log_prob(x.clone());
     computed.set("loss", log_prob.clone().inner().mean().neg());
     let mut graph = log_prob.sum().backward();
-    let mut sums = reader.no_gradients();
-    reader.add_gradients(&model, &graph, &mut sums);
-    reader.add_gradients(&embedding, &graph, &mut sums);
     computed.set("grad_x", x.grad_remove(&mut graph).ok_or("no gradient by x")?);
     if let Some(context) = context {
         let gradient = context.grad_remove(&mut graph).ok_or("no gradient by context")?;
         computed.set("grad_context", gradient);
     }
+    let mut sums = reader.no_gradients();
+    reader.add_gradients(&model, &GradientsParams::from_module(&mut graph, &model), &mut sums);
+    let of_embedding = GradientsParams::from_module(&mut graph, &embedding);
+    reader.add_gradients(&embedding, &of_embedding, &mut sums);
     sums.iter_mut().for_each(|sum| *sum /= -batch);
     let params = reader.golden.params();
     for name in params.names() {

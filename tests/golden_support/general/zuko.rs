@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::super::cases::text;
 use super::super::traced::{Params, Reader, Traced};
-use super::super::{Computed, Golden, cast};
+use super::super::{Computed, Golden, cast, variational};
 use super::model::{self, Base, Layer, Model, Step, frozen};
 use super::nets::{Numbers, Split, first_layer, layer, masked_net, net};
 use super::nflows::{affine, fitted, standardize};
@@ -41,6 +41,7 @@ const OPTIONS: &[&str] = &[
     "residual",
     "activation",
     "adjacency",
+    "target",
 ];
 
 pub fn flow(golden: &Golden) -> Result<Computed, String> {
@@ -64,6 +65,9 @@ pub fn flow(golden: &Golden) -> Result<Computed, String> {
     for index in transforms.indices() {
         steps.extend(of_layer(&spec, &transforms.under(index.to_string()))?);
     }
+    if golden.hyper("target").is_ok() {
+        return fitted_to_target(&reader, Step::all(steps), &params.under("base"));
+    }
     let mut model = Model::new(Step::all(steps), base(&spec, &params.under("base"))?);
     if is_standardized {
         model.embedding.push(standardize(&all.under("embedding_net"))?);
@@ -76,6 +80,29 @@ pub fn flow(golden: &Golden) -> Result<Computed, String> {
         fitted(golden, &mut computed, of_x, [mean?, deviation?])?;
     }
     Ok(computed)
+}
+
+/// A flow fitted by the reverse KL divergence.
+fn fitted_to_target(
+    reader: &Reader<'_>,
+    steps: Vec<Step>,
+    base: &Params<'_>,
+) -> Result<Computed, String> {
+    let [scale, mean] = scale_and_shift(base)?;
+    let golden = reader.golden;
+    let row = |values: Vec<f64>| frozen(golden.tensor_of(&Array::new([1, values.len()], values)));
+    let log_std = row(scale.into_iter().map(f64::ln).collect());
+    let normal = DiagonalNormal { mean: row(mean), log_std };
+    variational::reverse_kl(golden, steps, normal, |model, grads| {
+        let mut sums = reader.no_gradients();
+        reader.add_gradients(model, grads, &mut sums);
+        let params = golden.params();
+        let named = params.names().map(|name| {
+            let gradient = reader.of_param(name, &sums).ok_or("a parameter without a place")?;
+            Ok((name.to_string(), gradient))
+        });
+        named.collect()
+    })
 }
 
 fn scale_and_shift(params: &Params<'_>) -> Result<[Vec<f64>; 2], String> {
