@@ -1,6 +1,8 @@
 //! The trainer: it starts from data, learns by any optimizer and schedule, clips, goes on exactly
 //! after an interruption, and goes back to a good model where an update did harm.
 
+#[path = "training/average.rs"]
+mod average;
 mod common;
 #[path = "training/fit.rs"]
 mod fit;

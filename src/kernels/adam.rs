@@ -1,4 +1,4 @@
-//! Adam in one pass over memory.
+//! Updates of parameters, in one pass over memory.
 
 use super::Scalar;
 use super::batch::run;
@@ -60,6 +60,17 @@ pub(super) fn adam<T: Scalar>(step: &AdamStep<T>, gradient: &[T], to: [&mut [T];
         *v = *v * step.beta_2 + *g * *g * step.rest_2;
         *p = *p * step.kept - *m * step.correction / (v.sqrt() + step.epsilon) * step.rate;
     }
+}
+
+/// Moves each number of `to` by `share` of the way to that of `from`.
+///
+/// # Panics
+/// If they are not of one length.
+pub fn move_towards<T: Scalar>(to: &mut [T], from: &[T], share: T) {
+    assert_eq!(to.len(), from.len(), "move_towards: a number for each");
+    run(to.chunks_mut(BLOCK).zip(from.chunks(BLOCK)).collect(), |(to, from)| {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to += (*from - *to) * share);
+    });
 }
 
 /// The sum of the squares, in f64.

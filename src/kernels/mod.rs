@@ -44,7 +44,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use adam::{AdamStep, sum_of_squares};
+pub use adam::{AdamStep, move_towards, sum_of_squares};
 pub use autoregressive::Autoregressive;
 pub use batch::Shape;
 pub use channels::{

@@ -1,7 +1,7 @@
 //! Checkpoints: a training as files, from which it goes on exactly.
 //!
-//! A folder holds one checkpoint: `checkpoint.txt` and the two files that it names, the model's record
-//! and the optimizer's state. These have one of two names each and are written under those that are
+//! A folder holds one checkpoint: `checkpoint.txt` and the files that it names, the model's record, the
+//! optimizer's state and, where there are averaged parameters, the record of the model that has them. These have one of two names each and are written under those that are
 //! not in use; then `checkpoint.txt` is replaced, so at every moment it names one whole checkpoint, the
 //! newest or the one before, and what an interruption leaves is overwritten by the next call but one.
 //! Nothing else in the folder is touched. `checkpoint.lock` makes those wait who come at the same time.
@@ -17,6 +17,7 @@ use burn::store::burn_pack;
 use burn::tensor::Bytes;
 
 use super::Trainer;
+use super::average::Average;
 use crate::error::{FlowError, Result};
 use crate::record;
 use crate::tape::Memory;
@@ -24,6 +25,9 @@ use crate::tape::Memory;
 const POINTER: &str = "checkpoint.txt";
 const LOCK: &str = "checkpoint.lock";
 const FORMAT: &str = "burn-flows checkpoint 3";
+
+/// With a line for averages.
+const FORMAT_4: &str = "burn-flows checkpoint 4";
 
 /// Without a line for the optimizer, which was always [`Adam`](super::Adam), and with files that are named
 /// by their step.
@@ -56,6 +60,10 @@ impl<M: Module> Trainer<M> {
         let files = Files::InSlot(slot);
         let [model, optimizer] = files.paths(folder);
         record::save(&self.model(), model)?;
+        let average = self.average.as_ref().and_then(Average::model);
+        if let (Some(average), Some(path)) = (average, files.of_average(folder)) {
+            record::save(average, path)?;
+        }
         let state = self.optimizer.into_bytes().map_err(|error| FlowError::Record {
             path: optimizer.clone(),
             reason: format!("the optimizer's state cannot be written ({error})"),
@@ -67,6 +75,7 @@ impl<M: Module> Trainer<M> {
             step: self.num_steps,
             memory: self.memory,
             optimizer: self.optimizer_name.clone(),
+            num_updates: self.average.as_ref().map(Average::num_updates),
             note: note.into(),
         };
         record::write_atomically(folder.join(POINTER), pointer.to_string().as_bytes())?;
@@ -96,9 +105,26 @@ impl<M: Module> Trainer<M> {
         let Some(pointer) = Pointer::read(folder)? else {
             return Ok((self, None));
         };
-        let Pointer { files, step, memory, optimizer, note } = pointer;
+        let Pointer { files, step, memory, optimizer, num_updates, note } = pointer;
         let [model, path] = files.paths(folder);
         let model = record::load(self.model(), model)?;
+        let average = match (&self.average, num_updates) {
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err(FlowError::Record {
+                    path: folder.join(POINTER),
+                    reason: "this training keeps averages of its parameters, the trainer does not"
+                        .into(),
+                    advice: "resume with Trainer::with_average".into(),
+                });
+            }
+            (Some(average), num_updates) => {
+                let count = num_updates.unwrap_or(0);
+                let path = files.of_average(folder).filter(|_| count > 0);
+                let model = path.map(|path| record::load(self.model(), path)).transpose()?;
+                Some(average.resumed(model, count))
+            }
+        };
         let bytes =
             fs::read(&path).map_err(|source| FlowError::io("read", &path, source, ADVICE))?;
         let wrong = |reason: String, advice: &str| FlowError::Record {
@@ -145,7 +171,7 @@ impl<M: Module> Trainer<M> {
         }
         self.model = Some(model.train());
         (self.num_steps, self.memory) = (step, memory);
-        self.good = None;
+        (self.good, self.average) = (None, average);
         Ok((self, Some(note)))
     }
 }
@@ -204,7 +230,8 @@ fn lock(folder: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The two files of a checkpoint, the model's record and the optimizer's state, by what names them.
+/// The files of a checkpoint, the model's record, the optimizer's state and the record with averages, by what
+/// names them.
 enum Files {
     /// One of two places, `a` and `b`.
     InSlot(char),
@@ -225,9 +252,19 @@ impl Files {
         }
     }
 
+    /// The record of the model with averages; format 2 had none.
+    fn of_average(&self, folder: &Path) -> Option<PathBuf> {
+        match self {
+            Self::InSlot(slot) => {
+                Some(folder.join(format!("checkpoint-{slot}.average.safetensors")))
+            }
+            Self::OfStep(_) => None,
+        }
+    }
+
     /// Whether that works does not matter to the checkpoint that is there now.
     fn remove(&self, folder: &Path) {
-        for path in self.paths(folder) {
+        for path in self.paths(folder).into_iter().chain(self.of_average(folder)) {
             let _ = fs::remove_file(path);
         }
     }
@@ -240,18 +277,24 @@ struct Pointer {
     memory: Memory,
     /// The name of its type, where it is known.
     optimizer: Option<String>,
+    /// Updates of the averages, where there are any.
+    num_updates: Option<usize>,
     note: String,
 }
 
 impl std::fmt::Display for Pointer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { files, step, memory, optimizer, note } = self;
+        let Self { files, step, memory, optimizer, num_updates, note } = self;
         let optimizer = optimizer.as_deref().unwrap_or(UNNAMED);
-        writeln!(f, "{FORMAT}")?;
+        writeln!(f, "{}", if num_updates.is_some() { FORMAT_4 } else { FORMAT })?;
         if let Files::InSlot(slot) = files {
             writeln!(f, "files {slot}")?;
         }
-        write!(f, "step {step}\nmemory {memory}\noptimizer {optimizer}\n{note}")
+        write!(f, "step {step}\nmemory {memory}\noptimizer {optimizer}\n")?;
+        if let Some(count) = num_updates {
+            writeln!(f, "average {count}")?;
+        }
+        f.write_str(note)
     }
 }
 
@@ -282,7 +325,7 @@ impl Pointer {
     fn parse(text: &str) -> Option<Self> {
         let (format, rest) = text.split_once('\n')?;
         let (slot, rest) = match format {
-            FORMAT => {
+            FORMAT | FORMAT_4 => {
                 let (slot, rest) = rest.strip_prefix("files ")?.split_once('\n')?;
                 (Some(slot.parse().ok().filter(|slot| matches!(slot, 'a' | 'b'))?), rest)
             }
@@ -291,13 +334,21 @@ impl Pointer {
         };
         let (step, rest) = rest.strip_prefix("step ")?.split_once('\n')?;
         let (memory, rest) = rest.strip_prefix("memory ")?.split_once('\n')?;
-        let (optimizer, note) = match slot {
+        let (optimizer, rest) = match slot {
             Some(_) => rest.strip_prefix("optimizer ")?.split_once('\n')?,
             None => ("Adam", rest),
+        };
+        let (num_updates, note) = match format {
+            FORMAT_4 => {
+                let (count, note) = rest.strip_prefix("average ")?.split_once('\n')?;
+                (Some(count.parse().ok()?), note)
+            }
+            _ => (None, rest),
         };
         let optimizer = Some(optimizer).filter(|&name| name != UNNAMED).map(str::to_string);
         let step = step.parse().ok()?;
         let files = slot.map_or(Files::OfStep(step), Files::InSlot);
-        Some(Self { files, step, memory: memory.parse().ok()?, optimizer, note: note.into() })
+        let memory = memory.parse().ok()?;
+        Some(Self { files, step, memory, optimizer, num_updates, note: note.into() })
     }
 }

@@ -9,6 +9,9 @@ use crate::error::{FlowError, Result};
 /// Trains in passes over data that are in memory, and stops early: when held-out samples have not
 /// become likelier for some passes, the model for which they were likeliest is the answer.
 ///
+/// Of a trainer that keeps [averages](Trainer::with_average) the averaged model is the one that is measured
+/// and kept.
+///
 /// What the order of the samples is depends on the seed and the number of the pass alone. The last
 /// samples of a pass that do not fill a batch are left out of it; other ones in each.
 ///
@@ -153,7 +156,7 @@ impl Fit {
             let epoch = Epoch { number, train_loss, held_out_loss, is_best };
             let kept = match best.take() {
                 Some(best) if !is_best => best,
-                _ => Fitted::of(epoch, trainer.model()),
+                _ => Fitted::of(epoch, trainer.averaged()),
             };
             let stopped = if on_epoch(&epoch).is_break() {
                 Stopped::ByCaller
@@ -175,7 +178,7 @@ impl Fit {
         trainer: &Trainer<M>,
         held_out: &B,
     ) -> Result<f64> {
-        let (model, samples) = (trainer.model(), held_out.num_samples());
+        let (model, samples) = (trainer.averaged(), held_out.num_samples());
         let mut sum = 0.0;
         for start in (0..samples).step_by(HELD_OUT_BATCHES.saturating_mul(self.batch_size)) {
             let length = (HELD_OUT_BATCHES.saturating_mul(self.batch_size)).min(samples - start);

@@ -1,6 +1,7 @@
 //! Training: maximum likelihood, reversible backpropagation, schedules, checkpoints.
 
 mod adam;
+mod average;
 mod checkpoint;
 mod classifier;
 mod fit;
