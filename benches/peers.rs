@@ -147,9 +147,11 @@ fn main() {
         let stack = spline_couplings(&device).expect("the workload is valid");
         time("nsf-vec16", &arguments, stack, normal([1024, 16], &device));
     }
-    if run("maf-vec16") {
-        let stack = masked_autoregressive(&device).expect("the workload is valid");
-        time("maf-vec16", &arguments, stack, normal([1024, 16], &device));
+    for (name, features) in [("maf-vec16", 16), ("maf-vec64", 64)] {
+        if run(name) {
+            let stack = masked_autoregressive(features, &device).expect("the workload is valid");
+            time(name, &arguments, stack, normal([1024, features], &device));
+        }
     }
     if run("cnsf-sbi") {
         let stack = conditional_spline_couplings(&device).expect("the workload is valid");
@@ -209,14 +211,18 @@ fn conditional_spline_couplings(device: &Device) -> Result<FlowStack<2, Vec<Cond
 type AutoregressiveStep = (Autoregressive<Affine>, Permutation);
 
 /// Five masked autoregressive layers, the order reversed from one to the next.
-fn masked_autoregressive(device: &Device) -> Result<FlowStack<2, Vec<AutoregressiveStep>>> {
+fn masked_autoregressive(
+    features: usize,
+    device: &Device,
+) -> Result<FlowStack<2, Vec<AutoregressiveStep>>> {
     let layer = |_| {
-        let made = MadeConfig::new(16, vec![128; 2], 2).init(device)?;
-        let affine = Affine::new(ScaleMap::default(), AffineOrder::ScaleThenShift, 16, device);
-        Ok((Autoregressive::new(made, affine)?, Permutation::reverse(16, device)?))
+        let made = MadeConfig::new(features, vec![128; 2], 2).init(device)?;
+        let order = AffineOrder::ScaleThenShift;
+        let affine = Affine::new(ScaleMap::default(), order, features, device);
+        Ok((Autoregressive::new(made, affine)?, Permutation::reverse(features, device)?))
     };
     let layers = (0..5).map(layer).collect::<Result<Vec<_>>>()?;
-    FlowStack::single(layers, StandardNormal::new(), &[16])
+    FlowStack::single(layers, StandardNormal::new(), &[features])
 }
 
 fn time<const D: usize, F, P, S>(
