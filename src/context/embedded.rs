@@ -1,5 +1,8 @@
 //! A model and the net that makes its context.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -7,6 +10,7 @@ use super::Given;
 use crate::conditioner::Conditioner;
 use crate::error::Result;
 use crate::flow::Pass;
+use crate::record::{self, Configuration, Setting};
 
 /// A net from something raw (a picture, a series, an observation) to a context of rank `C`.
 ///
@@ -68,19 +72,20 @@ pub struct Embedded<E, M, const C: usize = 2> {
     pub embedding: E,
     /// The model that they are given to.
     pub model: M,
+    configuration: Setting<Option<Arc<str>>>,
 }
 
 impl<E: Module, M: Module> Embedded<E, M> {
     /// A net that makes vectors, and the model that they are given to.
     pub fn new(embedding: E, model: M) -> Self {
-        Self { embedding, model }
+        Self { embedding, model, configuration: Setting::of_json(None) }
     }
 }
 
 impl<E: Module, M: Module> Embedded<E, M, 4> {
     /// A net that makes feature maps, and the model that they are given to.
     pub fn of_maps(embedding: E, model: M) -> Self {
-        Self { embedding, model }
+        Self { embedding, model, configuration: Setting::of_json(None) }
     }
 }
 
@@ -98,6 +103,29 @@ impl<E: Module, M: Module, const C: usize> Embedded<E, M, C> {
         E: Embedding<R, C>,
     {
         self.model.given(&self.context(raw.clone()))
+    }
+
+    /// Keeps what the model and its embedding were built from, as
+    /// [`FlowStack::with_configuration`](crate::FlowStack::with_configuration).
+    pub fn with_configuration<F: Configuration<Model = Self>>(mut self, configuration: &F) -> Self {
+        self.configuration = Setting::of_json(Some(record::to_json(configuration)));
+        self
+    }
+
+    /// What they were built from, if it is of this kind and was kept.
+    pub fn configuration<F: Configuration<Model = Self>>(&self) -> Option<F> {
+        record::from_json(self.configuration.as_deref()?)
+    }
+
+    /// Writes model and embedding to a safetensors file: [`record::save`].
+    ///
+    /// # Errors
+    /// As [`record::save`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()>
+    where
+        Self: Module,
+    {
+        record::save(self, path)
     }
 
     /// What the embedding makes of `raw`.

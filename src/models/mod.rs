@@ -1,5 +1,6 @@
 //! Ready-made models: configurations and paper presets, no tensor arithmetic.
 
+mod conditional_spline_flow;
 mod glow;
 mod maf;
 mod nice;
@@ -29,6 +30,7 @@ macro_rules! loads {
 }
 use loads;
 
+pub use conditional_spline_flow::{ConditionalSplineFlow, ConditionalSplineFlowConfig};
 pub use glow::{
     Glow, GlowConfig, GlowCoupling, GlowCouplingKind, GlowLevel, GlowMixing, GlowMixingKind,
     GlowPrior, GlowSplitPrior, GlowStep,

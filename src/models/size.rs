@@ -180,6 +180,7 @@ mod tests {
                 assert_counted(config.with_kind(SplineFlowKind::Autoregressive));
             }
         }
+        assert_counted(ConditionalSplineFlowConfig::sbi(3, 2));
     }
 
     #[test]

@@ -136,15 +136,18 @@ impl SplineFlowConfig {
     /// As [`validate`](SplineFlowConfig::validate).
     pub fn init(&self, rng: &mut impl Rng, device: &Device) -> Result<SplineFlow> {
         self.validate()?;
-        let steps = (0..self.num_steps).map(|index| self.step(index, rng, device));
-        let steps = steps.collect::<Result<Vec<_>>>()?;
-        let flow = (ActNorm::new(self.num_features, device)?, steps);
+        let flow = (ActNorm::new(self.num_features, device)?, self.steps(rng, device)?);
         let stack = FlowStack::single(flow, StandardNormal::new(), &[self.num_features])?;
         Ok(stack.with_configuration(self))
     }
 
     fn spline(&self) -> Result<RationalQuadratic> {
         RationalQuadraticConfig::new(self.num_bins, self.tail_bound).init()
+    }
+
+    /// The layers behind the ActNorm.
+    pub(super) fn steps(&self, rng: &mut impl Rng, device: &Device) -> Result<Vec<SplineStep>> {
+        (0..self.num_steps).map(|index| self.step(index, rng, device)).collect()
     }
 
     fn step(&self, index: usize, rng: &mut impl Rng, device: &Device) -> Result<SplineStep> {

@@ -1,14 +1,17 @@
 //! Mean 0 and deviation 1, from data.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::chain::{same_log_det, zero_log_det};
+use crate::context::Embedding;
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
-use crate::flow::Flow;
+use crate::flow::{At, Flow, backward_by_autodiff};
 use crate::host;
 use crate::param::frozen;
+use crate::tape::Tape;
 
 /// Takes each feature (or channel) to mean 0 and standard deviation 1, by moments taken once from data.
 ///
@@ -42,6 +45,22 @@ pub struct Standardize {
 const LAYER: &str = "Standardize";
 
 impl Standardize {
+    /// For channels that have mean 0 and deviation 1, or whose moments a record has.
+    ///
+    /// # Errors
+    /// If `channels` is 0.
+    pub fn identity(channels: usize, device: &Device) -> Result<Self> {
+        if channels == 0 {
+            let advice = "give the number of channels";
+            return Err(FlowError::config(LAYER, "channels", 0, "at least 1", advice));
+        }
+        let param = |value| {
+            let values = vec![value; channels];
+            frozen(host::from_f64(values, [channels], device, DType::F32))
+        };
+        Ok(Self { mean: param(0.0), deviation: param(1.0) })
+    }
+
     /// Takes the moments of a batch, all of the data if they fit: mean and unbiased standard deviation of
     /// each channel. A channel that is constant but for rounding keeps its deviation, 1 stands for it.
     ///
@@ -121,5 +140,27 @@ impl<const D: usize> Flow<D> for Standardize {
     fn log_det(&self, x: Tensor<D>) -> Tensor<1> {
         let pixels: usize = x.dims()[2..].iter().product();
         same_log_det(self.deviation.val().log().sum() * -(pixels as f64), &x)
+    }
+
+    fn pull_back(
+        &self,
+        at: At<D>,
+        dz: Tensor<D>,
+        dlog_det: Tensor<1>,
+        tape: &mut Tape,
+        grads: &mut GradientsParams,
+    ) -> (Tensor<D>, Tensor<D>) {
+        let x = tape.input(at, |z| self.valid().inverse(z));
+        let dx = match self.mean.is_require_grad() || self.deviation.is_require_grad() {
+            true => backward_by_autodiff(self, x.clone(), dz, dlog_det, grads),
+            false => dz / per_channel(self.deviation.val().inner()),
+        };
+        (x, dx)
+    }
+}
+
+impl<const D: usize> Embedding<D, D> for Standardize {
+    fn embed(&self, raw: Tensor<D>) -> Tensor<D> {
+        self.forward(raw).0
     }
 }
