@@ -21,18 +21,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn::module::Module;
-use burn::tensor::{Device, Tensor};
-use burn_flows::context::Given;
+use burn::tensor::Device;
+use burn_flows::Result;
 use burn_flows::data::{random_for, streams};
 use burn_flows::metrics::c2st;
-use burn_flows::models::{SplineFlow, SplineFlowConfig};
-use burn_flows::preprocess::Standardize;
-use burn_flows::training::{Fit, Schedule, Stopped, Trainer};
-use burn_flows::{Flow, Result, record};
+use burn_flows::models::{ConditionalSplineFlow, ConditionalSplineFlowConfig};
+use burn_flows::training::{Adam, Fit, Schedule, Stopped, Trainer};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use rand::rngs::StdRng;
 use serde::Serialize;
 use support::arguments::{DeviceArgument, at_least_one, invalid};
 use support::corner::Corner;
@@ -56,6 +52,15 @@ struct Arguments {
     /// Simulations a step
     #[arg(long, default_value_t = 200)]
     batch: usize,
+    /// Learning rate
+    #[arg(long, default_value_t = 1e-3)]
+    learning_rate: f64,
+    /// Weight decay of Adam, which keeps a flow of few simulations from learning them by heart
+    #[arg(long, default_value_t = 1.0)]
+    weight_decay: f32,
+    /// Decay of the averages of the parameters, which are what is kept
+    #[arg(long, default_value_t = 0.99)]
+    average: f64,
     /// Upper bound on passes over the simulations; early stopping usually ends before
     #[arg(long, default_value_t = 1000)]
     epochs: usize,
@@ -87,8 +92,7 @@ struct Arguments {
 /// One simulation of ten is held out, to stop early by: sbi's `validation_fraction`.
 const HELD_OUT: usize = 10;
 
-/// sbi's defaults.
-const LEARNING_RATE: f64 = 5e-4;
+/// sbi's.
 const MAX_GRADIENT_NORM: f64 = 5.0;
 
 /// Draws outside of the prior are drawn again, at most this often.
@@ -105,6 +109,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         ("--samples", arguments.samples),
     ] {
         at_least_one(option, Some(count))?;
+    }
+    if !(0.0..1.0).contains(&arguments.average) {
+        let got = arguments.average.to_string();
+        return Err(invalid("--average", &got, "at least 0 and below 1", "0.99 is usual"));
     }
     if arguments.simulations < 2 * HELD_OUT {
         let got = arguments.simulations.to_string();
@@ -127,7 +135,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     write_config(&out, arguments)?;
 
     let posterior = train(arguments, &device)?;
-    record::save(&posterior, out.join("model.safetensors"))?;
+    posterior.save(out.join("model.safetensors"))?;
     let mut accuracies = Vec::new();
     for (index, observation) in observations.iter().enumerate() {
         accuracies.extend(show(arguments, &posterior, observation, index + 1, &out)?);
@@ -139,41 +147,25 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// What was learned, and between which scales.
-#[derive(Module, Debug)]
-struct Posterior {
-    parameters: Standardize,
-    data: Standardize,
-    flow: SplineFlow,
-}
-
-impl Posterior {
-    /// `count` draws of the parameters, given the data that were observed.
-    fn sample(&self, data: &[f64], count: usize, rng: &mut StdRng) -> Result<Tensor<2>> {
-        let data = to_tensor(&[data.to_vec()], &self.data.mean.device());
-        let flow = self.flow.given(&self.data.forward(data).0)?;
-        Ok(self.parameters.inverse(flow.sample_with(count, 1.0, rng)))
-    }
-}
-
-fn train(arguments: &Arguments, device: &Device) -> Result<Posterior> {
+fn train(arguments: &Arguments, device: &Device) -> Result<ConditionalSplineFlow> {
     let (task, seed) = (arguments.task, arguments.seed);
     device.seed(seed);
     let mut rng = random_for(seed, streams::USER, 0);
     let theta: Vec<_> = (0..arguments.simulations).map(|_| task.draw(&mut rng)).collect();
     let data: Vec<_> = theta.iter().map(|theta| task.simulate(theta, &mut rng)).collect();
     let (theta, data) = (to_tensor(&theta, device), to_tensor(&data, device));
-    let (parameters, of_data) = (Standardize::fit(theta.clone())?, Standardize::fit(data.clone())?);
-    let (theta, data) = (parameters.forward(theta).0, of_data.forward(data).0);
 
+    let config = ConditionalSplineFlowConfig::sbi(task.num_parameters(), task.num_data());
+    let mut rng = random_for(seed, streams::PARAMETERS, 0);
+    let model = config.fit(theta.clone(), data.clone(), &mut rng)?;
+    let trainer = Trainer::new(model, Schedule::constant(arguments.learning_rate))
+        .with_optimizer(Adam::new().with_weight_decay(arguments.weight_decay))
+        .with_max_gradient_norm(MAX_GRADIENT_NORM)
+        .with_average(arguments.average);
+    let fit = Fit::new(arguments.batch).with_max_epochs(arguments.epochs).with_seed(seed);
     let held_out = arguments.simulations / HELD_OUT;
     let part =
         |from, count| (theta.clone().narrow(0, from, count), data.clone().narrow(0, from, count));
-    let config = SplineFlowConfig::sbi(task.num_parameters(), task.num_data());
-    let model = config.init(&mut random_for(seed, streams::PARAMETERS, 0), device)?;
-    let trainer = Trainer::new(model, Schedule::constant(LEARNING_RATE))
-        .with_max_gradient_norm(MAX_GRADIENT_NORM);
-    let fit = Fit::new(arguments.batch).with_max_epochs(arguments.epochs).with_seed(seed);
     let bar = ProgressBar::no_length();
     bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is valid"));
     let start = Instant::now();
@@ -193,16 +185,14 @@ fn train(arguments: &Arguments, device: &Device) -> Result<Posterior> {
     if let Stopped::Diverged(error) = &fitted.stopped {
         say!("{error}");
     }
-    // The density of standardized parameters is higher than that of the parameters by their scale.
-    let scale = parameters.forward(parameters.mean.val().unsqueeze::<2>()).1.into_scalar::<f64>();
     say!(
         "{:.3} nats over {held_out} held-out simulations after pass {} of {}, {:.1} s",
-        scale - fitted.held_out_loss,
+        -fitted.held_out_loss,
         fitted.best_epoch,
         fitted.num_epochs,
         start.elapsed().as_secs_f64()
     );
-    Ok(Posterior { parameters, data: of_data, flow: fitted.model })
+    Ok(fitted.model)
 }
 
 /// What was observed, and what is known of it.
@@ -266,18 +256,19 @@ fn table(path: &Path, columns: usize) -> Result<Table> {
 /// Writes samples of the posterior of an observation; gives back C2ST where there is a reference.
 fn show(
     arguments: &Arguments,
-    posterior: &Posterior,
+    posterior: &ConditionalSplineFlow,
     observation: &Observation,
     number: usize,
     out: &Path,
 ) -> Result<Option<f64>> {
-    let task = arguments.task;
+    let (task, device) = (arguments.task, arguments.device.get()?);
+    let posterior = posterior.given(&to_tensor(&[observation.data.clone()], &device))?;
     let mut rng = random_for(arguments.seed, streams::SAMPLE, number as u64);
     let names: Vec<String> = (1..=task.num_parameters()).map(|i| format!("theta_{i}")).collect();
     let mut samples = Table { names: names.clone(), rows: Vec::new() };
     let (wanted, mut drawn) = (arguments.samples, 0);
     for _ in 0..MAX_ROUNDS {
-        let batch = posterior.sample(&observation.data, wanted, &mut rng)?;
+        let batch = posterior.sample_with(wanted, 1.0, &mut rng);
         drawn += wanted;
         let inside = |row: &Vec<f64>| match task.bound() {
             Some(bound) => row.iter().all(|value| value.abs() < bound),
@@ -303,7 +294,6 @@ fn show(
         truth: observation.truth.as_deref(),
     };
     corner.write(&out.join(format!("corner-{number}.png")))?;
-    let device = arguments.device.get()?;
     let accuracy = reference
         .map(|reference| {
             let count = reference.len().min(samples.rows.len());

@@ -60,6 +60,9 @@ struct Arguments {
     /// bound
     #[arg(long, value_delimiter = ',')]
     whole: Vec<String>,
+    /// Columns that were rounded, each with the width of the uniform noise that it gets: 2=0.01,price=0.5
+    #[arg(long, value_delimiter = ',', value_name = "COLUMN=WIDTH")]
+    noise: Vec<String>,
     /// The flow
     #[arg(long, value_enum, default_value = "spline")]
     flow: Kind,
@@ -240,10 +243,20 @@ fn table(arguments: &Arguments) -> Result<Table> {
     };
     let (dropped, whole) =
         (numbers("--drop", &arguments.drop)?, numbers("--whole", &arguments.whole)?);
+    let mut noisy: Vec<(usize, f64)> = whole.into_iter().map(|column| (column, 1.0)).collect();
+    for entry in &arguments.noise {
+        let (column, width) = entry.rsplit_once('=').unwrap_or((entry, ""));
+        let width = width.parse().ok().filter(|width: &f64| *width > 0.0 && width.is_finite());
+        let width = width.ok_or_else(|| {
+            let advice = "write 2=0.01 for the second column, rounded to hundredths";
+            invalid("--noise", entry, "a column, =, and a width above 0", advice)
+        })?;
+        noisy.push((number("--noise", &column.to_string())?, width));
+    }
     let kept = |column: &usize| !dropped.contains(column);
     for row in &mut table.rows {
-        for &column in &whole {
-            row[column] += rng.random::<f64>();
+        for &(column, width) in &noisy {
+            row[column] += width * rng.random::<f64>();
         }
         *row = (0..row.len()).filter(kept).map(|column| row[column]).collect();
     }
