@@ -19,6 +19,7 @@ mod support;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::slice;
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -56,7 +57,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1e-3)]
     learning_rate: f64,
     /// Weight decay of Adam, which keeps a flow of few simulations from learning them by heart
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 0.5)]
     weight_decay: f32,
     /// Decay of the averages of the parameters, which are what is kept
     #[arg(long, default_value_t = 0.99)]
@@ -262,7 +263,7 @@ fn show(
     out: &Path,
 ) -> Result<Option<f64>> {
     let (task, device) = (arguments.task, arguments.device.get()?);
-    let posterior = posterior.given(&to_tensor(&[observation.data.clone()], &device))?;
+    let posterior = posterior.given(&to_tensor(slice::from_ref(&observation.data), &device))?;
     let mut rng = random_for(arguments.seed, streams::SAMPLE, number as u64);
     let names: Vec<String> = (1..=task.num_parameters()).map(|i| format!("theta_{i}")).collect();
     let mut samples = Table { names: names.clone(), rows: Vec::new() };

@@ -6,10 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use burn::tensor::Tensor;
 use burn_flows::backend::{self, NamedDevice};
 use burn_flows::context::Given;
 use burn_flows::data::{Images, Mnist};
-use burn_flows::models::{Glow, GlowConfig};
+use burn_flows::models::{ConditionalSplineFlow, Glow, GlowConfig};
 use burn_flows::record;
 use image::RgbImage;
 use rand::SeedableRng;
@@ -319,6 +320,15 @@ fn tabular_writes_scores_and_samples() {
         "--drop: got 4, needs a name of count, size, class or a number up to 3; look at the first line of \
          the file"
     );
+    for entry in ["size", "size=-1", "size=much", "weight=1"] {
+        let wrong = complaint(&mut run(&["--overwrite", "--noise", entry]));
+        assert!(wrong.starts_with("--noise: got "), "{wrong}");
+    }
+    // What was rounded to the same values spreads over the width.
+    let noisy =
+        ["--overwrite", "--drop", "class", "--noise", "count=0.5,size=0.1", "--epochs", "1"];
+    let line = answer(&mut run(&noisy)).last_line().to_string();
+    assert!(number(&line, "", " nats a row over the test rows").is_finite(), "{line}");
     fs::write(&data, "1,2\n3,four\n").unwrap();
     let wrong = complaint(&mut run(&["--overwrite"]));
     assert!(wrong.contains("\"four\" in line 2, column 2, expected a finite number"), "{wrong}");
@@ -366,6 +376,12 @@ fn posterior_writes_samples_and_corner_plots() {
         assert!(!out.exists());
         text
     };
+    let device = (device().1)();
+    let model = ConditionalSplineFlow::load(out.join("model.safetensors"), &device).unwrap();
+    let posterior = model.given(&Tensor::<2>::zeros([1, 2], &device)).unwrap();
+    assert_eq!(posterior.sample(3, 1.0).dims(), [3, 2]);
+    let average = refused(&["--average", "1"]);
+    assert_eq!(average, "--average: got 1, needs at least 0 and below 1; 0.99 is usual");
     assert!(refused(&["--task", "slcp"]).contains("with 2 columns, needs 8 for this --task"));
     let reference = reference.to_str().unwrap();
     let both = refused(&["--reference", reference, "--reference", reference]);

@@ -160,6 +160,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_record_is_enough_to_load_it() {
+        let (device, mut rng) = (crate::backend::device(), StdRng::seed_from_u64(0));
+        let data = |seed| crate::testing::inputs([20, 2], seed, &device, burn::tensor::DType::F32);
+        let (x, context) = (data(1) * 3.0 + 1.0, data(2) * 0.1 - 5.0);
+        let flow = SplineFlowConfig::new(2, 2, vec![8]).with_context(2);
+        let config = ConditionalSplineFlowConfig::new(flow);
+        let model = config.fit(x.clone(), context.clone(), &mut rng).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        model.save(&path).unwrap();
+        let loaded = ConditionalSplineFlow::load(&path, &device).unwrap();
+        assert_eq!(loaded.configuration(), Some(config));
+        let log_prob = |model: ConditionalSplineFlow| {
+            model.given(&context).unwrap().log_prob(x.clone()).into_data()
+        };
+        assert_eq!(log_prob(loaded), log_prob(model));
+    }
+
+    #[test]
     fn wrong_configurations_and_data_are_refused() {
         let (device, mut rng) = (crate::backend::device(), StdRng::seed_from_u64(0));
         let without = ConditionalSplineFlowConfig::new(SplineFlowConfig::new(2, 2, vec![8]));
