@@ -50,6 +50,9 @@ struct Arguments {
     /// What a training step keeps of its forward pass: reversible, checkpoint:N or stored.
     #[arg(long, default_value_t = Memory::Stored)]
     memory: Memory,
+    /// Plain 1x1 convolutions in Glow, not PLU.
+    #[arg(long)]
+    plain: bool,
     /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -64,7 +67,8 @@ struct ImageWorkload {
     hidden_width: usize,
 }
 
-const IMAGES: [ImageWorkload; 3] = [
+/// Of them `glow-cifar`, which is for GPUs, runs only where it is asked for.
+const IMAGES: [ImageWorkload; 4] = [
     ImageWorkload {
         name: "glow-mnist",
         batch: 64,
@@ -89,6 +93,14 @@ const IMAGES: [ImageWorkload; 3] = [
         num_steps: 4,
         hidden_width: 512,
     },
+    ImageWorkload {
+        name: "glow-cifar",
+        batch: 64,
+        image_shape: [3, 32, 32],
+        num_levels: 3,
+        num_steps: 32,
+        hidden_width: 512,
+    },
 ];
 
 fn main() {
@@ -103,7 +115,9 @@ fn main() {
             device()
         }
     };
-    for workload in IMAGES.iter().filter(|workload| wanted(workload.name)) {
+    let is_for_gpus = |name: &str| name == "glow-cifar" && arguments.only.is_none();
+    let images = IMAGES.iter().filter(|workload| wanted(workload.name));
+    for workload in images.filter(|workload| !is_for_gpus(workload.name)) {
         device.seed(0);
         // As normflows builds its GlowBlock: PLU, biases in the net, standard normal priors.
         let glow = GlowConfig::new(
@@ -112,7 +126,10 @@ fn main() {
             workload.num_steps,
             workload.hidden_width,
         )
-        .with_mixing(GlowMixingKind::Conv1x1Plu)
+        .with_mixing(match arguments.plain {
+            true => GlowMixingKind::Conv1x1,
+            false => GlowMixingKind::Conv1x1Plu,
+        })
         .with_net_norm(NetNorm::Bias)
         .with_learned_top(false)
         .with_conditional_split(false)

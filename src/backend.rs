@@ -6,6 +6,9 @@
 // Burn removes the ndarray backend in 0.23; `flex` is ready to take its place.
 #![cfg_attr(feature = "ndarray", allow(deprecated))]
 
+#[cfg(feature = "wgpu")]
+mod gpu;
+
 use burn::tensor::{Device, Element, Tensor, TensorData};
 
 use crate::kernels::Scalar;
@@ -60,6 +63,29 @@ pub fn is_host(device: &Device) -> bool {
     #[cfg(not(any(feature = "flex", feature = "ndarray")))]
     let _ = device;
     false
+}
+
+/// `A^-1` and `ln|det A|`, `[1]`, of a plain matrix, without a read from its device; `None` where there is
+/// no kernel for that.
+pub(crate) fn invert(matrix: Tensor<2>) -> Option<(Tensor<2>, Tensor<1>)> {
+    #[cfg(feature = "wgpu")]
+    return gpu::invert(matrix);
+    #[cfg(not(feature = "wgpu"))]
+    {
+        let _ = matrix;
+        None
+    }
+}
+
+/// The inverse of `P L (U + diag(s))`, as [`invert`].
+pub(crate) fn invert_triangles(parts: [Tensor<2>; 3], diagonal: Tensor<1>) -> Option<Tensor<2>> {
+    #[cfg(feature = "wgpu")]
+    return gpu::invert_triangles(parts, diagonal);
+    #[cfg(not(feature = "wgpu"))]
+    {
+        let _ = (parts, diagonal);
+        None
+    }
 }
 
 /// The values of a tensor on a host device, row-major: the tensor's own memory wherever its layout

@@ -1,5 +1,7 @@
 //! Tensors as host values and back.
 
+use std::cell::Cell;
+
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 
@@ -7,8 +9,36 @@ use crate::backend::{HostValues, is_host};
 use crate::kernels::{self, Shape};
 
 /// The values of a tensor in f64, row-major, whatever its dtype.
+///
+/// From a GPU they come when all that it was told before is done: every layer that asks is a stop. What
+/// the layers read goes through here, where it is [counted](count_reads).
 pub(crate) fn to_f64<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    if !is_host(&tensor.device()) {
+        READS.set(READS.get() + 1);
+    }
     tensor.try_into_vec_as::<f64>().expect("a float tensor converts to f64")
+}
+
+/// The one value of a tensor.
+pub(crate) fn scalar<const D: usize>(tensor: Tensor<D>) -> f64 {
+    to_f64(tensor)[0]
+}
+
+thread_local! {
+    static READS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What `call` gives, and how often the layers, priors and trainers of this crate read values from a device that
+/// is not in main memory, on the calling thread.
+///
+/// Every such read waits for all that the device was told before. `forward`, `inverse`, densities and draws
+/// of the models of this crate make none, save autoregressive layers, which look up their order; a step of [`Trainer`](crate::training::Trainer) makes one, for
+/// loss and norm together, once the first step has initialized the model; those that measure the drift make
+/// more. What an operation of Burn's reads by itself is not counted.
+pub fn count_reads<T>(call: impl FnOnce() -> T) -> (T, usize) {
+    let before = READS.get();
+    let result = call();
+    (result, READS.get() - before)
 }
 
 /// A tensor of the given dtype from f64 values, row-major.
@@ -40,10 +70,11 @@ pub(crate) fn empty_like<const N: usize, const D: usize>(
     from_f64(Vec::new(), shape, &x.device(), x.dtype())
 }
 
-/// Places along an axis, for `Tensor::select`.
-pub(crate) fn indices(places: impl IntoIterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
+/// Places along an axis that are not asked for again, for `Tensor::select`; others are
+/// [constants](crate::constants::places).
+pub(crate) fn places(places: impl IntoIterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
     let places: Vec<i64> = places.into_iter().map(|place| place as i64).collect();
-    Tensor::from_data(places.as_slice(), device)
+    Tensor::from_data(places.as_slice(), &device.clone().without_autodiff())
 }
 
 /// The distance from 1 to the next number of a dtype.
@@ -72,7 +103,7 @@ pub(crate) fn largest_log_scale(dtype: DType) -> f64 {
 
 /// Whether every value is finite.
 pub(crate) fn is_finite<const D: usize>(tensor: Tensor<D>) -> bool {
-    tensor.dims().contains(&0) || tensor.is_finite().all().into_scalar::<bool>()
+    tensor.dims().contains(&0) || scalar(tensor.is_finite().all().float()) > 0.5
 }
 
 /// The gate of every fast road to values (`forward`, `inverse`, densities, samples, data passes):

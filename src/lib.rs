@@ -80,6 +80,7 @@ pub mod autoregressive;
 pub mod backend;
 mod chain;
 pub mod conditioner;
+mod constants;
 pub mod context;
 pub mod coupling;
 pub mod data;

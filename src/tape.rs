@@ -366,8 +366,8 @@ fn relative_error<const D: usize>(x: Tensor<D>, expected: Tensor<D>) -> f64 {
     if !host::is_finite(difference.clone()) {
         return f64::INFINITY;
     }
-    let size = expected.square().mean().sqrt().into_scalar::<f64>();
-    difference.max().into_scalar::<f64>() / if size > 0.0 { size } else { 1.0 }
+    let size = host::scalar(expected.square().mean().sqrt());
+    host::scalar(difference.max()) / if size > 0.0 { size } else { 1.0 }
 }
 
 /// How far reconstructed activations are from those of the forward pass: rounding in the inverses.

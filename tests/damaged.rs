@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use burn::tensor::Device;
 use burn_flows::coupling::ScaleMap;
 use burn_flows::models::{
-    GlowConfig, GlowCouplingKind, GlowMixingKind, NiceConfig, RealNvpConfig, RealNvpVectorConfig,
+    ConditionalSplineFlowConfig, GlowConfig, GlowCouplingKind, GlowMixingKind, MafConfig,
+    NiceConfig, RealNvpConfig, RealNvpVectorConfig, SplineFlowConfig, SplineFlowKind,
 };
 use burn_flows::record::{self, Configuration, Header};
 use burn_flows::testing::seeded;
@@ -86,6 +87,18 @@ fn vectors() -> RealNvpVectorConfig {
 
 fn nice() -> NiceConfig {
     NiceConfig::new(4, vec![3, 3]).with_num_couplings(3)
+}
+
+fn maf() -> MafConfig {
+    MafConfig::new(3, 2, vec![4]).with_batch_norm(true).with_scale_map(ScaleMap::Tanh)
+}
+
+fn splines() -> SplineFlowConfig {
+    SplineFlowConfig::new(2, 2, vec![4]).with_kind(SplineFlowKind::Autoregressive).with_bins(3, 2.0)
+}
+
+fn posterior() -> ConditionalSplineFlowConfig {
+    ConditionalSplineFlowConfig::new(SplineFlowConfig::new(2, 1, vec![3]).with_context(2))
 }
 
 fn record_of<C: Configuration>(configuration: &C) -> Vec<u8> {
@@ -158,4 +171,7 @@ changed! {
     records_of_real_nvp, configurations_of_real_nvp, real_nvp();
     records_of_vectors, configurations_of_vectors, vectors();
     records_of_nice, configurations_of_nice, nice();
+    records_of_maf, configurations_of_maf, maf();
+    records_of_splines, configurations_of_splines, splines();
+    records_of_posterior, configurations_of_posterior, posterior();
 }

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor, activation};
 use super::check_order;
 use crate::chain::assert_size;
 use crate::conditioner::{Conditioner, Fold, FoldedNet, drawn};
+use crate::constants;
 use crate::context::Context;
 use crate::error::{FlowError, Result};
 use crate::flow::add_grad;
@@ -316,9 +317,9 @@ impl Made {
             let kinds = sum.dims()[1] / count;
             let numbers = (0..kinds)
                 .flat_map(|kind| features.iter().map(move |&feature| kind * count + feature));
-            let params = sum.clone().select(1, host::indices(numbers, &sum.device()));
+            let params = sum.clone().select(1, constants::places(numbers, &sum.device()));
             let values = next(&features, params);
-            let rows = host::indices(features.iter().copied(), &sum.device());
+            let rows = constants::places(features.iter().copied(), &sum.device());
             let rows = layers[0].0.clone().select(0, rows);
             sums[0] = sums[0].clone() + values.matmul(rows);
         }

@@ -15,6 +15,7 @@ pub use masked_net::{MaskedNet, MaskedNetConfig};
 
 use crate::chain::{assert_size, zero_log_det};
 use crate::conditioner::{Fold, FoldedNet};
+use crate::constants;
 use crate::coupling::{Fused, Layout, Transform, map_and_log_det};
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow, backward_by_autodiff};
@@ -57,7 +58,7 @@ pub trait AutoregressiveNet: Module {
             let all = self.params(x);
             let numbers = (0..kinds)
                 .flat_map(|kind| features.iter().map(move |&feature| kind * count + feature));
-            let params = all.clone().select(1, host::indices(numbers, &all.device()));
+            let params = all.clone().select(1, constants::places(numbers, &all.device()));
             let values = next(&features, params);
             for (index, &feature) in features.iter().enumerate() {
                 columns[feature] = Some(values.clone().narrow(1, index, 1));

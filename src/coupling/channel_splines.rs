@@ -4,8 +4,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::{RationalQuadratic, RationalQuadraticConfig, SplineTails, Transform};
+use crate::constants;
 use crate::error::{FlowError, Result};
-use crate::host;
 use crate::record::Setting;
 
 /// Rational-quadratic splines, each channel with [`SplineTails`] of its own: for variables of which some
@@ -111,7 +111,7 @@ impl ChannelSplines {
         );
         let device = x.device().without_autodiff();
         let select = |from: &Tensor<D>, places: &[usize]| {
-            from.clone().select(1, host::indices(places.iter().copied(), &device))
+            from.clone().select(1, constants::places(places.iter().copied(), &device))
         };
         let groups = self.groups(channels);
         let mut order = Vec::new();

@@ -1,9 +1,9 @@
 //! Which part of `x` a coupling passes unchanged.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::host;
+use crate::constants;
 
 /// One of the two ways to apply a [`Mask`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,57 +168,50 @@ impl Parity {
     }
 }
 
+/// Every second channel from `start` on, as a view where the number of channels is even: places to select
+/// would have to go to the device first.
 fn every_second<const D: usize>(x: Tensor<D>, start: usize) -> Tensor<D> {
-    let channels = x.dims()[1];
-    let count = (channels - start).div_ceil(2);
-    let indices: Vec<i64> = (0..count).map(|i| (2 * i + start) as i64).collect();
-    let indices = Tensor::from_data(indices.as_slice(), &x.device().without_autodiff());
-    x.select(1, indices)
+    let mut shape = x.dims();
+    let [batch, channels] = [shape[0], shape[1]];
+    let rest = shape[2..].iter().product::<usize>();
+    let pairs = channels / 2;
+    let x = x.reshape([batch, channels, rest]);
+    let paired = x.clone().narrow(1, 0, 2 * pairs).reshape([batch, pairs, 2, rest]);
+    let mut chosen = paired.narrow(2, start, 1).reshape([batch, pairs, rest]);
+    if start == 0 && channels % 2 == 1 {
+        chosen = Tensor::cat(vec![chosen, x.narrow(1, channels - 1, 1)], 1);
+    }
+    shape[1] = chosen.dims()[1];
+    chosen.reshape(shape)
 }
 
+/// The inverse of [`every_second`], of both starts.
 fn interleave<const D: usize>(even: Tensor<D>, odd: Tensor<D>) -> Tensor<D> {
-    let (num_even, num_odd) = (even.dims()[1], odd.dims()[1]);
-    let indices: Vec<i64> = (0..num_even + num_odd)
-        .map(|i| if i % 2 == 0 { i / 2 } else { num_even + i / 2 } as i64)
-        .collect();
-    let device = even.device().without_autodiff();
-    let indices = Tensor::from_data(indices.as_slice(), &device);
-    Tensor::cat(vec![even, odd], 1).select(1, indices)
+    let mut shape = even.dims();
+    let (batch, pairs, num_even) = (shape[0], odd.dims()[1], shape[1]);
+    let rest = shape[2..].iter().product::<usize>();
+    let even = even.reshape([batch, num_even, rest]);
+    let in_pairs = |part: Tensor<3>| part.narrow(1, 0, pairs).reshape([batch, pairs, 1, rest]);
+    let both = vec![in_pairs(even.clone()), in_pairs(odd.reshape([batch, pairs, rest]))];
+    let mut all = Tensor::cat(both, 2).reshape([batch, 2 * pairs, rest]);
+    if num_even > pairs {
+        all = Tensor::cat(vec![all, even.narrow(1, pairs, 1)], 1);
+    }
+    shape[1] = num_even + pairs;
+    all.reshape(shape)
 }
 
 /// 1 on the identity squares, 0 elsewhere; one channel, broadcast over the others.
 fn board<const D: usize>(x: &Tensor<D>, parity: Parity) -> Tensor<D> {
-    let (values, shape) = board_values(&x.dims(), parity);
-    constant(values, shape, &x.device(), x.dtype())
+    let (dims, device) = (x.dims(), x.device());
+    let sides = board_sides(&dims);
+    let mut shape = [1; D];
+    shape[D - sides.len()..].copy_from_slice(sides);
+    let board = constants::board(sides, parity == Parity::Even, &device, x.dtype()).reshape(shape);
+    if device.is_autodiff() { Tensor::from_inner(board) } else { board }
 }
 
 /// The sides of the board. Vectors have no rows and columns, so their features are its one side.
 fn board_sides<const D: usize>(dims: &[usize; D]) -> &[usize] {
     if D == 2 { &dims[1..] } else { &dims[2..] }
-}
-
-fn board_values<const D: usize>(dims: &[usize; D], parity: Parity) -> (Vec<f64>, [usize; D]) {
-    let sides = board_sides(dims);
-    let mut shape = [1; D];
-    shape[D - sides.len()..].copy_from_slice(sides);
-    let is_even = |mut square: usize| {
-        let coordinates = sides.iter().rev().map(|side| {
-            let coordinate = square % side;
-            square /= side;
-            coordinate
-        });
-        coordinates.sum::<usize>().is_multiple_of(2)
-    };
-    let squares = 0..sides.iter().product();
-    let values = squares.map(|i| f64::from(u8::from(is_even(i) == (parity == Parity::Even))));
-    (values.collect(), shape)
-}
-
-fn constant<const D: usize>(
-    values: Vec<f64>,
-    shape: [usize; D],
-    device: &Device,
-    dtype: DType,
-) -> Tensor<D> {
-    host::from_f64(values, shape, device, dtype)
 }

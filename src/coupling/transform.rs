@@ -8,7 +8,7 @@ use super::fused::FusedMap;
 use super::scale::{LOG_SCALE_FLOOR, LOG_SCALE_LIMIT, ScaleMap};
 use super::sum_per_sample;
 use crate::chain::zero_log_det;
-use crate::host;
+use crate::constants;
 use crate::record::Setting;
 
 /// An invertible elementwise map `x -> z`, with parameters from a conditioner.
@@ -192,7 +192,7 @@ impl Transform for Affine {
         params: Tensor<D>,
     ) -> Tensor<D> {
         let gain = self.gain().map(|gain| {
-            let channels = host::indices(channels.iter().copied(), &gain.device());
+            let channels = constants::places(channels.iter().copied(), &gain.device());
             gain.select(0, channels)
         });
         self.inverse_with(gain, z, params)

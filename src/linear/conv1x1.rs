@@ -7,7 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::Rng;
 
-use crate::backend::{HostScalar, HostValues};
+use crate::backend::{HostScalar, HostValues, invert, invert_triangles, is_host};
 use crate::chain::{assert_size, same_log_det};
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow, add_grad, backward_by_autodiff, pull_back_surrogate, weighted};
@@ -31,8 +31,9 @@ const LAYER: &str = "InvertibleConv1x1";
 /// the permutation `P` and the signs of `s` fixed, which cannot become singular and whose
 /// log-determinant is a sum.
 ///
-/// The plain log-determinant and both inverses are computed in f64 on the host, once for each value
-/// of `W`: they are kept until `W` changes. The inverse of the PLU parametrization is found by
+/// In main memory the plain log-determinant and both inverses are computed in f64, once for each value
+/// of `W`: they are kept until `W` changes. On a GPU they are computed there, in f32 and without a read from
+/// the device, up to 192 channels and without Burn's `fusion`, else as in main memory. The inverse of the PLU parametrization is found by
 /// substitution in its triangles, however small an `s` is: only where `s` or `1 / s` is beyond the number
 /// type (`|ln s|` above 87 in f32) does [`check`](Flow::check) refuse it. Vectors (`D = 2`) are one
 /// pixel.
@@ -93,6 +94,14 @@ impl PluWeight {
             upper[i * n + i] = sign_s[i] * log_s[i].exp();
         }
         Lu::from_parts(permutation, lower, &upper, n)
+    }
+
+    /// The inverse of the matrix, plain and on its device, where that can be had there.
+    fn inverse_on_device(&self) -> Option<Tensor<2>> {
+        let parts = [&self.permutation, &self.lower, &self.upper];
+        let parts = parts.map(|part| host::plain(part.val()));
+        let [sign_s, log_s] = [&self.sign_s, &self.log_s].map(|part| host::plain(part.val()));
+        invert_triangles(parts, sign_s * log_s.exp())
     }
 
     fn matrix(&self) -> Tensor<2> {
@@ -211,6 +220,13 @@ impl InvertibleConv1x1 {
         largest / smallest
     }
 
+    fn size(&self) -> usize {
+        match &self.weight {
+            Conv1x1Weight::Plain(weight) => weight.dims()[0],
+            Conv1x1Weight::Plu(parts) => parts.log_s.dims()[0],
+        }
+    }
+
     fn derived(&self) -> Arc<Derived> {
         match &self.weight {
             Conv1x1Weight::Plain(weight) => {
@@ -282,44 +298,60 @@ impl InvertibleConv1x1 {
 
     fn inverse_matrix(&self) -> Result<Tensor<2>> {
         let matrix = self.matrix();
-        let derived = self.invertible()?;
-        let size = derived.size;
-        let inverse = derived.inverse().to_vec();
-        let inverse: Tensor<2> =
-            host::from_f64(inverse, [size, size], &matrix.device(), matrix.dtype());
+        let inverse = match &self.weight {
+            Conv1x1Weight::Plain(weight) => self.on_device(weight).map(|(inverse, _)| inverse),
+            Conv1x1Weight::Plu(parts) if !is_host(&matrix.device()) => parts.inverse_on_device(),
+            Conv1x1Weight::Plu(_) => None,
+        };
+        let inverse = match inverse {
+            Some(inverse) => inverse,
+            None => {
+                let derived = self.invertible()?;
+                let (inverse, shape) = (derived.inverse().to_vec(), [derived.size; 2]);
+                host::from_f64(inverse, shape, &matrix.device(), matrix.dtype())
+            }
+        };
         if !matrix.device().is_autodiff() {
             return Ok(inverse);
         }
+        let inverse = lifted(inverse);
         // d W^-1 = -W^-1 dW W^-1. The surrogate has that derivative; its own value (W^-1 up to
         // rounding) is taken off again.
         let surrogate = inverse.clone().matmul(matrix).matmul(inverse.clone());
         Ok(inverse + surrogate.clone().detach() - surrogate)
     }
 
+    /// `W^-1` and `ln|det W|` of a plain weight, plain and on its device, where they can be had there.
+    fn on_device(&self, weight: &Param<Tensor<2>>) -> Option<(Tensor<2>, Tensor<1>)> {
+        if is_host(&weight.device()) { None } else { invert(host::plain(weight.val())) }
+    }
+
     /// `ln|det W|`, `[1]`.
     fn log_abs_det(&self) -> Tensor<1> {
-        match &self.weight {
-            Conv1x1Weight::Plu(parts) => parts.log_s.val().sum(),
-            Conv1x1Weight::Plain(weight) => {
-                let weight = weight.val();
-                let (device, dtype) = (weight.device(), weight.dtype());
+        let weight = match &self.weight {
+            Conv1x1Weight::Plu(parts) => return parts.log_s.val().sum(),
+            Conv1x1Weight::Plain(weight) => weight,
+        };
+        let (device, dtype, size) = (weight.device(), weight.dtype(), weight.dims()[0]);
+        let (inverse, value) = match self.on_device(weight) {
+            Some((inverse, value)) => (inverse, value),
+            None => {
                 let derived = self.derived();
                 let value = host::from_f64(vec![derived.log_abs_det], [1], &device, dtype);
-                if !device.is_autodiff() {
-                    return value;
-                }
-                if derived.is_singular {
+                if !device.is_autodiff() || derived.is_singular {
                     return value;
                 }
                 let inverse = derived.inverse().to_vec();
-                // d ln|det W| / dW = W^-T. The surrogate sum(W * W^-T) has that gradient; its own
-                // value (the number of channels) is taken off again.
-                let size = weight.dims()[0];
-                let inverse: Tensor<2> = host::from_f64(inverse, [size, size], &device, dtype);
-                let surrogate = (weight * inverse.transpose()).sum();
-                value + surrogate.clone() - surrogate.detach()
+                (host::from_f64(inverse, [size, size], &device, dtype), value)
             }
+        };
+        if !device.is_autodiff() {
+            return value;
         }
+        // d ln|det W| / dW = W^-T. The surrogate sum(W * W^-T) has that gradient; its own value (the
+        // number of channels) is taken off again.
+        let surrogate = (weight.val() * lifted(inverse).transpose()).sum();
+        lifted(value) + surrogate.clone() - surrogate.detach()
     }
 
     fn assert_channels<const D: usize>(&self, x: &Tensor<D>, size: usize) {
@@ -343,7 +375,7 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
         if host::has_no_samples(&z) {
-            self.assert_channels(&z, self.derived().size);
+            self.assert_channels(&z, self.size());
             return z;
         }
         if has_pixels(&z) && host::runs_by_kernels(self, &z) {
@@ -384,6 +416,11 @@ impl<const D: usize> Flow<D> for InvertibleConv1x1 {
         };
         (x, dx)
     }
+}
+
+/// A constant among tensors with gradients.
+fn lifted<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.device().is_autodiff() { tensor } else { Tensor::from_inner(tensor) }
 }
 
 /// Whether a sample has more than one pixel: one is left to the matrix product.

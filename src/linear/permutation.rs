@@ -2,12 +2,13 @@
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, IndexingUpdateOp, Tensor};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use crate::backend::HostValues;
+use crate::backend::{HostValues, is_host};
 use crate::chain::{assert_size, zero_log_det};
+use crate::constants;
 use crate::error::{FlowError, Result};
 use crate::flow::{At, Flow};
 use crate::host::{self, by_dtype};
@@ -75,21 +76,47 @@ impl Permutation {
         Self::new(&(first..num_channels).chain(0..first).collect::<Vec<_>>(), device)
     }
 
-    fn order(&self) -> Vec<usize> {
-        host::to_f64(host::plain(self.order.val()))
-            .into_iter()
-            .map(|index| index as usize)
-            .collect()
-    }
-
-    fn order_back(&self) -> Vec<usize> {
-        let order = self.order();
-        let mut back = vec![0; order.len()];
-        for (to, from) in order.into_iter().enumerate() {
-            back[from] = to;
+    /// `z[i] = x[order[i]]`, or where `back`, `x[order[i]] = z[i]`.
+    fn reorder<const D: usize>(&self, x: Tensor<D>, back: bool) -> Tensor<D> {
+        let order = host::plain(self.order.val());
+        assert_size("Permutation", &x, order.dims()[0], "channels");
+        if host::has_no_samples(&x) {
+            return x;
         }
-        back
+        // The gate asks for no parameters: their values are at hand as the order.
+        if host::suits_kernels(&x) {
+            let (device, dims) = (x.device(), x.dims());
+            let shape = host::kernel_shape(dims);
+            let order = places(order, back);
+            return by_dtype!(x, T => {
+                let z = reorder_channels::<T>(HostValues::of(x).as_slice(), &order, shape);
+                host::tensor(z, dims, &device)
+            });
+        }
+        if is_host(&x.device()) {
+            let order = constants::places(places(order, back), &x.device());
+            return x.select(1, order);
+        }
+        // Without a look at the order, for which a GPU would have to wait.
+        let order = order.int();
+        match back {
+            false => x.select(1, order),
+            true => x.zeros_like().select_assign(1, order, x, IndexingUpdateOp::Add),
+        }
     }
+}
+
+/// The places that an order, or its inverse, takes its values from.
+fn places(order: Tensor<1>, back: bool) -> Vec<usize> {
+    let order: Vec<_> = host::to_f64(order).into_iter().map(|index| index as usize).collect();
+    if !back {
+        return order;
+    }
+    let mut inverse = vec![0; order.len()];
+    for (to, from) in order.into_iter().enumerate() {
+        inverse[from] = to;
+    }
+    inverse
 }
 
 fn not_a_permutation(order: &[usize]) -> FlowError {
@@ -102,32 +129,14 @@ fn not_a_permutation(order: &[usize]) -> FlowError {
     )
 }
 
-fn reorder<const D: usize>(x: Tensor<D>, order: &[usize]) -> Tensor<D> {
-    assert_size("Permutation", &x, order.len(), "channels");
-    if host::has_no_samples(&x) {
-        return x;
-    }
-    // The gate asks for no parameters: their values are at hand as the order.
-    if host::suits_kernels(&x) {
-        let (device, dims) = (x.device(), x.dims());
-        let shape = host::kernel_shape(dims);
-        return by_dtype!(x, T => {
-            let z = reorder_channels::<T>(HostValues::of(x).as_slice(), order, shape);
-            host::tensor(z, dims, &device)
-        });
-    }
-    let order = host::indices(order.iter().copied(), &x.device().without_autodiff());
-    x.select(1, order)
-}
-
 impl<const D: usize> Flow<D> for Permutation {
     fn forward(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
         let log_det = zero_log_det(&x);
-        (reorder(x, &self.order()), log_det)
+        (self.reorder(x, false), log_det)
     }
 
     fn inverse(&self, z: Tensor<D>) -> Tensor<D> {
-        reorder(z, &self.order_back())
+        self.reorder(z, true)
     }
 
     fn pull_back(
@@ -138,7 +147,6 @@ impl<const D: usize> Flow<D> for Permutation {
         tape: &mut Tape,
         _grads: &mut GradientsParams,
     ) -> (Tensor<D>, Tensor<D>) {
-        let back = self.order_back();
-        (tape.input(at, |z| reorder(z, &back)), reorder(dz, &back))
+        (tape.input(at, |z| self.reorder(z, true)), self.reorder(dz, true))
     }
 }

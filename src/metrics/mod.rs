@@ -9,6 +9,7 @@ pub use two_sample::c2st;
 use burn::tensor::Tensor;
 
 use crate::flow::Flow;
+use crate::host;
 
 /// Bits per dimension of quantized data, from log-densities in nats: the one definition used
 /// everywhere in this crate.
@@ -33,5 +34,5 @@ pub fn bits_per_dim(log_prob: f64, num_dims: usize, levels: u32) -> f64 {
 /// The largest `|x - inverse(forward(x))|` over a batch: what rounding costs in a round trip.
 pub fn inversion_error<const D: usize>(flow: &impl Flow<D>, x: Tensor<D>) -> f64 {
     let back = flow.inverse(flow.forward(x.clone()).0);
-    (back - x).abs().max().into_scalar::<f64>()
+    host::scalar((back - x).abs().max())
 }

@@ -124,7 +124,7 @@ impl ActNorm {
 
     /// Whether the data-dependent initialization has taken place (also before saving and loading).
     pub fn is_initialized(&self) -> bool {
-        self.initialized.val().into_scalar::<f32>() > 0.5
+        host::scalar(host::plain(self.initialized.val())) > 0.5
     }
 
     /// The log-scale that is applied, `3 log_scale`, `[channels]`.

@@ -62,7 +62,7 @@ impl LinearActNorm {
 
     /// Whether the data-dependent initialization has taken place (also before saving and loading).
     pub fn is_initialized(&self) -> bool {
-        self.initialized.val().into_scalar::<f32>() > 0.5
+        host::scalar(host::plain(self.initialized.val())) > 0.5
     }
 
     fn values(&self) -> (Vec<f64>, Vec<f64>) {

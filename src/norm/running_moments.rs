@@ -7,6 +7,7 @@ use crate::chain::assert_size;
 use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::Pass;
+use crate::host;
 use crate::kernels::MOST_DEVIATION;
 use crate::param::{frozen, replace};
 use crate::record::Setting;
@@ -136,7 +137,7 @@ impl RunningMoments {
 
     /// Whether a batch was seen (also before saving and loading).
     pub fn is_initialized(&self) -> bool {
-        self.initialized.val().into_scalar::<f32>() > 0.5
+        host::scalar(host::plain(self.initialized.val())) > 0.5
     }
 
     /// Whether no batch moves them.
@@ -193,9 +194,12 @@ impl RunningMoments {
         if self.is_frozen() {
             return self;
         }
-        let momentum = if self.is_initialized() { *self.momentum } else { 1.0 };
+        // As tensors, of which the first batch keeps nothing: to ask a GPU for the mark would be to wait.
+        let seen = self.initialized.val();
+        let kept = seen.clone() * (1.0 - *self.momentum);
+        let taken = seen.clone() * *self.momentum - (seen - 1.0);
         let blend = |running: Tensor<1>, batch: Tensor<1>| {
-            running * (1.0 - momentum) + batch.detach() * momentum
+            running * kept.clone() + batch.detach() * taken.clone()
         };
         let mean = blend(self.mean.val(), batch.mean);
         let variance = blend(self.variance.val(), batch.variance);

@@ -330,8 +330,8 @@ impl Flow<2> for Residual {
         let mut x = latent.clone();
         for _ in 0..MAX_STEPS {
             let next = latent.clone() - apply(&constant, x.clone());
-            let change = (next.clone() - x).abs().max().into_scalar::<f64>();
-            let size = next.clone().abs().max().into_scalar::<f64>();
+            let change = host::scalar((next.clone() - x).abs().max());
+            let size = host::scalar(next.clone().abs().max());
             x = next;
             if change.is_nan() || change <= 2.0 * epsilon * (1.0 + size) {
                 break;

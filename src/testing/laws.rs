@@ -269,7 +269,7 @@ impl<const D: usize, F: Flow<D>> Case<'_, D, F> {
     fn batch(&self) -> Result<f64, LawViolation> {
         let batch = self.x.dims()[0];
         let (z, log_det) = self.flow.forward(self.x.clone());
-        let reversed = host::indices((0..batch).rev(), &self.x.device());
+        let reversed = host::places((0..batch).rev(), &self.x.device());
         let (zr, log_det_r) = self.flow.forward(self.x.clone().select(0, reversed.clone()));
         let (z1, log_det_1) = self.flow.forward(self.x.clone().narrow(0, 0, 1));
         let back = self.flow.inverse(z.clone());

@@ -28,6 +28,7 @@ mod laws;
 mod report;
 pub(crate) mod visit;
 
+pub use crate::host::count_reads;
 pub use density::check_density;
 pub use laws::{Laws, check_laws, check_record};
 pub use report::{Law, LawViolation, Report, Tolerances};

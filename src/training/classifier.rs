@@ -155,13 +155,13 @@ where
         weight: f64,
         tape: &mut Tape,
         grads: &mut GradientsParams,
-        goes_back: impl FnOnce(f64) -> bool,
-    ) -> f64 {
+        goes_back: impl FnOnce(&Tensor<1>) -> bool,
+    ) -> Tensor<1> {
         let stack = constant(&self.model, Tensor::from_inner(classes.clone()));
         let pass = stack.forward_log_prob(x, weight, tape);
         let term = self.term(&self.classifier.valid(), pass.top(), classes.clone()).sum() * weight;
-        let sum = (pass.weighted_log_prob.clone() + term).into_scalar::<f64>();
-        if goes_back(sum) {
+        let sum = pass.weighted_log_prob.clone() + term;
+        if goes_back(&sum) {
             let classes = Tensor::from_inner(classes);
             let more = |top, grads: &mut GradientsParams| {
                 let loss = |top| self.term(&self.classifier, top, classes).sum() * weight;

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use super::{Batch, Trainable, Trainer};
 use crate::data::Batches;
 use crate::error::{FlowError, Result};
+use crate::host;
 
 /// Trains in passes over data that are in memory, and stops early: when held-out samples have not
 /// become likelier for some passes, the model for which they were likeliest is the answer.
@@ -183,7 +184,7 @@ impl Fit {
         for start in (0..samples).step_by(HELD_OUT_BATCHES.saturating_mul(self.batch_size)) {
             let length = (HELD_OUT_BATCHES.saturating_mul(self.batch_size)).min(samples - start);
             let batch = held_out.narrow(start, length);
-            let part = model.log_prob(batch.clone()).sum().into_scalar::<f64>();
+            let part = host::scalar(model.log_prob(batch.clone()).sum());
             if !part.is_finite() {
                 return Err(FlowError::NotFinite {
                     step: trainer.num_steps(),

@@ -10,33 +10,46 @@ use crate::host;
 
 /// The Euclidean norm of all gradients of `module` together, that of a shared parameter counted once.
 pub fn gradient_norm<M: Module>(module: &M, grads: &GradientsParams) -> f64 {
-    struct Norm<'a> {
-        grads: &'a GradientsParams,
-        seen: HashSet<ParamId>,
-        /// Summed already.
-        sum: f64,
-        /// On a device still.
-        squares: Vec<Tensor<1>>,
-    }
-    impl ModuleVisitor for Norm<'_> {
-        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
-            if let Some(grad) = self.grads.get::<N>(param.id)
-                && self.seen.insert(param.id)
-            {
-                match host::sum_of_squares(&grad) {
-                    Some(sum) => self.sum += sum,
-                    None => self.squares.push(grad.square().sum()),
+    let squares = SumOfSquares::of(module, grads);
+    let on_device = squares.on_device.map_or(0.0, host::scalar);
+    (squares.known + on_device).sqrt()
+}
+
+/// The square of the norm of all gradients, in two parts.
+pub(super) struct SumOfSquares {
+    /// Of those in main memory.
+    pub known: f64,
+    /// Of those on a device, `[1]`, for the caller to read together with what else it reads there.
+    pub on_device: Option<Tensor<1>>,
+}
+
+impl SumOfSquares {
+    pub fn of<M: Module>(module: &M, grads: &GradientsParams) -> Self {
+        struct Squares<'a> {
+            grads: &'a GradientsParams,
+            seen: HashSet<ParamId>,
+            known: f64,
+            on_device: Vec<Tensor<1>>,
+        }
+        impl ModuleVisitor for Squares<'_> {
+            fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+                if let Some(grad) = self.grads.get::<N>(param.id)
+                    && self.seen.insert(param.id)
+                {
+                    match host::sum_of_squares(&grad) {
+                        Some(sum) => self.known += sum,
+                        None => self.on_device.push(grad.square().sum()),
+                    }
                 }
             }
         }
+        let (seen, on_device) = (HashSet::new(), Vec::new());
+        let mut squares = Squares { grads, seen, known: 0.0, on_device };
+        module.visit(&mut squares);
+        let Squares { known, on_device, .. } = squares;
+        let on_device = (!on_device.is_empty()).then(|| Tensor::cat(on_device, 0).sum());
+        Self { known, on_device }
     }
-    let mut norm = Norm { grads, seen: HashSet::new(), sum: 0.0, squares: Vec::new() };
-    module.visit(&mut norm);
-    if !norm.squares.is_empty() {
-        // One read from the device instead of one a parameter.
-        norm.sum += Tensor::cat(norm.squares, 0).sum().into_scalar::<f64>();
-    }
-    norm.sum.sqrt()
 }
 
 /// Multiplies all gradients of `module` by `factor`.

@@ -41,7 +41,7 @@ impl<const D: usize> Batch for Tensor<D> {
     }
 
     fn select(&self, samples: &[usize]) -> Self {
-        self.clone().select(0, host::indices(samples.iter().copied(), &self.device()))
+        self.clone().select(0, host::places(samples.iter().copied(), &self.device()))
     }
 
     fn is_finite(&self) -> bool {
@@ -113,16 +113,17 @@ pub trait Trainable<B: Batch>: Module {
     /// If not.
     fn check_repeats(&self, batch: B) -> Result<()>;
 
-    /// `weight` times the sum of `ln p` over the batch, by a model in training, and, where `goes_back`
-    /// says so of that sum, its gradients added to `grads`.
+    /// `weight` times the sum of `ln p` over the batch, `[1]`, by a model in training, and, where `goes_back`
+    /// says so of that sum, its gradients added to `grads`. The sum is a tensor so that a GPU is not waited
+    /// for in the middle of a step.
     fn gradients(
         &self,
         batch: B,
         weight: f64,
         tape: &mut Tape,
         grads: &mut GradientsParams,
-        goes_back: impl FnOnce(f64) -> bool,
-    ) -> f64;
+        goes_back: impl FnOnce(&Tensor<1>) -> bool,
+    ) -> Tensor<1>;
 
     /// [`FlowStack::first_not_finite`].
     fn first_not_finite(&self, batch: B) -> Option<String>;
@@ -165,11 +166,11 @@ where
         weight: f64,
         tape: &mut Tape,
         grads: &mut GradientsParams,
-        goes_back: impl FnOnce(f64) -> bool,
-    ) -> f64 {
+        goes_back: impl FnOnce(&Tensor<1>) -> bool,
+    ) -> Tensor<1> {
         let pass = self.forward_log_prob(x, weight, tape);
-        let sum = pass.weighted_log_prob.clone().into_scalar::<f64>();
-        if goes_back(sum) {
+        let sum = pass.weighted_log_prob.clone();
+        if goes_back(&sum) {
             self.backward_log_prob(pass, tape, grads);
         }
         sum
@@ -253,8 +254,8 @@ where
         weight: f64,
         tape: &mut Tape,
         grads: &mut GradientsParams,
-        goes_back: impl FnOnce(f64) -> bool,
-    ) -> f64 {
+        goes_back: impl FnOnce(&Tensor<1>) -> bool,
+    ) -> Tensor<1> {
         let stack = constant(self, Tensor::from_inner(context));
         Trainable::gradients(&stack, x, weight, tape, grads, goes_back)
     }
@@ -314,8 +315,8 @@ where
         weight: f64,
         tape: &mut Tape,
         grads: &mut GradientsParams,
-        goes_back: impl FnOnce(f64) -> bool,
-    ) -> f64 {
+        goes_back: impl FnOnce(&Tensor<1>) -> bool,
+    ) -> Tensor<1> {
         let context = self.context(Tensor::from_inner(raw));
         if !context.is_tracked() {
             let batch = (x, context.inner());

@@ -4,15 +4,18 @@ use std::any::type_name;
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::tensor::Tensor;
 
 use super::average::Average;
-use super::gradients::{first_not_finite, gradient_norm, scale_gradients};
+use super::gradients::{SumOfSquares, first_not_finite, gradient_norm, scale_gradients};
 use super::shared::{number_parameters, share_data_pass, share_step};
 use super::{Adam, Batch, LearningRates, Trainable};
+use crate::backend::is_host;
 use crate::error::{FlowError, Result};
 use crate::flow::Pass;
 use crate::host;
 use crate::norm::{first_uninitialized, has_running_moments};
+use crate::stack::device_and_dtype;
 use crate::support;
 use crate::tape::{Drift, Memory, Tape};
 
@@ -132,6 +135,43 @@ pub struct StepGradients {
     pub grads: GradientsParams,
     /// Largest drift, where it was measured.
     pub drift: Option<f64>,
+}
+
+/// [`StepGradients`] of a loss that may be on its device still.
+struct Computed {
+    loss: Loss,
+    grads: GradientsParams,
+    drift: Option<f64>,
+    /// What the trainer kept of a forward pass before.
+    memory: Memory,
+}
+
+/// A loss that was read, or is on its device still, `[1]`.
+enum Loss {
+    Known(f64),
+    OnDevice(Tensor<1>),
+}
+
+impl Loss {
+    fn plus(self, more: Self) -> Self {
+        match (self, more) {
+            (Self::Known(loss), Self::Known(more)) => Self::Known(loss + more),
+            (Self::Known(known), Self::OnDevice(loss))
+            | (Self::OnDevice(loss), Self::Known(known)) => Self::OnDevice(loss + known),
+            (Self::OnDevice(loss), Self::OnDevice(more)) => Self::OnDevice(loss + more),
+        }
+    }
+
+    fn may_be_finite(&self) -> bool {
+        !matches!(self, Self::Known(loss) if !loss.is_finite())
+    }
+
+    fn read(&self) -> f64 {
+        match self {
+            Self::Known(loss) => *loss,
+            Self::OnDevice(loss) => host::scalar(loss.clone()),
+        }
+    }
 }
 
 /// Steps from one measurement of the drift to the next, by default: a measurement costs about one
@@ -325,10 +365,14 @@ impl<M: Module> Trainer<M> {
     /// [`FlowError::Invalid`] where the learning rate is not a finite number above 0. See
     /// [`step`](Trainer::step).
     pub fn apply(&mut self, gradients: StepGradients) -> Result<Step> {
+        let gradient_norm = gradient_norm(self.training_model(), &gradients.grads);
+        self.apply_of_norm(gradients, gradient_norm)
+    }
+
+    fn apply_of_norm(&mut self, gradients: StepGradients, gradient_norm: f64) -> Result<Step> {
         let StepGradients { loss, mut grads, drift } = gradients;
         let number = self.num_steps + 1;
         let model = self.training_model();
-        let gradient_norm = gradient_norm(model, &grads);
         if !loss.is_finite() || !gradient_norm.is_finite() {
             let layer = first_not_finite(model, &grads).unwrap_or_else(|| "the prior".into());
             let what = if loss.is_finite() { "the gradient" } else { "the loss" };
@@ -461,8 +505,18 @@ impl<M: Module> Trainer<M> {
     where
         M: Trainable<B>,
     {
-        let gradients = self.gradients(batch)?;
-        self.apply(gradients)
+        let computed = self.compute(&batch)?;
+        let squares = SumOfSquares::of(self.training_model(), &computed.grads);
+        let (loss, on_device) = match (&computed.loss, squares.on_device) {
+            // One read from the device, at the end of all that the step computes before its update.
+            (Loss::OnDevice(loss), Some(sum)) => {
+                let read = host::to_f64(Tensor::cat(vec![loss.clone(), sum], 0));
+                (read[0], read[1])
+            }
+            (loss, sum) => (loss.read(), sum.map_or(0.0, host::scalar)),
+        };
+        let gradients = self.finite(batch, computed, loss)?;
+        self.apply_of_norm(gradients, (squares.known + on_device).sqrt())
     }
 
     /// The first half of a step on a batch of plain tensors: initialization where it is due,
@@ -493,26 +547,48 @@ impl<M: Module> Trainer<M> {
     where
         M: Trainable<B>,
     {
-        self.check_batch(&batch)?;
+        let computed = self.compute(&batch)?;
+        let loss = computed.loss.read();
+        self.finite(batch, computed, loss)
+    }
+
+    /// What [`gradients`](Trainer::gradients) does before it knows the loss.
+    fn compute<B: Batch>(&mut self, batch: &B) -> Result<Computed>
+    where
+        M: Trainable<B>,
+    {
+        self.check_batch(batch)?;
         let memory = self.memory;
         self.before = None;
         let is_start = self.initializes && self.num_steps == 0;
         if is_start && first_uninitialized(self.training_model()).is_some() {
             self.initialize(batch.clone())?;
         }
-        if let Err(error) = Trainable::<B>::check(self.training_model()) {
+        // A GPU is not waited for at every step: there the loss shows what would be found.
+        let looks = self.measures() || is_host(&device_and_dtype(self.training_model()).0);
+        if looks && let Err(error) = Trainable::<B>::check(self.training_model()) {
             let error = self.not_finite_from_the_start().unwrap_or(error);
             self.go_back();
             return Err(error);
         }
-        if self.checks_left > 0 && self.num_steps.is_multiple_of(self.drift_every) {
+        if self.checks_left > 0 && self.measures() {
             let checked = self.training_model().check_repeats(batch.clone());
             checked.inspect_err(|_| self.restore())?;
             self.checks_left -= 1;
         }
         self.observe(batch.clone());
-        if let Some(gradients) = self.finite_gradients(&batch) {
-            return Ok(gradients);
+        let (loss, grads, drift) = self.loss_and_gradients(batch, looks);
+        Ok(Computed { loss, grads, drift, memory })
+    }
+
+    /// What was computed of a batch, if its loss is finite.
+    fn finite<B: Batch>(&mut self, batch: B, computed: Computed, loss: f64) -> Result<StepGradients>
+    where
+        M: Trainable<B>,
+    {
+        let Computed { grads, drift, memory, .. } = computed;
+        if loss.is_finite() {
+            return Ok(StepGradients { loss, grads, drift });
         }
         self.memory = memory;
         let is_finite = batch.is_finite();
@@ -526,19 +602,28 @@ impl<M: Module> Trainer<M> {
         Err(error)
     }
 
-    /// Loss, gradients and, where it is this step's turn, the largest drift; `None` where the loss is
-    /// not finite.
-    fn finite_gradients<B: Batch>(&mut self, batch: &B) -> Option<StepGradients>
+    /// Whether this step measures the drift.
+    fn measures(&self) -> bool {
+        self.num_steps.is_multiple_of(self.drift_every)
+    }
+
+    /// Loss, gradients and, where it is this step's turn, the largest drift. Where `looks` says so, the loss
+    /// is read before the way back, which is not taken from one that is not finite.
+    fn loss_and_gradients<B: Batch>(
+        &mut self,
+        batch: &B,
+        looks: bool,
+    ) -> (Loss, GradientsParams, Option<f64>)
     where
         M: Trainable<B>,
     {
         let turn = self.num_steps / self.drift_every;
-        let measures = self.num_steps.is_multiple_of(self.drift_every);
+        let measures = self.measures();
         let samples = batch.num_samples();
         loop {
             let model = self.training_model();
             let mut grads = GradientsParams::new();
-            let mut loss = 0.0;
+            let mut loss = Loss::Known(0.0);
             let mut drift = None;
             for start in (0..samples).step_by(self.micro_batch) {
                 let part = batch.narrow(start, self.micro_batch.min(samples - start));
@@ -548,22 +633,29 @@ impl<M: Module> Trainer<M> {
                     tape = tape.measuring(turn);
                 }
                 let weight = -1.0 / samples as f64;
-                // Asked before the way back: a matrix that is not finite has no inverse.
-                let part = model.gradients(part, weight, &mut tape, &mut grads, f64::is_finite);
-                if !part.is_finite() {
-                    return None;
+                let mut read = None;
+                let part = model.gradients(part, weight, &mut tape, &mut grads, |loss| {
+                    // Before the way back: a matrix that is not finite has no inverse.
+                    read = looks.then(|| host::scalar(loss.clone()));
+                    read.is_none_or(f64::is_finite)
+                });
+                loss = loss.plus(match read {
+                    Some(read) => Loss::Known(read),
+                    None => Loss::OnDevice(part),
+                });
+                if !loss.may_be_finite() {
+                    return (loss, grads, None);
                 }
-                loss += part;
                 drift = drift.or(tape.into_drift());
             }
             let Some(drift) = drift else {
-                return Some(StepGradients { loss, grads, drift: None });
+                return (loss, grads, None);
             };
             let largest = drift.largest();
             let every = drift.checkpoint_every(self.drift_bound);
             self.drift = Some(drift);
             match every {
-                None => return Some(StepGradients { loss, grads, drift: Some(largest) }),
+                None => return (loss, grads, Some(largest)),
                 Some(every) => self.memory = Memory::Checkpoint { every },
             }
         }

@@ -262,7 +262,7 @@ pub fn repeat_contexts<const C: usize>(contexts: Tensor<C>, draws_each: usize) -
         "repeat_contexts: got {rows} contexts and {draws_each} draws for each, but needs at least 1"
     );
     let places = (0..rows).flat_map(|row| std::iter::repeat_n(row, draws_each));
-    let places = host::indices(places, &contexts.device());
+    let places = host::places(places, &contexts.device());
     contexts.select(0, places)
 }
 
