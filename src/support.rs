@@ -6,7 +6,10 @@
 
 use std::cell::RefCell;
 
+use burn::tensor::{Bool, Tensor};
+
 use crate::error::FlowError;
+use crate::host;
 
 thread_local! {
     /// `None` where nobody asks; then what was answered first.
@@ -34,4 +37,24 @@ pub(crate) fn report(answer: impl FnOnce() -> Option<FlowError>) {
     if is_open && let Some(answer) = answer() {
         ANSWER.set(Some(Some(answer)));
     }
+}
+
+/// [`report`] of a layer whose support `outside` says that `x` leaves.
+pub(crate) fn report_outside<const D: usize, const M: usize>(
+    layer: &'static str,
+    x: &Tensor<D>,
+    outside: &Tensor<M, Bool>,
+    support: impl FnOnce() -> String,
+    advice: &'static str,
+) {
+    report(|| {
+        let any = host::scalar(outside.clone().any().float()) > 0.5;
+        any.then(|| FlowError::OutsideSupport {
+            layer,
+            lowest: host::scalar(host::plain(x.clone()).min()),
+            highest: host::scalar(host::plain(x.clone()).max()),
+            support: support(),
+            advice,
+        })
+    });
 }

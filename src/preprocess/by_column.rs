@@ -80,17 +80,11 @@ impl ByColumn {
             let (held, outside) = map.held(column.clone());
             let (z, log_slope) = map.forward(held);
             let Some(outside) = outside else { return (z, log_slope) };
-            support::report(|| {
-                let any = outside.clone().any().into_scalar::<bool>();
-                let [lower, upper] = map.domain()?;
-                any.then(|| FlowError::OutsideSupport {
-                    layer: LAYER,
-                    lowest: host::plain(column.clone()).min().into_scalar(),
-                    highest: host::plain(column).max().into_scalar(),
-                    support: format!("between {lower} and {upper} for feature {index}"),
-                    advice: "look at the data, or give the feature another map",
-                })
-            });
+            if let Some([lower, upper]) = map.domain() {
+                let support = || format!("between {lower} and {upper} for feature {index}");
+                let advice = "look at the data, or give the feature another map";
+                support::report_outside(LAYER, &column, &outside, support, advice);
+            }
             (z, log_slope.mask_fill(outside, f64::NEG_INFINITY))
         });
         let (z, log_slopes): (Vec<_>, Vec<_>) = columns.unzip();

@@ -136,16 +136,8 @@ impl<const D: usize> Flow<D> for Logit {
         }
         let features: usize = x.dims()[1..].iter().product();
         let is_outside = self.is_outside(&x);
-        support::report(|| {
-            let any = is_outside.clone().any().into_scalar::<bool>();
-            any.then(|| FlowError::OutsideSupport {
-                layer: "Logit",
-                lowest: host::plain(x.clone()).min().into_scalar(),
-                highest: host::plain(x.clone()).max().into_scalar(),
-                support: "0 to 1".into(),
-                advice: "scale pixels to 0 to 1 and dequantize them (Quantization::dequantize)",
-            })
-        });
+        let advice = "scale pixels to 0 to 1 and dequantize them (Quantization::dequantize)";
+        support::report_outside("Logit", &x, &is_outside, || "0 to 1".into(), advice);
         let (ln_p, ln_q) = self.log_odds(x);
         let constant = features as f64 * self.slope().ln();
         let log_det = sum_per_sample(ln_p.clone() + ln_q.clone()).neg() + constant;

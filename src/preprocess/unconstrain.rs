@@ -181,16 +181,9 @@ impl Flow<2> for Unconstrain {
         let mut log_det = zero_log_det(&x);
         let columns = self.columns(&x).enumerate().map(|(index, (domain, column))| {
             let (z, log_slope, outside) = domain.forward(column.clone());
-            support::report(|| {
-                let any = outside.clone().any().into_scalar::<bool>();
-                any.then(|| FlowError::OutsideSupport {
-                    layer: LAYER,
-                    lowest: host::plain(column.clone()).min().into_scalar(),
-                    highest: host::plain(column).max().into_scalar(),
-                    support: format!("{} for feature {index}", domain.support()),
-                    advice: "look at the data, or give the feature another Domain",
-                })
-            });
+            let support = || format!("{} for feature {index}", domain.support());
+            let advice = "look at the data, or give the feature another Domain";
+            support::report_outside(LAYER, &column, &outside, support, advice);
             let log_slope = log_slope.mask_fill(outside, f64::NEG_INFINITY);
             log_det = log_det.clone() + log_slope.reshape([batch]);
             z

@@ -89,16 +89,9 @@ impl Prior<2> for PerFeature {
                             .clone()
                             .lower_elem(lower)
                             .bool_or(value.clone().greater_elem(upper));
-                        support::report(|| {
-                            let any = outside.clone().any().into_scalar::<bool>();
-                            any.then(|| FlowError::OutsideSupport {
-                                layer: LAYER,
-                                lowest: host::plain(value.clone()).min().into_scalar(),
-                                highest: host::plain(value.clone()).max().into_scalar(),
-                                support: format!("{lower} to {upper} for feature {index}"),
-                                advice: "bring the data there, or give the feature a normal",
-                            })
-                        });
+                        let support = || format!("{lower} to {upper} for feature {index}");
+                        let advice = "bring the data there, or give the feature a normal";
+                        support::report_outside(LAYER, &value, &outside, support, advice);
                         let constant = value.zeros_like() - (upper - lower).ln();
                         sum_per_sample(constant.mask_fill(outside, f64::NEG_INFINITY))
                     }

@@ -69,15 +69,9 @@ impl<const D: usize> Prior<D> for Uniform {
         let outside =
             z.clone().lower_elem(*self.lower).bool_or(z.clone().greater_elem(*self.upper));
         let outside = sum_per_sample(outside.float()).greater_elem(0.0);
-        support::report(|| {
-            outside.clone().any().into_scalar::<bool>().then(|| FlowError::OutsideSupport {
-                layer: "Uniform",
-                lowest: host::plain(z.clone()).min().into_scalar(),
-                highest: host::plain(z.clone()).max().into_scalar(),
-                support: format!("{} to {}", *self.lower, *self.upper),
-                advice: "bring the data there, or take a prior that reaches everywhere",
-            })
-        });
+        let support = || format!("{} to {}", *self.lower, *self.upper);
+        let advice = "bring the data there, or take a prior that reaches everywhere";
+        support::report_outside("Uniform", &z, &outside, support, advice);
         inside.mask_fill(outside, f64::NEG_INFINITY)
     }
 
