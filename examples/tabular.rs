@@ -81,6 +81,9 @@ struct Arguments {
     /// Weight decay of Adam, which keeps a flow of few rows from learning them by heart
     #[arg(long, default_value_t = 0.0)]
     weight_decay: f32,
+    /// Decay of the averages of the parameters, which are what is kept
+    #[arg(long, default_value_t = 0.99)]
+    average: f64,
     /// Upper bound on passes over the rows; early stopping usually ends before
     #[arg(long, default_value_t = 1000)]
     epochs: usize,
@@ -148,6 +151,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         ("--samples", arguments.samples),
     ] {
         at_least_one(option, count)?;
+    }
+    if !(0.0..1.0).contains(&arguments.average) {
+        let got = arguments.average.to_string();
+        return Err(invalid("--average", &got, "at least 0 and below 1", "0.99 is usual"));
     }
     let (out, device) = (&arguments.out, arguments.device.get()?);
     let table = table(arguments)?;
@@ -311,7 +318,8 @@ fn train(arguments: &Arguments, table: &Table, device: &Device) -> Result<(Tabul
     let model = FlowStack::single(flow, StandardNormal::new(), &[features])?;
     let trainer = Trainer::new(model, Schedule::constant(arguments.learning_rate))
         .with_optimizer(Adam::new().with_weight_decay(arguments.weight_decay))
-        .with_max_gradient_norm(MAX_GRADIENT_NORM);
+        .with_max_gradient_norm(MAX_GRADIENT_NORM)
+        .with_average(arguments.average);
     let fit = Fit::new(arguments.batch)
         .with_max_epochs(arguments.epochs)
         .with_patience(arguments.patience)

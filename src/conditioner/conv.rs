@@ -1,19 +1,17 @@
 //! 1x1 and 3x3 convolutions as matrix products.
 //!
 //! Burn's own convolution is many times slower than a matrix product on the CPU backends, backward
-//! above all; on a GPU it is what is used. On the CPU a 3x3 convolution gathers the nine shifted neighbours of its *narrow* side, so that
+//! above all. A 3x3 convolution gathers the nine shifted neighbours of its *narrow* side, so that
 //! what is copied stays small: before the product where the input has fewer channels than the
 //! output, after it otherwise.
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::module::conv2d;
-use burn::tensor::ops::{ConvOptions, PadMode};
+use burn::tensor::ops::PadMode;
 use burn::tensor::{Device, Distribution, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{Conditioner, Fold, FoldedNet};
-use crate::backend::is_host;
 use crate::coupling::per_channel;
 use crate::norm::LOG_SCALE_FACTOR;
 use crate::record::Setting;
@@ -187,11 +185,6 @@ pub(crate) fn convolve(x: Tensor<4>, weight: Tensor<4>) -> Tensor<4> {
         "Conv: got shape {:?}, but was built for {channels} channels on axis 1",
         x.dims()
     );
-    if !is_host(&x.device()) && std::env::var_os("BF_SLICES").is_none() {
-        let padding = kernel / 2;
-        let options = ConvOptions::new([1, 1], [padding, padding], [1, 1], 1);
-        return conv2d(x, weight, None, options);
-    }
     // Channels last: every copy below then moves whole rows of channels.
     let x = x.permute([0, 2, 3, 1]);
     let y = match kernel {
