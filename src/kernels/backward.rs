@@ -111,7 +111,7 @@ impl<T: Scalar> Conditioner<'_, T> {
     ) {
         let replace = !sums.is_started;
         let sums = &mut sums.weights[index];
-        let PackedLayer { rows, columns, gradient_steps: ref steps, .. } = self.layers[index];
+        let PackedLayer { rows, columns, ref steps, .. } = self.layers[index];
         let (stride, d_stride) = (self.stride(index), self.stride(index + 1));
         let panel = self.ops.panel;
         assert!(input.len() >= panels * stride && stride >= columns * panel);
@@ -125,7 +125,7 @@ impl<T: Scalar> Conditioner<'_, T> {
             input: transposed.as_ptr(),
             columns,
             panels,
-            steps: steps.as_ref().map_or(std::ptr::null(), |steps| steps.as_ptr()),
+            steps: steps[0].as_ref().map_or(std::ptr::null(), |steps| steps.as_ptr()),
             out: sums.as_mut_ptr(),
             replace,
         };
@@ -175,6 +175,7 @@ impl<T: Scalar> Conditioner<'_, T> {
         let last = self.layers.len() - 1;
         let layer = |(index, layer): (usize, &Layer<T>)| {
             let &Layer { inputs, outputs, transposed, mask, bias, .. } = layer;
+            let output_of = |row| if index == last { self.output_of(row) } else { row };
             let (columns, taps) = (self.layers[index].columns, self.net.taps_behind(index));
             let mut weight = vec![T::ZERO; outputs * inputs];
             let mut bias = vec![T::ZERO; bias.len()];
@@ -187,7 +188,7 @@ impl<T: Scalar> Conditioner<'_, T> {
                     for (output, row) in
                         sums().flat_map(|sum| sum.chunks_exact(columns).enumerate())
                     {
-                        let to = to[output..].iter_mut().step_by(outputs);
+                        let to = to[output_of(output)..].iter_mut().step_by(outputs);
                         to.zip(&row[first..]).for_each(|(to, from)| *to += *from);
                     }
                 });
@@ -210,8 +211,12 @@ impl<T: Scalar> Conditioner<'_, T> {
             }
             for part in parts {
                 let lanes = if index == last { 1 } else { self.ops.lanes };
-                let rows = part.biases[index].chunks_exact(lanes);
-                bias.iter_mut().zip(rows).for_each(|(to, row)| *to += self.ops.total(row));
+                for (row, sums) in part.biases[index].chunks_exact(lanes).enumerate() {
+                    // Rows that fill the last granule up are no outputs.
+                    if row < bias.len() {
+                        bias[output_of(row)] += self.ops.total(sums);
+                    }
+                }
             }
             LayerGradients { weight, bias }
         };

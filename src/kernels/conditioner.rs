@@ -48,6 +48,8 @@ pub(super) struct Conditioner<'a, T: Scalar> {
     tile: usize,
     /// Whether a block's inputs and hidden activations are kept between forward and backward.
     pub keep: bool,
+    /// The output that stands in each row of what the last layer gives, if not the one of its number.
+    order: Option<&'a [usize]>,
 }
 
 /// Buffers of one thread.
@@ -63,14 +65,21 @@ pub(super) struct Buffers<T> {
 }
 
 impl<'a, T: Scalar> Conditioner<'a, T> {
-    /// `batch`: pictures one thread will see.
-    pub fn new(net: &'a Net<'a, T>, height: usize, width: usize, batch: usize, pass: Pass) -> Self {
-        Self::with_ops(T::ops(), net, [height, width], batch, pass)
+    /// `order`: the output that stands in each row of the result; `batch`: pictures one thread will see.
+    pub fn new(
+        net: &'a Net<'a, T>,
+        order: Option<&'a [usize]>,
+        size: [usize; 2],
+        batch: usize,
+        pass: Pass,
+    ) -> Self {
+        Self::with_ops(T::ops(), net, order, size, batch, pass)
     }
 
     pub fn with_ops(
         ops: &'static Ops<T>,
         net: &'a Net<'a, T>,
+        order: Option<&'a [usize]>,
         [height, width]: [usize; 2],
         batch: usize,
         pass: Pass,
@@ -78,8 +87,11 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         let with_gradient = pass == Pass::Gradients;
         let geometry = Geometry { height, width, panel: ops.panel };
         let pictures = block_pictures(&geometry, batch);
-        let pack =
-            |(index, layer)| PackedLayer::new(layer, net.taps_behind(index), ops, with_gradient);
+        let last = net.layers.len() - 1;
+        let pack = |(index, layer)| {
+            let order = order.filter(|_| index == last);
+            PackedLayer::new(layer, order, net.taps_behind(index), ops, with_gradient)
+        };
         let layers: Vec<_> = net.layers.iter().enumerate().map(pack).collect();
         let channels: usize = layers.iter().map(|layer| layer.columns).sum();
         let kept = channels * geometry.panels(pictures) * ops.panel * size_of::<T>();
@@ -93,6 +105,7 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
             pictures,
             tile: (TILE / ops.panel).min(geometry.panels(pictures)),
             keep: pass != Pass::Outputs && kept <= KEPT,
+            order,
         }
     }
 
@@ -129,6 +142,11 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         (0..panels).step_by(tile).map(move |first| (first, tile.min(panels - first)))
     }
 
+    /// The output that stands in a row of the result.
+    pub fn output_of(&self, row: usize) -> usize {
+        self.order.map_or(row, |order| order[row])
+    }
+
     /// Where a tile's input of a layer starts in its buffer, which holds a block's or one tile's.
     pub fn kept_at(&self, layer: usize, first: usize) -> usize {
         if self.keep { first * self.stride(layer) } else { 0 }
@@ -145,8 +163,9 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
     ) {
         let count = pictures * self.geometry.pixels();
         let last = self.layers.len() - 1;
-        for (channel, bias) in self.net.layers[last].bias.iter().enumerate() {
-            params.fill(channel, count, *bias);
+        let bias = self.net.layers[last].bias;
+        for row in 0..bias.len() {
+            params.fill(row, count, bias[self.output_of(row)]);
         }
         for (first, panels) in self.tiles(pictures) {
             self.hidden_tile(buffers, identity, first, panels);

@@ -6,6 +6,7 @@ use super::backward::PartialGradients;
 use super::batch::{Chunks, Shape};
 use super::conditioner::{Buffers, Conditioner, FIRST_KEPT, Pass};
 use super::log_scale::{LogScale, MapRow, Task};
+use super::masked::Places;
 use super::spline::{MOST_BINS, SplineRow};
 use super::window::{Channels, Planes};
 use super::workspace::{Lease, lease, lease_zeros};
@@ -89,6 +90,7 @@ struct Kept<T> {
 struct Worker<'a, T: Scalar> {
     coupling: &'a Coupling<'a, T>,
     conditioner: &'a Conditioner<'a, T>,
+    places: Option<&'a Places>,
     shape: Shape,
     identity: Planes<T>,
     transformed: Planes<T>,
@@ -100,6 +102,7 @@ impl<'a, T: Scalar> Worker<'a, T> {
     fn new(
         coupling: &'a Coupling<'a, T>,
         conditioner: &'a Conditioner<'a, T>,
+        places: Option<&'a Places>,
         shape: Shape,
         pass: Pass,
     ) -> Self {
@@ -108,6 +111,7 @@ impl<'a, T: Scalar> Worker<'a, T> {
         Self {
             coupling,
             conditioner,
+            places,
             shape,
             identity: Planes::new(geometry, coupling.net.inputs(), pictures),
             transformed: Planes::new(geometry, coupling.num_transformed(), pictures),
@@ -177,16 +181,21 @@ impl<'a, T: Scalar> Worker<'a, T> {
 
     /// Runs the map on a transformed channel of the block.
     fn map_channel(&mut self, channel: usize, count: usize, task: Task<T>) {
-        let transformed = self.coupling.num_transformed();
+        let apart = [channel, self.coupling.num_transformed()];
+        let [first, step] = self.places.map_or(apart, |places| places.rows[channel]);
         let value = self.transformed.row_mut(channel, count);
         if let Map::Spline(spline) = self.coupling.map {
-            let (params, stride) = self.params.rows_mut(channel);
-            let stride = transformed * stride;
+            let (params, stride) = self.params.rows_mut(first);
+            let stride = step * stride;
             let mut row = SplineRow { spline, value, params, stride, task };
             // SAFETY: `ops` is this processor's table.
             return unsafe { (self.conditioner.ops.spline_row)(&mut row) };
         }
-        let (shift, raw) = self.params.pair_mut(channel, transformed + channel, count);
+        let second = match self.coupling.map {
+            Map::Additive => None,
+            _ => Some(first + step),
+        };
+        let (shift, raw) = self.params.pair_mut(first, second, count);
         let mut row = MapRow { map: self.coupling.map, channel, value, shift, raw, task };
         // SAFETY: `ops` is this processor's table.
         unsafe { (self.conditioner.ops.map_row)(&mut row) };
@@ -337,6 +346,23 @@ impl<T: Scalar> Coupling<'_, T> {
         Channels { total: shape.channels, first: range.start, step: self.step }
     }
 
+    /// Where the net's outputs stand while a pass works on them, if not in their own order.
+    fn places(&self) -> Option<Places> {
+        let last = self.net.layers.last().expect("the net was validated");
+        Places::new(last, self.num_transformed())
+    }
+
+    fn conditioner<'a>(
+        &'a self,
+        places: Option<&'a Places>,
+        shape: Shape,
+        chunks: &Chunks,
+        pass: Pass,
+    ) -> Conditioner<'a, T> {
+        let order = places.map(|places| &places.order[..]);
+        Conditioner::new(&self.net, order, [shape.height, shape.width], chunks.largest(), pass)
+    }
+
     /// Data to latent: `z` and, for each sample, `ln |det dz/dx|`.
     ///
     /// # Panics
@@ -370,8 +396,8 @@ impl<T: Scalar> Coupling<'_, T> {
         shape.check("Coupling: x", x.len());
         let (mut z, mut log_det) = (vec![T::ZERO; x.len()], vec![T::ZERO; shape.batch]);
         let chunks = Chunks::new(shape, self.net.weights());
-        let conditioner =
-            Conditioner::new(&self.net, shape.height, shape.width, chunks.largest(), pass);
+        let places = self.places();
+        let conditioner = self.conditioner(places.as_ref(), shape, &chunks, pass);
         let tasks = (chunks.split(x, shape.sample()).into_iter())
             .zip(chunks.split(self.context, self.context_width))
             .zip(chunks.split_mut(&mut z, shape.sample()))
@@ -379,7 +405,7 @@ impl<T: Scalar> Coupling<'_, T> {
         let parts = chunks.run(tasks.collect(), |(((x, context), z), log_det)| {
             let mut kept = Vec::new();
             let keeps = conditioner.keep.then_some(&mut kept);
-            let mut worker = Worker::new(self, &conditioner, shape, pass);
+            let mut worker = Worker::new(self, &conditioner, places.as_ref(), shape, pass);
             worker.map(x, context, z, Some(log_det), keeps);
             kept
         });
@@ -399,15 +425,15 @@ impl<T: Scalar> Coupling<'_, T> {
         shape.check("Coupling: z", z.len());
         let mut x = vec![T::ZERO; z.len()];
         let chunks = Chunks::new(shape, self.net.weights());
-        let conditioner =
-            Conditioner::new(&self.net, shape.height, shape.width, chunks.largest(), Pass::Outputs);
+        let conditioner = self.conditioner(None, shape, &chunks, Pass::Outputs);
         let tasks = chunks
             .split(z, shape.sample())
             .into_iter()
             .zip(chunks.split(self.context, self.context_width))
             .zip(chunks.split_mut(&mut x, shape.sample()));
         chunks.run(tasks.collect(), |((z, context), x)| {
-            Worker::new(self, &conditioner, shape, Pass::Outputs).map(z, context, x, None, None)
+            let mut worker = Worker::new(self, &conditioner, None, shape, Pass::Outputs);
+            worker.map(z, context, x, None, None)
         });
         x
     }
@@ -476,13 +502,8 @@ impl<T: Scalar> Coupling<'_, T> {
         let mut dx = vec![T::ZERO; input.len()];
         let mut dcontext = vec![T::ZERO; self.context.len()];
         let chunks = Chunks::new(shape, self.net.weights());
-        let conditioner = Conditioner::new(
-            &self.net,
-            shape.height,
-            shape.width,
-            chunks.largest(),
-            Pass::Gradients,
-        );
+        let places = self.places();
+        let conditioner = self.conditioner(places.as_ref(), shape, &chunks, Pass::Gradients);
         let kept: Vec<_> = match kept {
             Some(kept) => kept.parts.into_iter().map(Some).collect(),
             None => chunks.ranges.iter().map(|_| None).collect(),
@@ -503,7 +524,8 @@ impl<T: Scalar> Coupling<'_, T> {
         let parts = chunks.run(
             tasks.collect(),
             |(((((((input, context), x), dz), dlog_det), dx), dcontext), kept)| {
-                let mut worker = Worker::new(self, &conditioner, shape, Pass::Gradients);
+                let mut worker =
+                    Worker::new(self, &conditioner, places.as_ref(), shape, Pass::Gradients);
                 worker.gradient(kept, input, context, x, dz, dlog_det, dx, dcontext)
             },
         );

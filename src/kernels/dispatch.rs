@@ -9,6 +9,7 @@ use super::convolution::{
     Convolution, TapGradient, affine_relu, convolution, deviations, norm_gradient, tap_gradient,
 };
 use super::log_scale::{MapRow, map_row};
+use super::masked::seen;
 use super::product::{
     Product, WeightGradient, product, sum_rows, total, transpose, weight_gradient,
 };
@@ -36,6 +37,7 @@ pub struct Ops<T: 'static> {
     pub(super) scatter: unsafe fn(&Taps<T>, &[T], &mut [T]),
     pub(super) map_row: unsafe fn(&mut MapRow<T>),
     pub(super) spline_row: unsafe fn(&mut SplineRow<T>),
+    pub(super) seen: unsafe fn(&[T], &mut [T], &mut [T]),
     pub(super) total: unsafe fn(&[T]) -> T,
     pub(super) mix: unsafe fn(&[T], &[T], &mut [T], usize),
     pub(super) outer: unsafe fn(&[T], &[T], usize, &mut [T]),
@@ -111,6 +113,10 @@ macro_rules! instruction_set {
             unsafe fn spline_row_here(row: &mut SplineRow<S>) {
                 spline_row(row)
             }
+            $(#[$feature])?
+            unsafe fn seen_here(mask: &[S], starts: &mut [S], ends: &mut [S]) {
+                seen(mask, starts, ends)
+            }
 
             $(#[$feature])?
             unsafe fn total_here(row: &[S]) -> S {
@@ -170,6 +176,7 @@ macro_rules! instruction_set {
                 scatter: scatter_here,
                 map_row: map_row_here,
                 spline_row: spline_row_here,
+                seen: seen_here,
                 total: total_here,
                 mix: mix_here,
                 outer: outer_here,

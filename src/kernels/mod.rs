@@ -11,7 +11,7 @@
 //! From the narrow to the wide: `scalar` number types; `vector` a register; `product` the matrix
 //! products on packed operands; `log_scale` and `spline` the elementwise maps; `window` planes, panels, 3x3
 //! windows; `channels` maps across the channels; `dispatch` the table of these routines for this
-//! processor; `net` layers and packed weights; `conditioner` and `backward` the net on a block of
+//! processor; `net` layers and packed weights, `masked` those with a mask; `conditioner` and `backward` the net on a block of
 //! pictures; `team` threads (on `sync`), `batch` what each of them gets; `coupling` what is called from
 //! outside, `autoregressive` the slow direction of layers that see all channels; `workspace` reused
 //! buffers. `convolution`, `framed` and `residual` are RealNVP's net on
@@ -28,6 +28,7 @@ mod coupling;
 mod dispatch;
 mod framed;
 mod log_scale;
+mod masked;
 mod net;
 mod product;
 mod residual;

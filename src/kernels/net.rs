@@ -1,6 +1,7 @@
 //! The conditioner of a coupling: layers, their gradients, and the checks of their sizes.
 
 use super::batch::for_blocks;
+use super::masked::PackedMasked;
 use super::workspace::{Lease, lease};
 use super::{Ops, Scalar, Window};
 
@@ -146,23 +147,6 @@ impl<T: Scalar> Layer<'_, T> {
         masked.iter_mut().zip(mask).for_each(|(weight, factor)| *weight = *weight * *factor);
         Some(masked)
     }
-
-    /// For each `block` of outputs, from the first to behind the last input that the mask leaves any of
-    /// them.
-    fn inputs_of_blocks(&self, block: usize) -> Option<Vec<[usize; 2]>> {
-        let mask = self.mask?;
-        let (rows, all) = (mask.chunks_exact(self.outputs), self.inputs);
-        let unmasked = rows.len()..all;
-        let blocks = (0..self.outputs).step_by(block).map(|first| {
-            let outputs = first..(first + block).min(self.outputs);
-            let is_used = |row: &[T]| row[outputs.clone()].iter().any(|&factor| factor != T::ZERO);
-            let start = rows.clone().position(is_used);
-            let end = rows.clone().rposition(is_used).map(|last| last + 1);
-            let end = if unmasked.is_empty() { end.unwrap_or(0) } else { all };
-            [start.unwrap_or(unmasked.start.min(end)), end]
-        });
-        Some(blocks.collect())
-    }
 }
 
 /// A layer with its weights in the order the products read them.
@@ -177,75 +161,59 @@ pub(super) struct PackedLayer<T> {
     pub weight: Lease<T>,
     /// The transposed weight, for the gradient by the input.
     pub back: Option<Lease<T>>,
-    /// Of masked weights, the columns that are not all zero in each block of `weight`, and of `back`.
+    /// Of masked weights, the inputs that each block of `weight` sees, and the outputs that see each block of
+    /// `back`; what is outside of them is not packed.
     pub steps: [Option<Vec<[usize; 2]>>; 2],
-    /// For each block of `weight`, from the first to behind the last column whose gradient is asked for.
-    pub gradient_steps: Option<Vec<[usize; 2]>>,
     pub bias: Lease<T>,
 }
 
 impl<T: Scalar> PackedLayer<T> {
-    /// `taps`: those of the window behind the layer.
-    pub fn new(layer: &Layer<T>, taps: usize, ops: &Ops<T>, with_gradient: bool) -> Self {
+    /// `taps`: those of the window behind the layer; `order`: the output that stands in each row.
+    pub fn new(
+        layer: &Layer<T>,
+        order: Option<&[usize]>,
+        taps: usize,
+        ops: &Ops<T>,
+        with_gradient: bool,
+    ) -> Self {
         let &Layer { inputs, outputs, weight, transposed, bias, .. } = layer;
-        let masked = layer.masked_weight();
-        let weight = masked.as_deref().unwrap_or(weight);
-        let rows_of_taps = (taps > 1).then(|| rows_of_taps(weight, inputs, taps));
-        let weight = rows_of_taps.as_deref().unwrap_or(weight);
-        let unpacked = weight;
-        let rows = outputs.next_multiple_of(ops.granule);
-        let back_rows = inputs.next_multiple_of(ops.granule);
+        let block = 3 * ops.granule;
+        let [rows, back_rows] = [outputs, inputs].map(|size| size.next_multiple_of(ops.granule));
         let mut packed_bias = lease(rows);
         packed_bias.fill(T::ZERO);
         packed_bias[..bias.len()].copy_from_slice(bias);
-        let block = 3 * ops.granule;
+        let columns = inputs.next_multiple_of(ops.lanes);
+        if let Some(packed) = PackedMasked::new(layer, order, ops, with_gradient) {
+            let PackedMasked { weight, back, inputs: seen, outputs: seen_by } = packed;
+            let steps = [Some(seen), Some(seen_by)];
+            return Self {
+                inputs,
+                rows,
+                back_rows,
+                columns,
+                weight,
+                back,
+                steps,
+                bias: packed_bias,
+            };
+        }
+        let rows_of_taps = (taps > 1).then(|| rows_of_taps(weight, inputs, taps));
+        let weight = rows_of_taps.as_deref().unwrap_or(weight);
         // The rows of what is in memory run over the other side if it is transposed.
         let (forward, back): (Pack<T>, Pack<T>) =
             if transposed { (pack_transposed, pack) } else { (pack, pack_transposed) };
-        let columns = if transposed { outputs } else { inputs };
-        let weight = forward(weight, columns, rows, block);
-        let back = with_gradient.then(|| back(unpacked, columns, back_rows, block));
-        let steps = |packed: Option<&Lease<T>>, columns, rows| {
-            let packed = packed.filter(|_| layer.mask.is_some());
-            packed.map(|packed| nonzero_steps(packed, columns, rows, block))
-        };
-        let steps = [steps(Some(&weight), inputs, rows), steps(back.as_ref(), outputs, back_rows)];
+        let wide = if transposed { outputs } else { inputs };
         Self {
             inputs,
             rows,
             back_rows,
-            columns: inputs.next_multiple_of(ops.lanes),
-            weight,
-            back,
-            steps,
-            gradient_steps: layer.inputs_of_blocks(block).filter(|_| with_gradient),
+            columns,
+            weight: forward(weight, wide, rows, block),
+            back: with_gradient.then(|| back(weight, wide, back_rows, block)),
+            steps: [None, None],
             bias: packed_bias,
         }
     }
-}
-
-/// For each block of a packed matrix of so many columns, from the first to behind the last column that is
-/// not all zero.
-fn nonzero_steps<T: Scalar>(
-    packed: &[T],
-    columns: usize,
-    rows: usize,
-    block: usize,
-) -> Vec<[usize; 2]> {
-    let blocks = (0..rows).step_by(block).map(|first| {
-        let height = block.min(rows - first);
-        let there = &packed[first * columns..][..height * columns];
-        let is_used = |step: &[T]| step.iter().any(|&value| value != T::ZERO);
-        let mut steps = there.chunks_exact(height);
-        match steps.clone().position(is_used) {
-            None => [0, 0],
-            Some(start) => {
-                let last = steps.rposition(is_used).expect("there is a first one");
-                [start, last + 1]
-            }
-        }
-    });
-    blocks.collect()
 }
 
 /// `[channels, inputs, taps]` as `[channels, taps, inputs]`.

@@ -290,7 +290,7 @@ fn run<T: Scalar>(
     let net = case.net(&parameters);
     let (batch, pixels) = (case.batch, case.height * case.width);
     let mut conditioner =
-        Conditioner::with_ops(ops, &net, [case.height, case.width], batch, Pass::Gradients);
+        Conditioner::with_ops(ops, &net, None, [case.height, case.width], batch, Pass::Gradients);
     conditioner.keep = keep;
     // The batch must be one block here, as the buffers of a backward pass hold one.
     assert!(conditioner.pictures == batch);

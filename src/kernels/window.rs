@@ -111,11 +111,18 @@ impl<T: Scalar> Planes<T> {
 
     /// The first `count` pixels of channel `first` and of the later channel `second`, empty if
     /// there is none.
-    pub fn pair_mut(&mut self, first: usize, second: usize, count: usize) -> (&mut [T], &mut [T]) {
-        let middle = (second * self.stride).min(self.data.len());
-        let (before, after) = self.data.split_at_mut(middle);
-        let after = if after.is_empty() { after } else { &mut after[self.margin..][..count] };
-        (&mut before[first * self.stride + self.margin..][..count], after)
+    pub fn pair_mut(
+        &mut self,
+        first: usize,
+        second: Option<usize>,
+        count: usize,
+    ) -> (&mut [T], &mut [T]) {
+        let Some(second) = second else { return (self.row_mut(first, count), &mut []) };
+        let (before, after) = self.data.split_at_mut(second * self.stride);
+        (
+            &mut before[first * self.stride + self.margin..][..count],
+            &mut after[self.margin..][..count],
+        )
     }
 
     /// Sets the first `count` pixels of a channel to a value and all after them to zero.
