@@ -30,7 +30,7 @@ use burn_flows::models::{
     Maf, MafConfig, RealNvpVector, RealNvpVectorConfig, SplineFlow, SplineFlowConfig,
     SplineFlowKind,
 };
-use burn_flows::preprocess::Standardize;
+use burn_flows::preprocess::{Standardize, Whiten};
 use burn_flows::prior::StandardNormal;
 use burn_flows::training::{Adam, Fit, Schedule, Stopped, Trainer};
 use burn_flows::{Flow, FlowStack, Result};
@@ -66,6 +66,10 @@ struct Arguments {
     /// The flow
     #[arg(long, value_enum, default_value = "spline")]
     flow: Kind,
+    /// Start from the principal axes of the rows, not from the columns one by one: for tables that are near
+    /// normal in most directions
+    #[arg(long)]
+    whiten: bool,
     /// Layers [default: 8 couplings or 5 autoregressive layers]
     #[arg(long)]
     layers: Option<usize>,
@@ -276,7 +280,13 @@ fn table(arguments: &Arguments) -> Result<Table> {
 }
 
 /// A flow behind a standardization, so that densities and samples are those of the table's own units.
-type Tabular = FlowStack<2, (Standardize, AnyFlow)>;
+type Tabular = FlowStack<2, (Start, AnyFlow)>;
+
+#[derive(Module, Debug, Flow)]
+enum Start {
+    Standardize(Standardize),
+    Whiten(Whiten),
+}
 
 /// One of the ready-made models, as a layer.
 #[derive(Module, Debug, Flow)]
@@ -314,7 +324,11 @@ fn train(arguments: &Arguments, table: &Table, device: &Device) -> Result<(Tabul
     };
     let (train, held_out) = (rows(Part::Train), rows(Part::HeldOut));
     let features = table.names.len();
-    let flow = (Standardize::fit(train.clone())?, flow(arguments, features, device)?);
+    let start = match arguments.whiten {
+        true => Start::Whiten(Whiten::fit(train.clone())?),
+        false => Start::Standardize(Standardize::fit(train.clone())?),
+    };
+    let flow = (start, flow(arguments, features, device)?);
     let model = FlowStack::single(flow, StandardNormal::new(), &[features])?;
     let trainer = Trainer::new(model, Schedule::constant(arguments.learning_rate))
         .with_optimizer(Adam::new().with_weight_decay(arguments.weight_decay))

@@ -177,6 +177,53 @@ pub fn orthogonal(matrix: &[f64], size: usize) -> Vec<f64> {
     q
 }
 
+/// Sweeps of the Jacobi method; a dozen is usual, each squares what is left beside the diagonal.
+const MOST_SWEEPS: usize = 64;
+
+/// Eigenvalues of a symmetric row-major matrix, the largest first, and the eigenvectors, a column each, by
+/// Jacobi's rotations.
+pub fn principal_axes(matrix: &[f64], size: usize) -> (Vec<f64>, Vec<f64>) {
+    let n = size;
+    let mut a = matrix.to_vec();
+    let mut v: Vec<f64> = (0..n * n).map(|at| f64::from(u8::from(at / n == at % n))).collect();
+    let total: f64 = a.iter().map(|value| value * value).sum();
+    for _ in 0..MOST_SWEEPS {
+        let beside: f64 = (0..n * n).filter(|at| at / n != at % n).map(|at| a[at] * a[at]).sum();
+        // Written so that what is not a number ends it.
+        if !(beside > total * f64::EPSILON * f64::EPSILON) {
+            break;
+        }
+        for p in 0..n {
+            for q in p + 1..n {
+                let off = a[p * n + q];
+                if off == 0.0 {
+                    continue;
+                }
+                let theta = (a[q * n + q] - a[p * n + p]) / (2.0 * off);
+                let t = theta.signum() / (theta.abs() + theta.hypot(1.0));
+                let cos = 1.0 / t.hypot(1.0);
+                let sin = t * cos;
+                for k in 0..n {
+                    let (kp, kq) = (a[k * n + p], a[k * n + q]);
+                    (a[k * n + p], a[k * n + q]) = (cos * kp - sin * kq, sin * kp + cos * kq);
+                }
+                for k in 0..n {
+                    let (pk, qk) = (a[p * n + k], a[q * n + k]);
+                    (a[p * n + k], a[q * n + k]) = (cos * pk - sin * qk, sin * pk + cos * qk);
+                    let (kp, kq) = (v[k * n + p], v[k * n + q]);
+                    (v[k * n + p], v[k * n + q]) = (cos * kp - sin * kq, sin * kp + cos * kq);
+                }
+            }
+        }
+    }
+    let mut order: Vec<usize> = (0..n).collect();
+    order.sort_by(|&i, &j| a[j * n + j].total_cmp(&a[i * n + i]));
+    let values = order.iter().map(|&i| a[i * n + i]).collect();
+    let vectors = (0..n).flat_map(|row| order.iter().map(move |&i| (row, i)));
+    let vectors = vectors.map(|(row, i)| v[row * n + i]).collect();
+    (values, vectors)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,6 +282,24 @@ mod tests {
         assert_eq!(Lu::new(&[1.0, 2.0, 2.0, 4.0], 2).slogdet(), (0.0, f64::NEG_INFINITY));
         assert!(Lu::new(&[1.0, 2.0, 2.0, 4.0], 2).inverse().is_none());
         assert!(Lu::new(&[f64::NAN, 2.0, 2.0, 4.0], 2).inverse().is_none());
+    }
+
+    #[test]
+    fn principal_axes_take_a_matrix_apart() {
+        for n in [1, 2, 5, 24] {
+            let half = matrix(n);
+            let transposed: Vec<f64> = (0..n * n).map(|at| half[at % n * n + at / n]).collect();
+            let symmetric = product(&half, &transposed, n);
+            let (values, axes) = principal_axes(&symmetric, n);
+            assert!(values.is_sorted_by(|a, b| a >= b));
+            let scaled: Vec<f64> = (0..n * n).map(|at| axes[at] * values[at % n]).collect();
+            let back: Vec<f64> = (0..n * n).map(|at| axes[at % n * n + at / n]).collect();
+            assert_close(&product(&scaled, &back, n), &symmetric, 1e-12 * n as f64);
+            let identity: Vec<f64> =
+                (0..n * n).map(|at| f64::from(u8::from(at / n == at % n))).collect();
+            assert_close(&product(&axes, &back, n), &identity, 1e-13 * n as f64);
+        }
+        assert_eq!(principal_axes(&[2.0, 0.0, 0.0, 3.0], 2).0, [3.0, 2.0]);
     }
 
     #[test]

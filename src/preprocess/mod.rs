@@ -6,6 +6,7 @@ mod quantize;
 mod scalar_map;
 mod standardize;
 mod unconstrain;
+mod whiten;
 
 pub use by_column::ByColumn;
 pub use logit::{LOGIT_ALPHA, Logit, LogitForm};
@@ -13,3 +14,4 @@ pub use quantize::Quantization;
 pub use scalar_map::{DirectedMap, ScalarMap};
 pub use standardize::Standardize;
 pub use unconstrain::{Domain, Unconstrain};
+pub use whiten::Whiten;
