@@ -177,6 +177,7 @@ fn gradients_with_a_classifier_are_those_of_autodiff() {
             for memory in [Memory::Reversible, Memory::Stored, Memory::Checkpoint { every: 2 }] {
                 let (mut grads, mut tape) = (GradientsParams::new(), Tape::new(memory));
                 let got = training.gradients(batch.clone(), -0.25, &mut tape, &mut grads, |_| true);
+                let got: f64 = got.into_scalar();
                 assert!((got - value).abs() < 1e-4 * value.abs().max(1.0), "{got} {value}");
                 let got = gradients(&training, &grads);
                 let paths = |all: &[(String, Vec<f64>)]| -> Vec<String> {

@@ -111,6 +111,7 @@ fn gradients_go_on_through_the_embedding() {
             let (mut grads, mut tape) = (GradientsParams::new(), Tape::new(memory));
             let batch = (x.clone(), raw.clone());
             let got = model.gradients(batch, -0.2, &mut tape, &mut grads, |_| true);
+            let got: f64 = got.into_scalar();
             let loss: f64 = loss.clone().inner().into_scalar();
             assert!((got - loss).abs() < 1e-5 * loss.abs().max(1.0), "{got} {loss}");
             let step = gradients(&model, &grads);
