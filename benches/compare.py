@@ -33,6 +33,7 @@ OURS = "burn-flows"
 OPERATIONS = ("train", "log_prob", "sample")
 VENV = HERE / "peers" / "venv"
 INSTALL = f"python3 -m venv {VENV} && {VENV}/bin/pip install -r {HERE / 'peers' / 'requirements.txt'}"
+INTERRUPTED = 128 + signal.SIGINT  # exit status, as a shell has it
 IDLE_LOAD = 0.5  # of the last minute
 IDLE_SHARE = 0.05  # of one processor, taken by other processes during a measurement
 
@@ -292,8 +293,8 @@ def details(results):
 def report(results):
     machine = results.machine
     rounds = max((row["round"] for row in results.rows), default=0)
-    lines = [f"{machine.get('date', '')}: {machine.get('processor', '')}, {machine.get('threads', '?')} threads"]
-    lines.append(f"Medians of {rounds} rounds of {machine.get('runs', '?')} runs after two uncounted.")
+    lines = [f"{machine.get('date', '?')}: {machine.get('processor', '?')}; threads: {machine.get('threads', '?')}"]
+    lines.append(f"Medians; rounds: {rounds}, runs in each: {machine.get('runs', '?')} after two that do not count.")
     versions = dict(machine.get("versions", {}))
     for row in results.rows:
         versions |= row.get("versions", {})
@@ -316,11 +317,16 @@ def report(results):
 
 
 def processor():
+    """Its name and the widest of its instruction sets."""
     try:
-        found = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+        fields = re.findall(r"^(model name|flags)\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+        fields = []
+    found = dict(fields)
+    name = found.get("model name") or platform.processor() or platform.machine()
+    flags = found.get("flags", "").split()
+    sets = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_tile": "AMX"}
+    return ", ".join([name.strip(), *(label for flag, label in sets.items() if flag in flags)])
 
 
 def our_version():
@@ -454,16 +460,19 @@ def main():
         machine = {"op": "machine", "date": f"{now:%Y-%m-%d}", "processor": processor()}
         machine |= {"threads": arguments.threads, "runs": arguments.runs, "load": round(warn_unless_idle(), 2)}
         write(machine | {"versions": {OURS: our_version()}})
-        failed = {}
+        failed, interrupted = {}, False
         try:
             failed = measure(arguments, ours.resolve(), peers, write)
         except KeyboardInterrupt:
+            interrupted = True
             warn("interrupted; the tables are those of what was measured")
     if len(rows) > 1:
         report(Results(rows))
     print(f"\nraw lines: {path}", file=sys.stderr)
     if failed:
         raise Failure("failed: " + ", ".join(f"{peer} in {workload}" for workload, peer in failed))
+    if interrupted:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
@@ -471,3 +480,5 @@ if __name__ == "__main__":
         main()
     except Failure as failure:
         sys.exit(f"compare.py: {failure}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -46,8 +46,8 @@ def normflows_glow(image_shape, num_levels, num_steps, hidden_width):
         latent_channels = channels_here if level == num_levels else channels_here // 2
         latent_shape = (latent_channels, height // 2**level, width // 2**level)
         priors.append(nf.distributions.DiagGaussian(latent_shape, trainable=False))
-        steps = [nf.flows.GlowBlock(channels_here, hidden_width, split_mode="channel", scale=True) for _ in range(num_steps)]
-        flows.append([*steps, nf.flows.Squeeze()])
+        step = partial(nf.flows.GlowBlock, channels_here, hidden_width, split_mode="channel", scale=True)
+        flows.append([*(step() for _ in range(num_steps)), nf.flows.Squeeze()])
     merges = [nf.flows.Merge() for _ in range(num_levels - 1)]
     return nf.MultiscaleFlow(priors, flows, merges)
 
