@@ -25,7 +25,6 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
-sys.dont_write_bytecode = True
 
 from workloads import CHANNELS_LAST, COMPILED, PACKAGES, WORKLOADS, peers_of  # noqa: E402
 
