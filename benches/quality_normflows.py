@@ -1,36 +1,25 @@
 #!/usr/bin/env python3
 """The training of benches/quality.rs in normflows: see there.
 
-    python -m venv venv && venv/bin/pip install torch normflows numpy
-    venv/bin/python benches/quality_normflows.py --order order.bin --minutes 10
+    python3 -m venv benches/peers/venv
+    benches/peers/venv/bin/pip install -r benches/peers/requirements.txt
+    benches/peers/venv/bin/python benches/quality_normflows.py --order order.bin --minutes 10
 """
 import argparse
 import gzip
 import json
 import math
 import pathlib
+import sys
 import time
 
-import normflows as nf
 import numpy as np
 import torch
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "peers"))
+from libraries import normflows_glow  # noqa: E402
+
 BATCH, LEARNING_RATE, ALPHA = 64, 5e-4, 1e-6
-
-
-def glow(channels, size, levels, steps, hidden):
-    base, merges, flows = [], [], []
-    for i in range(levels):
-        width = channels * 2 ** (levels + 1 - i)
-        flows.append([nf.flows.GlowBlock(width, hidden, split_mode="channel", scale=True) for _ in range(steps)])
-        flows[-1].append(nf.flows.Squeeze())
-        side = size // 2 ** (levels - i)
-        latent = (channels * 2 ** (levels + (i == 0) - i), side, side)
-        if i > 0:
-            merges.append(nf.flows.Merge())
-            latent = (channels * 2 ** (levels - i), side, side)
-        base.append(nf.distributions.DiagGaussian(latent, trainable=False))
-    return nf.MultiscaleFlow(base, flows, merges)
 
 
 def images(name):
@@ -61,7 +50,7 @@ def main():
     order = np.fromfile(arguments.order, "<u4").reshape(-1, BATCH)
     noise = torch.Generator().manual_seed(1)
 
-    model = glow(1, 28, 2, 8, 128)
+    model = normflows_glow((1, 28, 28), 2, 8, 128)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     with torch.no_grad():
         model.log_prob(logits(train[order[0]], noise)[0], None)  # data-dependent initialization
