@@ -23,8 +23,6 @@
 //!
 //! Rows that would not fit the memory available are left out, with a line on standard error.
 
-#[path = "../examples/support/mod.rs"]
-mod examples;
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -38,11 +36,11 @@ use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{DType, Tensor};
 use burn_flows::conditioner::NetNorm;
 use burn_flows::models::{Glow, GlowConfig, GlowMixingKind};
+use burn_flows::run::available_memory;
 use burn_flows::testing::inputs;
 use burn_flows::training::{DRIFT_BOUND, Memory, Schedule, Tape, Trainer};
 use burn_flows::{At, Flow, backend};
 use clap::Parser;
-use examples::available;
 use rand::{SeedableRng, rngs::StdRng};
 
 #[global_allocator]
@@ -227,7 +225,7 @@ fn main() {
 /// Measures a row in a process of its own, whose memory no other row has touched.
 fn in_a_process(case: &Case, mode: &str, depth: usize) {
     let kept = case.kept_bytes(mode);
-    if let Some(available) = available::bytes()
+    if let Some(available) = available_memory()
         && kept > available
     {
         let (needed, there) = (kept as f64 / MIB, available as f64 / MIB);

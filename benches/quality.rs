@@ -13,23 +13,20 @@
 //! output is a measurement; `--compare` gives the ratio of the times to the bits/dim that the second
 //! file ends with.
 
-#[path = "../examples/support/mod.rs"]
-mod examples;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
-use burn_flows::Flow;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_flows::conditioner::NetNorm;
 use burn_flows::coupling::ScaleMap;
 use burn_flows::data::{Batches, Images, Mnist, random_for, streams};
 use burn_flows::models::{GlowConfig, GlowCouplingKind, GlowMixingKind};
 use burn_flows::preprocess::Quantization;
+use burn_flows::run::curves::{Curve, Panel, Upright, write_panels};
 use burn_flows::training::{Memory, Schedule, Trainer};
+use burn_flows::{Flow, backend};
 use clap::Parser;
-use examples::plot::{Curve, Panel, Upright, write_panels};
 use rand::{SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
@@ -59,8 +56,8 @@ struct Arguments {
     #[arg(long)]
     plot: Option<PathBuf>,
     /// One of the compiled-in backends by name, instead of the preferred one.
-    #[command(flatten)]
-    device: examples::arguments::DeviceArgument,
+    #[arg(long)]
+    device: Option<String>,
     /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -90,7 +87,8 @@ fn main() {
         fs::write(path, bytes).expect("the order can be written");
         return;
     }
-    let device = arguments.device.get().expect("--device is compiled in");
+    let (_, device) = backend::named(arguments.device.as_deref()).expect("--device is compiled in");
+    let device = device();
     device.seed(0);
     let stack = GlowConfig::new([1, 28, 28], 2, 8, 128)
         .with_coupling(GlowCouplingKind::Affine(ScaleMap::Sigmoid))
@@ -135,7 +133,9 @@ fn to_tensor(images: &Images, indices: &[usize], stream: u64, device: &Device) -
     let mut rng = random_for(0, streams::DEQUANTIZE, stream);
     let quantization = Quantization::new(8).expect("8 bits are valid");
     let values = quantization.dequantize(&images.gather(indices), &mut rng);
-    examples::train::to_tensor(values, images.image_shape(), device)
+    let [channels, height, width] = images.image_shape();
+    let data = TensorData::new(values, [indices.len(), channels, height, width]);
+    Tensor::from_data(data, (device, DType::F32))
 }
 
 /// Over every tenth test image.
@@ -186,7 +186,7 @@ fn compare(ours: &[Measurement], other: &[Measurement], plot: Option<&Path>) {
         dots: true,
     });
     let panel = Panel {
-        title: "bits/dim of 1,000 test images",
+        title: "bits/dim of 1,000 test images".into(),
         x: "seconds of training",
         upright: Upright::Settled,
         curves: curves.into(),

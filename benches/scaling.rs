@@ -7,8 +7,6 @@
 //! varied (`axis`), its value (`size`), `threads`, milliseconds a step (`ms`, the median) and peak
 //! resident memory (`peak_mib`). With `--plot` the same is drawn.
 
-#[path = "../examples/support/mod.rs"]
-mod examples;
 mod support;
 
 use std::path::PathBuf;
@@ -17,11 +15,11 @@ use std::time::Instant;
 
 use burn::tensor::DType;
 use burn_flows::models::GlowConfig;
+use burn_flows::run::curves::{Curve, Panel, Upright, write_panels};
 use burn_flows::testing::inputs;
 use burn_flows::training::{Memory, Schedule, Trainer};
 use burn_flows::{Flow, backend};
 use clap::Parser;
-use examples::plot::{Curve, Panel, Upright, write_panels};
 use rand::{SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
@@ -166,7 +164,7 @@ fn panels(points: &[Point]) -> Vec<Panel> {
             });
             if curves.iter().any(|curve| !curve.points.is_empty()) {
                 let curves = curves.into();
-                panels.push(Panel { title, x, upright: Upright::FromZero, curves });
+                panels.push(Panel { title: title.into(), x, upright: Upright::FromZero, curves });
             }
         }
     }

@@ -14,18 +14,14 @@
 //! `runs/celeba-MODEL`. Ctrl-C or `kill` writes a checkpoint; `--resume` goes on from it,
 //! and a run that is there already is replaced with `--overwrite` only.
 
-#[path = "support/mod.rs"]
-mod support;
-
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use burn_flows::Result;
+use burn_flows::run::{End, ImageRun, PictureFolder, Run, Subject, end_program};
+use burn_flows::training::Memory;
+use burn_flows::{Result, backend};
 use clap::Parser;
-use support::arguments::TrainingArguments;
-use support::data::Parts;
-use support::images;
-use support::model::{ModelArguments, Subject};
-use support::photographs::PictureArguments;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -33,12 +29,75 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Train a normalizing flow on CelebA, or on any folder of pictures, and draw from it.
 #[derive(Parser)]
 struct Arguments {
-    #[command(flatten)]
-    pictures: PictureArguments,
-    #[command(flatten)]
-    training: TrainingArguments,
-    #[command(flatten)]
-    model: ModelArguments,
+    /// Folder of CelebA, or of any pictures (JPEG, PNG)
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Name of the folder of CelebA's pictures in it
+    #[arg(long, default_value = "img_align_celeba")]
+    pictures: PathBuf,
+    /// Side that the pictures are reduced to, in pixels: 32, 64 or 128
+    #[arg(long, default_value_t = 32)]
+    size: usize,
+    /// Folder where decoded pictures are kept for the next run [default: runs/cache, or cache in --out
+    /// where that cannot be written]
+    #[arg(long)]
+    cache: Option<PathBuf>,
+    /// The model: glow, realnvp or nice
+    #[arg(long, default_value = "glow")]
+    model: String,
+    /// Levels of glow, scales of realnvp [default: what suits the pictures]
+    #[arg(long)]
+    levels: Option<usize>,
+    /// Steps a level of glow, blocks of realnvp's nets [default: what suits the pictures]
+    #[arg(long)]
+    steps_per_level: Option<usize>,
+    /// Hidden width of the couplings' nets [default: what suits the pictures]
+    #[arg(long)]
+    hidden: Option<usize>,
+    /// Passes over the training images [default: what suits the model]
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Upper bound on optimizer steps
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Images a step [default: what suits the model]
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Bits a pixel, 1 to 8 [default: 5]
+    #[arg(long)]
+    bits: Option<u32>,
+    /// Seed of parameters, data order, noise and samples
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Peak learning rate [default: what suits the model]
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// Temperatures of the samples, a row each [default: those of Glow's paper]
+    #[arg(long, value_delimiter = ',')]
+    temperature: Option<Vec<f64>>,
+    /// What a step keeps of its forward pass: reversible (nothing), checkpoint or checkpoint:N (the
+    /// input of every N-th layer), stored (of every layer) [default: stored where that saves work and fits
+    /// the memory, else reversible]
+    #[arg(long)]
+    memory: Option<Memory>,
+    /// Images whose gradients are computed at once, the step's being their sum [default: all]
+    #[arg(long)]
+    micro_batch: Option<usize>,
+    /// Steps between two checkpoints
+    #[arg(long, default_value_t = 500)]
+    checkpoint_every: usize,
+    /// Go on from the last checkpoint in --out
+    #[arg(long)]
+    resume: bool,
+    /// Replace the run that is in --out
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
+    /// Folder of the run
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Which of the compiled-in backends computes [default: the preferred one]
+    #[arg(long)]
+    device: Option<String>,
 }
 
 /// What is said without `--data`.
@@ -52,23 +111,71 @@ Then: cargo run --release --example celeba -- --data FOLDER_THAT_HOLDS_img_align
 /// The status of a program that was not told what it needs.
 const USAGE: u8 = 2;
 
+/// The names of the library by which its errors are told, as options.
+const WORDS: [(&str, &str); 5] = [
+    ("ImageRun::", "--"),
+    ("PictureFolder::", "--"),
+    ("Run::new", "--out"),
+    ("Run::with_", "--"),
+    ("backend::named", "--device"),
+];
+
 fn main() -> ExitCode {
-    support::run(run)
+    match Arguments::try_parse() {
+        Ok(arguments) => match run(&arguments) {
+            Ok(None) => {
+                let _ = writeln!(std::io::stderr(), "{WHERE_TO_GET_IT}");
+                ExitCode::from(USAGE)
+            }
+            answer => end_program(answer.map(Option::unwrap_or_default), &WORDS),
+        },
+        Err(error) if error.use_stderr() => end_program(Err::<String, _>(error), &[]),
+        Err(help) => end_program(Ok::<_, clap::Error>(help), &[]),
+    }
 }
 
-fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let Arguments { pictures, training, model } = arguments;
-    training.validate()?;
-    pictures.validate()?;
-    let Some(folder) = &pictures.data else {
-        support::say_err!("{WHERE_TO_GET_IT}");
-        return Ok(ExitCode::from(USAGE));
+fn run(arguments: &Arguments) -> Result<Option<String>> {
+    let images = ImageRun {
+        subject: Subject::Photographs,
+        model: arguments.model.parse()?,
+        levels: arguments.levels,
+        steps_per_level: arguments.steps_per_level,
+        hidden: arguments.hidden,
+        batch: arguments.batch,
+        micro_batch: arguments.micro_batch,
+        bits: arguments.bits,
+        learning_rate: arguments.learning_rate,
+        temperature: arguments.temperature.clone(),
+        seed: arguments.seed,
+        ..ImageRun::default()
     };
-    let (device_name, device) = training.device.named()?;
-    let device = device();
-    let out = training.out("celeba", &model.name);
-    let parts = Parts::of_pictures(folder, pictures, &out)?;
-    let device = (device_name, &device);
-    images::run(&out, Subject::Photographs, parts, training, model, None, device)?;
-    Ok(ExitCode::SUCCESS)
+    images.validate()?;
+    let mut pictures = PictureFolder {
+        folder: PathBuf::new(),
+        pictures: arguments.pictures.clone(),
+        size: arguments.size,
+        cache: arguments.cache.clone(),
+    };
+    pictures.validate()?;
+    let (name, device) = backend::named(arguments.device.as_deref())?;
+    let out = || format!("runs/celeba-{}", images.model).into();
+    let run = Run::new(arguments.out.clone().unwrap_or_else(out))
+        .with_epochs(arguments.epochs)
+        .with_steps(arguments.steps)
+        .with_memory(arguments.memory)
+        .with_checkpoint_every(arguments.checkpoint_every)
+        .with_resume(arguments.resume)
+        .with_overwrite(arguments.overwrite)
+        .with_device_name(name);
+    run.validate()?;
+    let Some(folder) = &arguments.data else { return Ok(None) };
+    pictures.folder = folder.clone();
+    let parts = pictures.parts(run.folder())?;
+    let outcome = images.train(run, parts, &device())?;
+    Ok(Some(match outcome.end {
+        End::Interrupted { step } => {
+            format!("interrupted after step {step}; go on with the same command and --resume")
+        }
+        _ => outcome.to_string(),
+    }))
 }

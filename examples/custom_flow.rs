@@ -10,40 +10,31 @@
 //! 2. trains the stack with and without the layer on data with heavy tails;
 //! 3. prints what the layer is worth in nats.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::process::ExitCode;
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use burn_flows::conditioner::{Mlp, MlpConfig};
 use burn_flows::coupling::{AffineCoupling, Mask, ScaleMap};
-use burn_flows::data::{random_for, streams};
 use burn_flows::norm::ActNorm;
-use burn_flows::prior::StandardNormal;
-use burn_flows::testing::{Laws, check_laws, inputs};
+use burn_flows::prior::{Prior, StandardNormal};
+use burn_flows::run::{at_least_one, end_program, say};
+use burn_flows::testing::{LawViolation, Laws, check_laws, inputs};
 use burn_flows::training::{Schedule, Trainer};
-use burn_flows::{Flow, FlowError, FlowStack, Result, metrics};
+use burn_flows::{Flow, FlowError, FlowStack, Result, backend, data, metrics};
 use clap::Parser;
-use rand::{Rng, RngExt};
-use support::arguments::{DeviceArgument, at_least_one};
-use support::say;
 
 /// Write a flow of your own, prove it and train it.
 #[derive(Parser)]
 struct Arguments {
-    /// Optimizer steps
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 400, help = "Optimizer steps")]
     steps: usize,
-    /// Points a step
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, help = "Points a step")]
     batch: usize,
-    /// Seed of parameters and points
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, help = "Seed of parameters and points")]
     seed: u64,
-    #[command(flatten)]
-    device: DeviceArgument,
+    #[arg(long, help = "Which of the compiled-in backends computes [default: the preferred one]")]
+    device: Option<String>,
 }
 
 /// The sinh-arcsinh transformation, on every feature by itself:
@@ -67,36 +58,24 @@ impl Tails {
         let zeros = || Param::from_tensor(Tensor::zeros([num_features], device));
         Self { log_tail: zeros(), skew: zeros() }
     }
-
-    /// `u`, the middle of the formula: forward and log-determinant both need it.
-    fn bent(&self, x: &Tensor<2>) -> Tensor<2> {
-        let tail = self.log_tail.val().exp().unsqueeze();
-        x.clone().asinh() * tail - self.skew.val().unsqueeze()
-    }
 }
 
-// Two methods make a flow, the third is cheaper than its default. `Flow<2>`: batches of vectors, `[batch, features]`; images are `Flow<4>`.
+// Two methods make a flow. `Flow<2>`: batches of vectors, `[batch, features]`; images are `Flow<4>`.
 impl Flow<2> for Tails {
-    /// Data to latent, always this direction, with `ln|det dz/dx|` of each sample.
+    /// Data to latent, always this direction, with `ln|det dz/dx|` of each sample: the Jacobian is diagonal, so
+    /// it is the sum of the logarithms `ln dz/dx = ln cosh(u) + log_tail - ln sqrt(1 + x^2)`.
     fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Tensor<1>) {
-        (self.bent(&x).sinh(), self.log_det(x))
+        let tail = self.log_tail.val().unsqueeze();
+        let u = x.clone().asinh() * tail.clone().exp() - self.skew.val().unsqueeze();
+        // sqrt(1 + x^2) is cosh(asinh(x)), and x^2 could be infinite where its logarithm is not.
+        let log_slope = ln_cosh(u.clone()) - ln_cosh(x.asinh()) + tail;
+        (u.sinh(), log_slope.sum_dim(1).squeeze_dim(1))
     }
 
     /// Latent to data: the formula solved for `x`.
     fn inverse(&self, z: Tensor<2>) -> Tensor<2> {
         let u = z.asinh() + self.skew.val().unsqueeze();
         (u * self.log_tail.val().neg().exp().unsqueeze()).sinh()
-    }
-
-    /// Optional: the default runs `forward` and forgets `z`.
-    ///
-    /// The Jacobian is diagonal, so its log-determinant is the sum of the logarithms
-    /// `ln dz/dx = ln cosh(u) + log_tail - ln sqrt(1 + x^2)`.
-    fn log_det(&self, x: Tensor<2>) -> Tensor<1> {
-        // sqrt(1 + x^2) is cosh(asinh(x)), and x^2 could be infinite where its logarithm is not.
-        let (from, to) = (ln_cosh(x.clone().asinh()), ln_cosh(self.bent(&x)));
-        let log_slope = to - from + self.log_tail.val().unsqueeze();
-        log_slope.sum_dim(1).squeeze_dim(1)
     }
 }
 
@@ -118,9 +97,8 @@ struct Layers {
     couple: AffineCoupling<Mlp>,
 }
 
-/// How many there are, with `tails`.
+/// How many layers there are, with `tails`.
 const NUM_LAYERS: usize = 3;
-
 const NUM_FEATURES: usize = 2;
 const HIDDEN: usize = 32;
 
@@ -136,17 +114,20 @@ fn layers(with_tails: bool, device: &Device) -> Result<Layers> {
     })
 }
 
-const LEARNING_RATE: f64 = 5e-3;
 const NUM_HELD_OUT: usize = 10_000;
 
 fn main() -> ExitCode {
-    support::run(run)
+    match Arguments::try_parse() {
+        Ok(arguments) => end_program(run(&arguments), &[("backend::named", "--device")]),
+        Err(error) if error.use_stderr() => end_program(Err::<String, _>(error), &[]),
+        Err(help) => end_program(Ok::<_, clap::Error>(help), &[]),
+    }
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
-    at_least_one("--steps", Some(arguments.steps))?;
-    at_least_one("--batch", Some(arguments.batch))?;
-    let device = arguments.device.get()?;
+fn run(arguments: &Arguments) -> Result<String> {
+    at_least_one("--steps", arguments.steps)?;
+    at_least_one("--batch", arguments.batch)?;
+    let device = backend::named(arguments.device.as_deref())?.1();
     device.seed(arguments.seed);
 
     // One call: inverse both ways, log-determinant against the Jacobian that autodiff computes, samples
@@ -155,26 +136,23 @@ fn run(arguments: &Arguments) -> Result<()> {
     // nothing would pass whatever its formulas are.
     let x = inputs([8, NUM_FEATURES], arguments.seed, &device, DType::F32);
     let report = check_laws(&Tails::new(NUM_FEATURES, &device), x.clone()).map_err(broken)?;
-    say!("Tails keeps the laws of a flow: {report}");
+    say(format_args!("Tails keeps the laws of a flow: {report}"));
     // So is the whole. Every layer adds its rounding, which the tolerances must allow for.
-    let report =
-        Laws::new().layers(NUM_LAYERS).check(&layers(true, &device)?, x).map_err(broken)?;
-    say!("So does the flow of {NUM_LAYERS} layers: {report}");
+    let laws = Laws::new().layers(NUM_LAYERS);
+    let report = laws.check(&layers(true, &device)?, x).map_err(broken)?;
+    say(format_args!("So does the flow of {NUM_LAYERS} layers: {report}"));
 
-    let without = train(arguments, false, &device)?;
-    say!("without Tails: {without}");
-    let with = train(arguments, true, &device)?;
-    say!("with Tails:    {with}");
-    say!(
-        "Tails is worth {:.3} nats a point; largest inversion error {:.1e}",
-        with.log_prob - without.log_prob,
-        with.inversion_error
-    );
-    Ok(())
+    let points = format!("nats a point over {NUM_HELD_OUT} held-out points");
+    let (without, _) = train(arguments, false, &device)?;
+    say(format_args!("without Tails: {without:.3} {points}"));
+    let (with, error) = train(arguments, true, &device)?;
+    say(format_args!("with Tails:    {with:.3} {points}"));
+    let gain = with - without;
+    Ok(format!("Tails is worth {gain:.3} nats a point; largest inversion error {error:.1e}"))
 }
 
 /// A broken law as an error of this program; in a test of your own, `check_laws(..).unwrap()` does.
-fn broken(violation: burn_flows::testing::LawViolation) -> FlowError {
+fn broken(violation: LawViolation) -> FlowError {
     FlowError::Invalid {
         what: "the flow".into(),
         got: violation.to_string(),
@@ -183,56 +161,35 @@ fn broken(violation: burn_flows::testing::LawViolation) -> FlowError {
     }
 }
 
-/// How well a stack fits.
-struct Fit {
-    /// Mean over held-out points, in nats.
-    log_prob: f64,
-    inversion_error: f64,
-}
-
-impl std::fmt::Display for Fit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.3} nats a point over {NUM_HELD_OUT} held-out points", self.log_prob)
-    }
-}
-
-fn train(arguments: &Arguments, with_tails: bool, device: &Device) -> Result<Fit> {
-    let flow = layers(with_tails, device)?;
+/// The mean of `ln p` over held-out points, in nats, and the largest inversion error.
+fn train(arguments: &Arguments, with_tails: bool, device: &Device) -> Result<(f64, f64)> {
     // A flow and a prior make a density. The types of a stack say what is in it: this one holds one
     // level, the `Layers`.
+    let flow = layers(with_tails, device)?;
     let stack: FlowStack<2, Layers> =
         FlowStack::single(flow, StandardNormal::new(), &[NUM_FEATURES])?;
-    let batch = |step: usize| {
-        let mut rng = random_for(arguments.seed, streams::USER, step as u64);
-        draw(arguments.batch, &mut rng, device)
-    };
-
-    let schedule = Schedule::new(LEARNING_RATE, arguments.steps).with_warm_up(arguments.steps / 10);
+    let schedule = Schedule::new(5e-3, arguments.steps).with_warm_up(arguments.steps / 10);
     // ActNorm starts from data: the trainer's first batch leaves it with mean 0 and variance 1. A single
     // point far out can have a gradient larger than all others together.
     let mut trainer = Trainer::new(stack, schedule).with_max_gradient_norm(1.0);
     for step in 0..arguments.steps {
-        trainer.step(batch(step))?;
+        let batch = draw(arguments.batch, (arguments.seed, data::streams::USER, step), device);
+        trainer.step(batch)?;
     }
 
     let model = trainer.model();
-    let mut rng = random_for(arguments.seed, streams::EVALUATE, 0);
-    let held_out = draw(NUM_HELD_OUT, &mut rng, device);
-    Ok(Fit {
-        log_prob: model.log_prob(held_out.clone()).mean().into_scalar(),
-        inversion_error: metrics::inversion_error(&model, held_out),
-    })
+    let held_out = draw(NUM_HELD_OUT, (arguments.seed, data::streams::EVALUATE, 0), device);
+    let log_prob = model.log_prob(held_out.clone()).mean().into_scalar();
+    Ok((log_prob, metrics::inversion_error(&model, held_out)))
 }
 
 /// Points with heavy, skewed tails in one feature, and a second one that follows the first.
-fn draw(count: usize, rng: &mut impl Rng, device: &Device) -> Tensor<2> {
-    let mut values = Vec::with_capacity(count * NUM_FEATURES);
-    for _ in 0..count {
-        // Box and Muller: two normals from two uniforms; 1 - u is never zero.
-        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-        let (sine, cosine) = (std::f64::consts::TAU * rng.random::<f64>()).sin_cos();
-        let heavy = (2.0 * (radius * sine).asinh() + 0.5).sinh();
-        values.extend([heavy, heavy.asinh().sin() + 0.5 * radius * cosine]);
-    }
-    Tensor::from_data(TensorData::new(values, [count, NUM_FEATURES]), (device, DType::F32))
+fn draw(count: usize, (seed, stream, step): (u64, u64, usize), device: &Device) -> Tensor<2> {
+    let mut rng = data::random_for(seed, stream, step as u64);
+    let mut normal = || -> Tensor<2> {
+        StandardNormal::new().sample([count, 1], 1.0, &mut rng, device, DType::F32)
+    };
+    let heavy = (normal().asinh() * 2.0 + 0.5).sinh();
+    let second = heavy.clone().asinh().sin() + normal() * 0.5;
+    Tensor::cat(vec![heavy, second], 1)
 }

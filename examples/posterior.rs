@@ -13,30 +13,26 @@
 //! With `--reference`, samples of the true posterior, it also says how well a classifier tells the two
 //! apart (C2ST): 0.5 is perfect.
 
-#[path = "support/mod.rs"]
-mod support;
-
+use std::f64::consts::{FRAC_PI_2, SQRT_2};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::slice;
 use std::time::Instant;
 
-use burn::tensor::Device;
-use burn_flows::Result;
-use burn_flows::data::{random_for, streams};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn_flows::data::{Table, random_for, streams};
 use burn_flows::metrics::c2st;
 use burn_flows::models::{ConditionalSplineFlow, ConditionalSplineFlowConfig};
+use burn_flows::run::{Corner, Run, at_least_one, end_program, say};
 use burn_flows::training::{Adam, Fit, Schedule, Stopped, Trainer};
-use clap::Parser;
+use burn_flows::{FlowError, Result, backend};
+use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt};
+use rand_distr::{Distribution, StandardNormal};
 use serde::Serialize;
-use support::arguments::{DeviceArgument, at_least_one, invalid};
-use support::corner::Corner;
-use support::run::{create_folder, refuse_to_replace, remove, write_config};
-use support::say;
-use support::table::{Table, to_tensor};
-use support::tasks::Task;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -77,9 +73,10 @@ struct Arguments {
     /// Samples of the true posterior of each observation, CSV or CSV.gz, in the same order
     #[arg(long)]
     reference: Vec<PathBuf>,
-    #[command(flatten)]
+    /// Which of the compiled-in backends computes [default: the preferred one]
+    #[arg(long)]
     #[serde(skip)]
-    device: DeviceArgument,
+    device: Option<String>,
     /// Replace the run that is in --out
     #[arg(long)]
     #[serde(skip)]
@@ -99,8 +96,30 @@ const MAX_GRADIENT_NORM: f64 = 5.0;
 /// Draws outside of the prior are drawn again, at most this often.
 const MAX_ROUNDS: usize = 100;
 
+/// The names of the library by which its errors are told, as options.
+const WORDS: [(&str, &str); 4] = [
+    ("Run::new", "--out"),
+    ("another folder", "another --out"),
+    ("Run::with_", "--"),
+    ("backend::named", "--device"),
+];
+
 fn main() -> ExitCode {
-    support::run(run)
+    match Arguments::try_parse() {
+        Ok(arguments) => end_program(run(&arguments).map(|()| ""), &WORDS),
+        Err(error) if error.use_stderr() => end_program(Err::<String, _>(error), &[]),
+        Err(help) => end_program(Ok::<_, clap::Error>(help), &[]),
+    }
+}
+
+/// An option that cannot be used.
+fn invalid(option: &str, got: &str, needed: &str, advice: &str) -> FlowError {
+    FlowError::Invalid {
+        what: option.into(),
+        got: got.into(),
+        needed: needed.into(),
+        advice: advice.into(),
+    }
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -119,21 +138,17 @@ fn run(arguments: &Arguments) -> Result<()> {
         let got = arguments.simulations.to_string();
         return Err(invalid("--simulations", &got, "at least 20", "10000 is usual"));
     }
-    let (task, device) = (arguments.task, arguments.device.get()?);
+    let (task, device) = (arguments.task, backend::named(arguments.device.as_deref())?.1());
     let observations = observations(arguments)?;
     let default = || format!("runs/posterior-{}", task.name()).into();
     let out = arguments.out.clone().unwrap_or_else(default);
     let outputs: Vec<String> = (1..=observations.len())
         .flat_map(|number| [format!("posterior-{number}.csv"), format!("corner-{number}.png")])
-        .chain(["config.json".into(), "model.safetensors".into()])
+        .chain(["model.safetensors".into()])
         .collect();
     let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
-    if !arguments.overwrite {
-        refuse_to_replace(&out, &outputs, "--overwrite replaces it, another --out keeps it")?;
-    }
-    create_folder(&out)?;
-    remove(&out, &outputs)?;
-    write_config(&out, arguments)?;
+    let run = Run::new(&out).with_overwrite(arguments.overwrite);
+    run.with_configuration(arguments).make_folder(&outputs)?;
 
     let posterior = train(arguments, &device)?;
     posterior.save(out.join("model.safetensors"))?;
@@ -143,7 +158,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     if accuracies.len() > 1 {
         let mean = accuracies.iter().sum::<f64>() / accuracies.len() as f64;
-        say!("C2ST {mean:.3} in the mean over {} observations", accuracies.len());
+        let count = accuracies.len();
+        say(format_args!("C2ST {mean:.3} in the mean over {count} observations"));
     }
     Ok(())
 }
@@ -184,15 +200,15 @@ fn train(arguments: &Arguments, device: &Device) -> Result<ConditionalSplineFlow
     )?;
     bar.finish_and_clear();
     if let Stopped::Diverged(error) = &fitted.stopped {
-        say!("{error}");
+        say(error);
     }
-    say!(
+    say(format_args!(
         "{:.3} nats over {held_out} held-out simulations after pass {} of {}, {:.1} s",
         -fitted.held_out_loss,
         fitted.best_epoch,
         fitted.num_epochs,
         start.elapsed().as_secs_f64()
-    );
+    ));
     Ok(fitted.model)
 }
 
@@ -262,7 +278,7 @@ fn show(
     number: usize,
     out: &Path,
 ) -> Result<Option<f64>> {
-    let (task, device) = (arguments.task, arguments.device.get()?);
+    let (task, device) = (arguments.task, backend::named(arguments.device.as_deref())?.1());
     let posterior = posterior.given(&to_tensor(slice::from_ref(&observation.data), &device))?;
     let mut rng = random_for(arguments.seed, streams::SAMPLE, number as u64);
     let names: Vec<String> = (1..=task.num_parameters()).map(|i| format!("theta_{i}")).collect();
@@ -286,7 +302,7 @@ fn show(
         let advice = "give more --simulations, or check that the observation is of this --task";
         return Err(invalid("the posterior", "no draw inside of the prior", "some", advice));
     }
-    samples.write(&out.join(format!("posterior-{number}.csv")))?;
+    samples.write(out.join(format!("posterior-{number}.csv")))?;
     let reference = observation.reference.as_ref().map(|table| &table.rows[..]);
     let corner = Corner {
         names: &names,
@@ -294,7 +310,7 @@ fn show(
         reference,
         truth: observation.truth.as_deref(),
     };
-    corner.write(&out.join(format!("corner-{number}.png")))?;
+    corner.write(out.join(format!("corner-{number}.png")))?;
     let accuracy = reference
         .map(|reference| {
             let count = reference.len().min(samples.rows.len());
@@ -303,11 +319,114 @@ fn show(
         })
         .transpose()?;
     let compared = accuracy.map_or(String::new(), |accuracy| format!(", C2ST {accuracy:.3}"));
-    say!(
+    say(format_args!(
         "observation {number}: {} samples, {:.1} % of the draws inside of the prior{compared}, in {}",
         samples.rows.len(),
         100.0 * share,
         out.display()
-    );
+    ));
     Ok(accuracy)
+}
+
+/// Rows as a batch, `[rows, columns]`, in f32.
+fn to_tensor(rows: &[Vec<f64>], device: &Device) -> Tensor<2> {
+    let columns = rows.first().map_or(0, Vec::len);
+    let data = TensorData::new(rows.concat(), [rows.len(), columns]);
+    Tensor::from_data(data, (device, DType::F32))
+}
+
+/// A prior of parameters and a simulator of data whose posterior is known, from the benchmark `sbibm` (Lueckmann et
+/// al., *Benchmarking simulation-based inference*, [arXiv:2101.04653](https://arxiv.org/abs/2101.04653)).
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Task {
+    /// 2 parameters, 2 data: a posterior of two crescents
+    TwoMoons,
+    /// 5 parameters, 8 data: a simple likelihood, four modes
+    Slcp,
+    /// 10 parameters, 10 data: a normal posterior
+    GaussianLinear,
+    /// 2 parameters, 2 data: a broad and a narrow normal around one mean
+    GaussianMixture,
+}
+
+/// Variance of prior and noise of the linear Gaussian.
+const LINEAR_VARIANCE: f64 = 0.1;
+
+impl Task {
+    /// The name that the option takes.
+    fn name(self) -> String {
+        self.to_possible_value().expect("no task is hidden").get_name().into()
+    }
+
+    fn num_parameters(self) -> usize {
+        match self {
+            Self::TwoMoons | Self::GaussianMixture => 2,
+            Self::Slcp => 5,
+            Self::GaussianLinear => 10,
+        }
+    }
+
+    fn num_data(self) -> usize {
+        match self {
+            Self::TwoMoons | Self::GaussianMixture => 2,
+            Self::Slcp => 8,
+            Self::GaussianLinear => 10,
+        }
+    }
+
+    /// The prior is uniform from minus this to this; without a bound it is normal.
+    fn bound(self) -> Option<f64> {
+        match self {
+            Self::TwoMoons => Some(1.0),
+            Self::Slcp => Some(3.0),
+            Self::GaussianMixture => Some(10.0),
+            Self::GaussianLinear => None,
+        }
+    }
+
+    /// Parameters of the prior.
+    fn draw(self, rng: &mut StdRng) -> Vec<f64> {
+        let mut parameter = || match self.bound() {
+            Some(bound) => rng.random_range(-bound..bound),
+            None => LINEAR_VARIANCE.sqrt() * normal(rng),
+        };
+        (0..self.num_parameters()).map(|_| parameter()).collect()
+    }
+
+    /// Data of these parameters.
+    fn simulate(self, theta: &[f64], rng: &mut StdRng) -> Vec<f64> {
+        match self {
+            Self::TwoMoons => {
+                let angle = rng.random_range(-FRAC_PI_2..FRAC_PI_2);
+                let radius = 0.1 + 0.01 * normal(rng);
+                vec![
+                    radius * angle.cos() + 0.25 - (theta[0] + theta[1]).abs() / SQRT_2,
+                    radius * angle.sin() + (theta[1] - theta[0]) / SQRT_2,
+                ]
+            }
+            Self::Slcp => {
+                let (s1, s2, correlation) = (theta[2].powi(2), theta[3].powi(2), theta[4].tanh());
+                // The factor of the covariance, which has 1e-6 on its diagonal so that it never is singular.
+                let (a, b) = (s1.powi(2) + 1e-6, correlation * s1 * s2);
+                let rest = (s2.powi(2) + 1e-6 - b * b / a).max(0.0).sqrt();
+                let mut point = || {
+                    let (u, v) = (normal(rng), normal(rng));
+                    [theta[0] + a.sqrt() * u, theta[1] + b / a.sqrt() * u + rest * v]
+                };
+                (0..4).flat_map(|_| point()).collect()
+            }
+            Self::GaussianLinear => {
+                theta.iter().map(|mean| mean + LINEAR_VARIANCE.sqrt() * normal(rng)).collect()
+            }
+            Self::GaussianMixture => {
+                let deviation = if rng.random::<bool>() { 1.0 } else { 0.1 };
+                theta.iter().map(|mean| mean + deviation * normal(rng)).collect()
+            }
+        }
+    }
+}
+
+fn normal(rng: &mut impl Rng) -> f64 {
+    StandardNormal.sample(rng)
 }

@@ -12,9 +12,6 @@
 //! Without `--data` it draws a table whose density is known, Breiman's *twonorm*, and says how near the
 //! model comes.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::f64::consts::TAU;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -24,7 +21,7 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use burn_flows::coupling::ScaleMap;
-use burn_flows::data::{random_for, streams};
+use burn_flows::data::{Table, random_for, streams};
 use burn_flows::metrics::log_mean_exp;
 use burn_flows::models::{
     Maf, MafConfig, RealNvpVector, RealNvpVectorConfig, SplineFlow, SplineFlowConfig,
@@ -32,17 +29,15 @@ use burn_flows::models::{
 };
 use burn_flows::preprocess::{Standardize, Whiten};
 use burn_flows::prior::StandardNormal;
+use burn_flows::record::write_atomically;
+use burn_flows::run::{Run, at_least_one, end_program, say};
 use burn_flows::training::{Adam, Fit, Schedule, Stopped, Trainer};
-use burn_flows::{Flow, FlowStack, Result};
+use burn_flows::{Flow, FlowError, FlowStack, Result, backend};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{Rng, RngExt};
 use rand_distr::{Distribution, StandardNormal as Normal};
 use serde::Serialize;
-use support::arguments::{DeviceArgument, at_least_one, invalid};
-use support::run::{create_folder, refuse_to_replace, remove, write_config};
-use support::say;
-use support::table::{Table, to_tensor, write_lines};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -100,9 +95,10 @@ struct Arguments {
     /// Seed of parameters, noise, order and samples
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    #[command(flatten)]
+    /// Which of the compiled-in backends computes [default: the preferred one]
+    #[arg(long)]
     #[serde(skip)]
-    device: DeviceArgument,
+    device: Option<String>,
     /// Replace the run that is in --out
     #[arg(long)]
     #[serde(skip)]
@@ -126,8 +122,8 @@ enum Kind {
     SplineAr,
 }
 
-/// What a run leaves in its folder.
-const OUTPUTS: [&str; 4] = ["config.json", "model.safetensors", "scores.csv", "samples.csv"];
+/// What a run leaves in its folder, beside `config.json`.
+const OUTPUTS: [&str; 3] = ["model.safetensors", "scores.csv", "samples.csv"];
 
 /// Of so many rows one is kept for the test, and of the rest one is held out.
 const TEST: usize = 5;
@@ -141,11 +137,33 @@ const ROWS_AT_ONCE: usize = 1000;
 /// Rows of the table that is drawn without `--data`.
 const NUM_DRAWN: usize = 7400;
 
+/// The names of the library by which its errors are told, as options.
+const WORDS: [(&str, &str); 4] = [
+    ("Run::new", "--out"),
+    ("another folder", "another --out"),
+    ("Run::with_", "--"),
+    ("backend::named", "--device"),
+];
+
 fn main() -> ExitCode {
-    support::run(run)
+    match Arguments::try_parse() {
+        Ok(arguments) => end_program(run(&arguments), &WORDS),
+        Err(error) if error.use_stderr() => end_program(Err::<String, _>(error), &[]),
+        Err(help) => end_program(Ok::<_, clap::Error>(help), &[]),
+    }
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+/// An option that cannot be used.
+fn invalid(option: &str, got: &str, needed: &str, advice: &str) -> FlowError {
+    FlowError::Invalid {
+        what: option.into(),
+        got: got.into(),
+        needed: needed.into(),
+        advice: advice.into(),
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<String> {
     for (option, count) in [
         ("--layers", arguments.layers),
         ("--width", Some(arguments.width)),
@@ -160,7 +178,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         let got = arguments.average.to_string();
         return Err(invalid("--average", &got, "at least 0 and below 1", "0.99 is usual"));
     }
-    let (out, device) = (&arguments.out, arguments.device.get()?);
+    let (out, device) = (&arguments.out, backend::named(arguments.device.as_deref())?.1());
     let table = table(arguments)?;
     if table.rows.len() < TEST * HELD_OUT {
         let got = format!("{} rows", table.rows.len());
@@ -171,12 +189,8 @@ fn run(arguments: &Arguments) -> Result<()> {
             "a density cannot be learned from fewer",
         ));
     }
-    if !arguments.overwrite {
-        refuse_to_replace(out, &OUTPUTS, "--overwrite replaces it, another --out keeps it")?;
-    }
-    create_folder(out)?;
-    remove(out, &OUTPUTS)?;
-    write_config(out, arguments)?;
+    let run = Run::new(out).with_overwrite(arguments.overwrite);
+    run.with_configuration(arguments).make_folder(&OUTPUTS)?;
 
     let (model, held_out) = train(arguments, &table, &device)?;
     model.save(out.join("model.safetensors"))?;
@@ -189,18 +203,16 @@ fn run(arguments: &Arguments) -> Result<()> {
         said +=
             &format!(", {:.3} by the true density of the test rows", mean_of_test(&true_scores));
     }
-    let lines = scores
-        .iter()
-        .enumerate()
-        .map(|(row, score)| vec![part(row).name().to_string(), score.to_string()]);
-    let names = vec!["part".to_string(), "log_prob".to_string()];
-    write_lines(&out.join("scores.csv"), [names].into_iter().chain(lines))?;
+    let mut lines = String::from("part,log_prob\n");
+    for (row, score) in scores.iter().enumerate() {
+        lines += &format!("{},{score}\n", part(row).name());
+    }
+    write_atomically(out.join("scores.csv"), lines.as_bytes())?;
     let count = arguments.samples.unwrap_or(table.rows.len());
     let mut rng = random_for(arguments.seed, streams::SAMPLE, 0);
     Table::of(&table.names, model.sample_with(count, 1.0, &mut rng))
-        .write(&out.join("samples.csv"))?;
-    say!("{said}, in {}", out.display());
-    Ok(())
+        .write(out.join("samples.csv"))?;
+    Ok(format!("{said}, in {}", out.display()))
 }
 
 /// What a row is for.
@@ -318,10 +330,8 @@ fn flow(arguments: &Arguments, features: usize, device: &Device) -> Result<AnyFl
 /// The model and its mean log-density of the held-out rows.
 fn train(arguments: &Arguments, table: &Table, device: &Device) -> Result<(Tabular, f64)> {
     device.seed(arguments.seed);
-    let rows = |wanted| -> Tensor<2> {
-        let rows = table.rows.iter().enumerate().filter(|(row, _)| part(*row) == wanted);
-        to_tensor(&rows.map(|(_, row)| row.clone()).collect::<Vec<_>>(), device)
-    };
+    let rows =
+        |wanted| -> Tensor<2> { table.divide(|row| part(row) == wanted).1.to_tensor(device) };
     let (train, held_out) = (rows(Part::Train), rows(Part::HeldOut));
     let features = table.names.len();
     let start = match arguments.whiten {
@@ -350,21 +360,22 @@ fn train(arguments: &Arguments, table: &Table, device: &Device) -> Result<(Tabul
     })?;
     bar.finish_and_clear();
     if let Stopped::Diverged(error) = &fitted.stopped {
-        say!("{error}");
+        say(error);
     }
-    say!(
+    say(format_args!(
         "best pass {} of {}, {:.1} s",
         fitted.best_epoch,
         fitted.num_epochs,
         start.elapsed().as_secs_f64()
-    );
+    ));
     Ok((fitted.model, -fitted.held_out_loss))
 }
 
 /// `ln p` of each row of the table, in nats.
 fn scores(model: &Tabular, table: &Table, device: &Device) -> Vec<f64> {
     let scores = |rows: &[Vec<f64>]| -> Vec<f64> {
-        let log_prob = model.log_prob(to_tensor(rows, device));
+        let part = Table { names: table.names.clone(), rows: rows.to_vec() };
+        let log_prob = model.log_prob(part.to_tensor(device));
         log_prob.try_into_vec_as().expect("a density is a float")
     };
     table.rows.chunks(ROWS_AT_ONCE).flat_map(scores).collect()

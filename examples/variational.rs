@@ -7,30 +7,23 @@
 //! default `runs/variational`, go for each `NAME.png`, the posterior and draws from the flow, and
 //! `NAME.csv`, the draws with their importance weights `ln w`.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::f64::consts::TAU;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn_flows::Result;
 use burn_flows::coupling::ScaleMap;
 use burn_flows::data::{random_for, streams};
 use burn_flows::models::RealNvpVectorConfig;
 use burn_flows::record::write_atomically;
+use burn_flows::run::plane::{Ink, Layer, Point, Window, to_points, to_tensor, write_panels};
+use burn_flows::run::{Run, at_least_one, end_program, say};
 use burn_flows::training::{Schedule, Trainer};
 use burn_flows::variational::{ReverseKl, weighted_draws};
+use burn_flows::{Result, backend};
 use clap::Parser;
-use plotters::style::{Color, RGBColor};
 use serde::Serialize;
-use support::arguments::{DeviceArgument, at_least_one};
-use support::moons::{Point, to_points, to_tensor};
-use support::plane::{Layer, Panel, write_panels};
-use support::run::{create_folder, refuse_to_replace, remove, write_config};
-use support::say;
 
 /// Fit flows to posteriors by variational inference.
 #[derive(Parser, Serialize)]
@@ -44,9 +37,10 @@ struct Arguments {
     /// Seed of parameters and draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    #[command(flatten)]
+    /// Which of the compiled-in backends computes [default: the preferred one]
+    #[arg(long)]
     #[serde(skip)]
-    device: DeviceArgument,
+    device: Option<String>,
     /// Replace the run that is in --out
     #[arg(long)]
     #[serde(skip)]
@@ -57,12 +51,11 @@ struct Arguments {
     out: PathBuf,
 }
 
-const OUTPUTS: [&str; 5] =
-    ["config.json", "banana.png", "banana.csv", "regression.png", "regression.csv"];
+const OUTPUTS: [&str; 4] = ["banana.png", "banana.csv", "regression.png", "regression.csv"];
 
 /// Draws that the evidence is estimated from.
 const NUM_DRAWS: usize = 10_000;
-const BLUE: RGBColor = RGBColor(38, 110, 180);
+const BLUE: Ink = Ink([38, 110, 180], 0.5);
 
 fn columns(x: Tensor<2>) -> [Tensor<1>; 2] {
     [0, 1].map(|at| x.clone().narrow(1, at, 1).squeeze_dim::<1>(1))
@@ -101,24 +94,33 @@ fn regression_evidence() -> f64 {
     0.5 * (square - yy - determinant.ln()) - constants
 }
 
+/// The names of the library by which its errors are told, as options.
+const WORDS: [(&str, &str); 4] = [
+    ("Run::new", "--out"),
+    ("another folder", "another --out"),
+    ("Run::with_", "--"),
+    ("backend::named", "--device"),
+];
+
 fn main() -> ExitCode {
-    support::run(run)
+    match Arguments::try_parse() {
+        Ok(arguments) => end_program(run(&arguments).map(|()| ""), &WORDS),
+        Err(error) if error.use_stderr() => end_program(Err::<String, _>(error), &[]),
+        Err(help) => end_program(Ok::<_, clap::Error>(help), &[]),
+    }
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
     at_least_one("--steps", Some(arguments.steps))?;
     at_least_one("--batch", Some(arguments.batch))?;
     let out = &arguments.out;
-    arguments.device.get()?;
-    if !arguments.overwrite {
-        refuse_to_replace(out, &OUTPUTS, "--overwrite replaces it, another --out keeps it")?;
-    }
-    create_folder(out)?;
-    remove(out, &OUTPUTS)?;
-    write_config(out, arguments)?;
-    fit("banana", banana, (TAU * 1.5 * 0.6).ln(), [[-5.0, 5.0], [-3.0, 7.0]], arguments)?;
-    let evidence = regression_evidence();
-    fit("regression", regression, evidence, [[-0.6, 1.0], [0.2, 1.8]], arguments)
+    backend::named(arguments.device.as_deref())?;
+    let run = Run::new(out).with_overwrite(arguments.overwrite);
+    run.with_configuration(arguments).make_folder(&OUTPUTS)?;
+    let (evidence, window) = ((TAU * 1.5 * 0.6).ln(), Window { x: -5.0..5.0, y: -3.0..7.0 });
+    fit("banana", banana, evidence, window, arguments)?;
+    let (evidence, window) = (regression_evidence(), Window { x: -0.6..1.0, y: 0.2..1.8 });
+    fit("regression", regression, evidence, window, arguments)
 }
 
 /// Fits a flow to the posterior `exp(log_p) / evidence`; the window of the plane is for the picture.
@@ -126,10 +128,10 @@ fn fit(
     name: &str,
     log_p: fn(Tensor<2>) -> Tensor<1>,
     log_evidence: f64,
-    window: [[f64; 2]; 2],
+    window: Window,
     Arguments { steps, batch, seed, device, out, .. }: &Arguments,
 ) -> Result<()> {
-    let device = device.get()?;
+    let device = backend::named(device.as_deref())?.1();
     device.seed(*seed);
     let config = RealNvpVectorConfig::new(2, 8, vec![32, 32]).with_scale_map(ScaleMap::default());
     let schedule = Schedule::new(3e-3, *steps).with_warm_up(50usize.min(steps / 10));
@@ -140,7 +142,7 @@ fn fit(
         let gradients = objective.gradients(&trainer.model().train(), log_p, &mut rng)?;
         let loss = trainer.apply(gradients)?.loss;
         if step.is_multiple_of(steps.div_ceil(10)) {
-            say!("{name}, step {}: -ELBO {loss:.3} nats", step + 1);
+            say(format_args!("{name}, step {}: -ELBO {loss:.3} nats", step + 1));
         }
     }
 
@@ -155,20 +157,19 @@ fn fit(
         let log_p = log_p(to_tensor(points, &device)) - log_evidence;
         log_p.exp().try_into_vec_as().expect("a density is a float")
     };
-    let panel = |title: &str, layer| {
-        let [x, y] = window.map(|[from, to]| from..to);
-        Panel { title: title.into(), x, y, layers: vec![layer] }
-    };
-    let dots = Layer::Points(&draws[..NUM_DRAWS / 5], BLUE.mix(0.5), 2);
-    let panels = [panel("posterior", Layer::Density(&density)), panel("draws from the flow", dots)];
-    write_panels(&out.join(format!("{name}.png")), &panels)?;
-    say!(
+    let dots = Layer::Points(&draws[..NUM_DRAWS / 5], BLUE, 2);
+    let panels = [
+        window.panel("posterior", vec![Layer::Density(&density)]),
+        window.panel("draws from the flow", vec![dots]),
+    ];
+    write_panels(out.join(format!("{name}.png")), &panels)?;
+    say(format_args!(
         "{name}: log-evidence {:.4} ± {:.4} nats, where {log_evidence:.4} is exact; {:.1} % of {NUM_DRAWS} \
          draws effective, in {}",
         weights.log_evidence(),
         weights.log_evidence_error(),
         100.0 * weights.effective_sample_size() / NUM_DRAWS as f64,
         out.display()
-    );
+    ));
     Ok(())
 }

@@ -11,6 +11,7 @@ mod gpu;
 
 use burn::tensor::{Device, Element, Tensor, TensorData};
 
+use crate::error::{FlowError, Result};
 use crate::kernels::Scalar;
 
 #[cfg(not(any(feature = "ndarray", feature = "flex", feature = "wgpu")))]
@@ -37,6 +38,35 @@ pub fn devices() -> Vec<NamedDevice> {
         ("wgpu", wgpu),
     ];
     [gpus, &hosts()].concat()
+}
+
+/// The compiled-in device of this name; the preferred one where no name is given.
+///
+/// ```
+/// use burn_flows::backend;
+///
+/// let (name, device) = backend::named(None)?;
+/// assert_eq!(name, backend::devices()[0].0);
+/// # let _ = device;
+/// assert!(backend::named(Some("abacus")).is_err());
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
+///
+/// # Errors
+/// [`FlowError::Invalid`] if none has it.
+pub fn named(name: Option<&str>) -> Result<NamedDevice> {
+    let devices = devices();
+    let Some(wanted) = name else { return Ok(devices[0]) };
+    let found = devices.iter().find(|(name, _)| *name == wanted);
+    found.copied().ok_or_else(|| {
+        let names: Vec<_> = devices.iter().map(|(name, _)| *name).collect();
+        FlowError::Invalid {
+            what: "backend::named".into(),
+            got: wanted.into(),
+            needed: names.join(" or "),
+            advice: "others are compiled in with --features NAME".into(),
+        }
+    })
 }
 
 /// Those of [`devices`] that compute in main memory, as [`is_host`] says of them.

@@ -84,6 +84,7 @@ mod constants;
 pub mod context;
 pub mod coupling;
 pub mod data;
+mod density;
 mod error;
 mod files;
 mod flow;
@@ -103,6 +104,8 @@ pub mod prior;
 pub mod record;
 pub mod reshape;
 pub mod residual;
+#[cfg(feature = "run")]
+pub mod run;
 mod stack;
 mod support;
 mod tape;
@@ -166,6 +169,7 @@ pub mod weights;
 /// }
 /// ```
 pub use burn_flows_derive::Flow;
+pub use density::Density;
 pub use error::{FlowError, Result};
 pub use flow::{At, Flow, Pass};
 pub use inverse::Inverse;

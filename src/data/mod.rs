@@ -6,6 +6,8 @@
 //! | any other IDX file of bytes | [`idx::read`] |
 //! | CIFAR-10 in its binary layout | [`Cifar10::load`] |
 //! | pixels in memory | [`Images::new`] |
+//! | numbers in rows, as CSV | [`Table::read`] |
+//! | nothing yet, but a density that is known | [`two_moons()`] |
 #![cfg_attr(feature = "images", doc = "| a folder of pictures | [`ImageFolder`] |")]
 #![cfg_attr(feature = "images", doc = "| one picture | [`read_picture`] |")]
 #![cfg_attr(feature = "images", doc = "| CelebA in its official layout | [`CelebA`] |")]
@@ -20,7 +22,7 @@
 //! costs in memory is a byte a value, so the 202,599 faces of CelebA take 0.6 GB at 32x32 pixels,
 //! 2.5 GB at 64x64 and 10 GB at 128x128 (and as much on disk, if a cache is asked for).
 //!
-//! Nothing here touches a backend: a batch becomes a tensor where it is used.
+//! Nothing here but [`Table::to_tensor`] touches a backend: a batch becomes a tensor where it is used.
 //!
 //! ```
 //! use burn_flows::data::{Batches, Images};
@@ -53,6 +55,8 @@ mod picture;
 mod prefetch;
 mod preparation;
 mod seed;
+mod table;
+mod two_moons;
 
 pub use batches::{Batches, StepBatch, StepBatches};
 #[cfg(feature = "images")]
@@ -68,3 +72,5 @@ pub use picture::read_picture;
 pub use prefetch::Prefetch;
 pub use preparation::{Channels, Crop, Preparation};
 pub use seed::{random_for, streams};
+pub use table::Table;
+pub use two_moons::{two_moons, two_moons_log_prob};

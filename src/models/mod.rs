@@ -2,6 +2,7 @@
 
 mod conditional_spline_flow;
 mod glow;
+mod image_model;
 mod maf;
 mod nice;
 mod real_nvp;
@@ -35,6 +36,7 @@ pub use glow::{
     Glow, GlowConfig, GlowCoupling, GlowCouplingKind, GlowLevel, GlowMixing, GlowMixingKind,
     GlowPrior, GlowSplitPrior, GlowStep,
 };
+pub use image_model::ImageModelConfig;
 pub use maf::{Maf, MafConfig, MafStep};
 pub use nice::{NICE_INIT_RANGE, Nice, NiceConfig, NiceFlow, NicePrior, NicePriorKind};
 pub use real_nvp::{RealNvp, RealNvpConfig, RealNvpLevel, RealNvpStep};

@@ -2,10 +2,10 @@
 
 use std::ops::ControlFlow;
 
+use super::early::{EarlyStopping, held_out_loss};
 use super::{Batch, Trainable, Trainer};
 use crate::data::Batches;
 use crate::error::{FlowError, Result};
-use crate::host;
 
 /// Trains in passes over data that are in memory, and stops early: when held-out samples have not
 /// become likelier for some passes, the model for which they were likeliest is the answer.
@@ -136,12 +136,16 @@ impl Fit {
         let samples = train.num_samples();
         let batches = Batches::training(samples, self.batch_size.min(samples), self.seed)?;
         let mut best: Option<Fitted<M>> = None;
+        let mut stopping = EarlyStopping::new(self.patience);
         let mut number = 0;
         loop {
             let order = batches.epoch(number as u64);
             number += 1;
-            let losses = train_on(&mut trainer, &train, &order)
-                .and_then(|train_loss| Ok((train_loss, self.held_out_loss(&trainer, &held_out)?)));
+            let losses = train_on(&mut trainer, &train, &order).and_then(|train_loss| {
+                let (model, step) = (trainer.averaged(), trainer.num_steps());
+                let at_once = HELD_OUT_BATCHES.saturating_mul(self.batch_size);
+                Ok((train_loss, held_out_loss(&model, &held_out, at_once, step)?))
+            });
             let (train_loss, held_out_loss) = match losses {
                 Ok(losses) => losses,
                 Err(error) => {
@@ -153,7 +157,7 @@ impl Fit {
                     };
                 }
             };
-            let is_best = best.as_ref().is_none_or(|best| held_out_loss < best.held_out_loss);
+            let is_best = stopping.take(held_out_loss);
             let epoch = Epoch { number, train_loss, held_out_loss, is_best };
             let kept = match best.take() {
                 Some(best) if !is_best => best,
@@ -161,7 +165,7 @@ impl Fit {
             };
             let stopped = if on_epoch(&epoch).is_break() {
                 Stopped::ByCaller
-            } else if number - kept.best_epoch >= self.patience {
+            } else if stopping.is_over() {
                 Stopped::Early
             } else if number == self.max_epochs {
                 Stopped::MaxEpochs
@@ -171,30 +175,6 @@ impl Fit {
             };
             return Ok(kept.stopped(number, stopped));
         }
-    }
-
-    /// Mean of `-ln p` over the held-out samples.
-    fn held_out_loss<M: Trainable<B>, B: Batch>(
-        &self,
-        trainer: &Trainer<M>,
-        held_out: &B,
-    ) -> Result<f64> {
-        let (model, samples) = (trainer.averaged(), held_out.num_samples());
-        let mut sum = 0.0;
-        for start in (0..samples).step_by(HELD_OUT_BATCHES.saturating_mul(self.batch_size)) {
-            let length = (HELD_OUT_BATCHES.saturating_mul(self.batch_size)).min(samples - start);
-            let batch = held_out.narrow(start, length);
-            let part = host::scalar(model.log_prob(batch.clone()).sum());
-            if !part.is_finite() {
-                return Err(FlowError::NotFinite {
-                    step: trainer.num_steps(),
-                    layer: model.first_not_finite(batch).unwrap_or_else(|| "the prior".into()),
-                    what: "the density of held-out samples".into(),
-                });
-            }
-            sum += part;
-        }
-        Ok(-sum / samples as f64)
     }
 
     fn validate<B: Batch>(&self, train: &B, held_out: &B) -> Result<()> {

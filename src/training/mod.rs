@@ -4,6 +4,7 @@ mod adam;
 mod average;
 mod checkpoint;
 mod classifier;
+pub(crate) mod early;
 mod fit;
 mod gradients;
 mod rates;

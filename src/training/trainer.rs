@@ -327,6 +327,20 @@ impl<M: Module> Trainer<M> {
         self.memory
     }
 
+    /// The most samples of a batch of so many whose gradients are computed at once.
+    #[cfg(feature = "run")]
+    pub(crate) fn at_once(&self, samples: usize) -> usize {
+        self.micro_batch.min(samples)
+    }
+
+    /// Whether layers wait for data that the first batch is to initialize.
+    #[cfg(feature = "run")]
+    pub(crate) fn is_to_be_initialized(&self) -> bool {
+        self.initializes
+            && self.num_steps == 0
+            && first_uninitialized(self.training_model()).is_some()
+    }
+
     /// The drift as it was measured last, layer by layer.
     pub fn drift(&self) -> Option<&Drift> {
         self.drift.as_ref()
@@ -349,7 +363,7 @@ impl<M: Module> Trainer<M> {
         average.cloned().unwrap_or_else(|| self.model())
     }
 
-    fn training_model(&self) -> &M {
+    pub(crate) fn training_model(&self) -> &M {
         self.model.as_ref().expect("the model is put back after every step")
     }
 

@@ -4,9 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-#[path = "../../examples/support/available.rs"]
-mod available;
-
 /// Side of the digits: a run takes a second.
 const SIDE: usize = 12;
 
@@ -492,90 +489,4 @@ fn one_point_a_step() {
     let log_prob = number(line, "", " nats a point over 10000 held-out points");
     assert!(log_prob.is_finite() && log_prob < -1.0, "{line}");
     assert!(number(line, "largest inversion error ", ", in ") < 1e-3, "{line}");
-}
-
-mod memory {
-    use super::*;
-
-    const MIB: usize = 1024 * 1024;
-
-    /// A system with 1000 MiB available and these files, by path and content.
-    fn available_in(files: &[(&str, String)]) -> Option<usize> {
-        let root = tempfile::tempdir().unwrap();
-        let meminfo =
-            ("proc/meminfo", format!("MemTotal: 9 kB\nMemAvailable: {} kB\n", 1000 * 1024));
-        for (path, text) in files.iter().chain([&meminfo]) {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        available::below(root.path())
-    }
-
-    fn mib(count: usize) -> String {
-        format!("{}\n", count * MIB)
-    }
-
-    #[test]
-    fn without_a_limit_it_is_the_machine_s() {
-        assert_eq!(available_in(&[]), Some(1000 * MIB));
-        assert_eq!(available::below(tempfile::tempdir().unwrap().path()), None);
-        let max = [
-            ("proc/self/cgroup", "0::/job\n".into()),
-            ("sys/fs/cgroup/job/memory.max", "max\n".into()),
-            ("sys/fs/cgroup/job/memory.current", mib(700)),
-        ];
-        assert_eq!(available_in(&max), Some(1000 * MIB));
-        // As version 1 says that there is none.
-        let largest = [
-            ("proc/self/cgroup", "4:memory:/job\n".into()),
-            ("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "9223372036854771712\n".into()),
-            ("sys/fs/cgroup/memory/job/memory.usage_in_bytes", mib(700)),
-        ];
-        assert_eq!(available_in(&largest), Some(1000 * MIB));
-    }
-
-    #[test]
-    fn the_limit_of_a_container_counts_less_what_is_used() {
-        let version_2 = [
-            ("proc/self/cgroup", "0::/\n".into()),
-            ("sys/fs/cgroup/memory.max", mib(512)),
-            ("sys/fs/cgroup/memory.current", mib(200)),
-            ("sys/fs/cgroup/memory.stat", format!("anon 1\ninactive_file {}", mib(50))),
-        ];
-        assert_eq!(available_in(&version_2), Some(362 * MIB));
-        // Seen from inside, the path is that of the host.
-        let version_1 = [
-            ("proc/self/cgroup", "9:name=systemd:/x\n4:cpu,memory:/docker/abc\n0::/\n".into()),
-            ("sys/fs/cgroup/memory/memory.limit_in_bytes", mib(512)),
-            ("sys/fs/cgroup/memory/memory.usage_in_bytes", mib(200)),
-            ("sys/fs/cgroup/memory/memory.stat", format!("total_inactive_file {}", mib(50))),
-        ];
-        assert_eq!(available_in(&version_1), Some(362 * MIB));
-    }
-
-    #[test]
-    fn of_groups_in_groups_the_tightest_counts() {
-        let limit = |outer: usize, inner: usize| {
-            available_in(&[
-                ("proc/self/cgroup", "0::/user/job\n".into()),
-                ("sys/fs/cgroup/user/memory.max", mib(outer)),
-                ("sys/fs/cgroup/user/memory.current", mib(100)),
-                ("sys/fs/cgroup/user/job/memory.max", mib(inner)),
-                ("sys/fs/cgroup/user/job/memory.current", mib(30)),
-            ])
-        };
-        assert_eq!(limit(400, 200), Some(170 * MIB));
-        assert_eq!(limit(150, 200), Some(50 * MIB));
-        // Used up.
-        assert_eq!(limit(90, 200), Some(0));
-    }
-
-    /// Of this machine: whatever its limits are, it says a number that is possible.
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn this_machine_has_some() {
-        let bytes = available::bytes().expect("Linux tells");
-        assert!((MIB..1 << 50).contains(&bytes), "{bytes}");
-    }
 }

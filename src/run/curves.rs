@@ -1,10 +1,26 @@
-//! Curves of a training run: as a picture, and drawn into a report.
+//! Curves on axes, panel beside panel; those of a run are drawn into its report too.
+//!
+//! ```
+//! use burn_flows::run::curves::{Curve, Panel, Upright, write_panels};
+//!
+//! let points = (1..50).map(|i| (f64::from(i), 1.0 / f64::from(i))).collect();
+//! let curve = Curve { name: "1 / x".into(), points, dots: false };
+//! let panel = Panel {
+//!     title: "a curve".into(),
+//!     x: "x",
+//!     upright: Upright::Logarithmic,
+//!     curves: vec![curve],
+//! };
+//! let folder = tempfile::tempdir()?;
+//! write_panels(folder.path().join("curve.png"), "curves", &[panel])?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::ops::Range;
 use std::path::Path;
 
-use burn_flows::Result;
 use image::RgbImage;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::ValueFormatter;
@@ -12,7 +28,8 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::pictures::write_png;
-use super::run::Metrics;
+use super::{Metrics, invalid};
+use crate::error::Result;
 
 /// Size of a panel, in pixels.
 const PANEL: (u32, u32) = (620, 380);
@@ -28,40 +45,56 @@ const COLORS: [RGBColor; 6] = [
 ];
 
 /// One curve of a panel.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
+    /// Its name, where there are several.
     pub name: String,
+    /// Its points, from left to right.
     pub points: Vec<(f64, f64)>,
     /// Few points, so each is shown.
     pub dots: bool,
 }
 
 /// One pair of axes.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Panel {
-    pub title: &'static str,
+    /// Above the axes.
+    pub title: String,
+    /// The level axis.
     pub x: &'static str,
+    /// The upright axis.
     pub upright: Upright,
+    /// The curves.
     pub curves: Vec<Curve>,
 }
 
 /// The upright axis.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Upright {
     /// What is worth showing of a quantity that falls from far above.
     Settled,
     /// From zero to the largest value.
     FromZero,
+    /// Decades.
     Logarithmic,
 }
 
 type Drawn = std::result::Result<(), Box<dyn Error>>;
 
 /// Writes the curves of a run as one picture.
-pub fn write_curve(path: &Path, title: &str, metrics: &[Metrics]) -> Result<()> {
+pub(super) fn write(path: &Path, title: &str, metrics: &[Metrics]) -> Result<()> {
     write_panels(path, title, &panels(metrics))
 }
 
-/// Writes panels as one picture.
-pub fn write_panels(path: &Path, title: &str, panels: &[Panel]) -> Result<()> {
+/// Writes panels as one picture, PNG.
+///
+/// # Errors
+/// [`FlowError::Io`](crate::FlowError::Io) if it cannot be written; [`FlowError::Invalid`](crate::FlowError::Invalid)
+/// without a panel.
+pub fn write_panels(path: impl AsRef<Path>, title: &str, panels: &[Panel]) -> Result<()> {
+    if panels.is_empty() {
+        return Err(invalid("write_panels: the panels", "none", "at least one", "give some"));
+    }
     register_font();
     let (width, height) = size(panels);
     let height = height + TITLE_HEIGHT;
@@ -70,11 +103,11 @@ pub fn write_panels(path: &Path, title: &str, panels: &[Panel]) -> Result<()> {
     draw_titled(&root, title, panels).expect("drawing into memory does not fail");
     drop(root);
     let picture = RgbImage::from_raw(width, height, pixels).expect("the buffer has that size");
-    write_png(path, &picture)
+    write_png(path.as_ref(), &picture)
 }
 
-/// The panels as an SVG element.
-pub fn svg(metrics: &[Metrics]) -> String {
+/// The curves as an SVG element.
+pub(super) fn svg(metrics: &[Metrics]) -> String {
     register_font();
     let panels = panels(metrics);
     let mut text = String::new();
@@ -102,17 +135,35 @@ fn size(panels: &[Panel]) -> (u32, u32) {
 fn panels(metrics: &[Metrics]) -> Vec<Panel> {
     let steps = |line: &Metrics| line.step as f64;
     let minutes = |line: &Metrics| line.seconds / 60.0;
+    let is_of_images = metrics.iter().any(|line| line.train_bits_per_dim.is_some());
     let of = |name: &str, x: &dyn Fn(&Metrics) -> f64, y: &dyn Fn(&Metrics) -> Option<f64>| {
         let points: Vec<_> = metrics.iter().filter_map(|line| Some((x(line), y(line)?))).collect();
         let dots = points.len() <= MOST_DOTS;
         Curve { name: name.into(), points, dots }
     };
-    let bits = |x: &dyn Fn(&Metrics) -> f64| {
-        vec![
+    let losses = |x: &dyn Fn(&Metrics) -> f64| match is_of_images {
+        true => vec![
             of("test images", x, &|line| line.test_bits_per_dim),
-            of("training batches", x, &|line| Some(line.train_bits_per_dim)),
-        ]
+            of("training batches", x, &|line| line.train_bits_per_dim),
+        ],
+        false => vec![
+            of("held-out samples", x, &|line| line.held_out_loss),
+            of("training batches", x, &|line| line.train_loss),
+        ],
     };
+    let loss = if is_of_images { "bits/dim" } else { "-ln p of a sample, nats" };
+    let panel = |title: &str, x, curves| Panel {
+        title: title.into(),
+        x,
+        upright: Upright::Settled,
+        curves,
+    };
+    let logarithmic = |title: &str, curve: Curve| Panel {
+        upright: Upright::Logarithmic,
+        ..panel(title, STEPS, vec![curve])
+    };
+    let mut panels =
+        vec![panel(loss, STEPS, losses(&steps)), panel(loss, "minutes", losses(&minutes))];
     let num_levels = metrics
         .iter()
         .find_map(|line| Some(line.level_bits_per_dim.as_ref()?.len()))
@@ -125,25 +176,27 @@ fn panels(metrics: &[Metrics]) -> Vec<Panel> {
             })
             .collect()
     };
-    let panel = |title, x, curves| Panel { title, x, upright: Upright::Settled, curves };
+    if num_levels > 0 {
+        let title = "-log-determinant of each level, bits/dim";
+        panels.push(panel(title, STEPS, levels(0)));
+        let title = "-log-density of each level's latent, bits/dim";
+        panels.push(panel(title, STEPS, levels(1)));
+    }
     let error = of("largest of a batch", &steps, &|line| line.inversion_error);
+    if !error.points.is_empty() {
+        panels.push(logarithmic("inversion error |x - inverse(forward(x))|", error));
+    }
     let norm = of("before clipping", &steps, &|line| Some(line.gradient_norm));
-    let logarithmic = |title, curve: Curve| Panel {
-        upright: Upright::Logarithmic,
-        ..panel(title, STEPS, vec![curve])
-    };
+    panels.push(logarithmic("norm of the gradient", norm));
     let accuracy = of("share of the test images", &steps, &|line| line.test_accuracy);
-    let mut panels = vec![
-        panel("bits/dim", STEPS, bits(&steps)),
-        panel("bits/dim", "minutes", bits(&minutes)),
-        panel("-log-determinant of each level, bits/dim", STEPS, levels(0)),
-        panel("-log-density of each level's latent, bits/dim", STEPS, levels(1)),
-        logarithmic("inversion error |x - inverse(forward(x))|", error),
-        logarithmic("norm of the gradient", norm),
-    ];
     if !accuracy.points.is_empty() {
         let upright = Upright::FromZero;
         panels.push(Panel { upright, ..panel("right by Bayes' rule", STEPS, vec![accuracy]) });
+    }
+    let names: BTreeSet<&String> = metrics.iter().flat_map(|line| line.more.keys()).collect();
+    for name in names {
+        let curve = of(name, &steps, &|line| line.more.get(name).copied());
+        panels.push(panel(name, STEPS, vec![curve]));
     }
     panels
 }
@@ -189,7 +242,7 @@ where
     let x = 0.0..if last > 0.0 { last } else { 1.0 };
     let mut builder = ChartBuilder::on(area);
     builder
-        .caption(panel.title, ("sans-serif", 20))
+        .caption(&panel.title, ("sans-serif", 20))
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(64);
@@ -288,7 +341,7 @@ fn range(values: impl Iterator<Item = f64>) -> Range<f64> {
 }
 
 /// Makes "sans-serif" a font that is compiled in, whatever the system has.
-pub fn register_font() {
+pub(super) fn register_font() {
     // A second registration under the same name is refused and changes nothing.
     let _ = plotters::style::register_font(
         "sans-serif",

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use burn_flows::Result;
 use image::RgbImage;
 use image::imageops::{self, FilterType};
 use plotters::prelude::*;
 
+use super::curves::register_font;
+use super::invalid;
 use super::pictures::write_png;
-use super::plot::register_font;
+use crate::error::Result;
 
 /// Everything is drawn this many times larger and then shrunk, which smooths it.
 const SCALE: u32 = 2;
@@ -30,8 +31,21 @@ const NUM_DRAWN: usize = 2000;
 const SAMPLES: RGBColor = RGBColor(38, 110, 180);
 const REFERENCE: RGBColor = RGBColor(214, 96, 50);
 
-/// What a corner plot shows.
+/// A picture of samples in several dimensions, a corner plot: histograms of each on the diagonal, pairs beside
+/// it.
+///
+/// ```
+/// use burn_flows::run::Corner;
+///
+/// let folder = tempfile::tempdir()?;
+/// let rows: Vec<Vec<f64>> = (0..100).map(|i| vec![f64::from(i).sin(), f64::from(i).cos()]).collect();
+/// let names = ["sine".to_string(), "cosine".to_string()];
+/// let corner = Corner { names: &names, samples: &rows, reference: None, truth: Some(&[0.0, 1.0]) };
+/// corner.write(folder.path().join("corner.png"))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Corner<'a> {
+    /// Of the columns.
     pub names: &'a [String],
     /// Rows of the model: histograms on the diagonal, pairs below it, in blue.
     pub samples: &'a [Vec<f64>],
@@ -46,7 +60,23 @@ type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
 
 impl Corner<'_> {
     /// Writes the picture as PNG.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`FlowError::Io`](crate::FlowError::Io) if it cannot be written; [`FlowError::Invalid`](crate::FlowError::Invalid)
+    /// without names or samples.
+    ///
+    /// # Panics
+    /// If a row has fewer values than there are names.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let empty = [("names", self.names.len()), ("samples", self.samples.len())];
+        if let Some((what, _)) = empty.into_iter().find(|(_, count)| *count == 0) {
+            return Err(invalid(
+                &format!("Corner: the {what}"),
+                "none",
+                "at least one",
+                "give some",
+            ));
+        }
         register_font();
         let count = self.names.len() as u32;
         let cell = (SIDE / count).clamp(CELL.0, CELL.1) * SCALE;
@@ -55,7 +85,7 @@ impl Corner<'_> {
         self.draw(&mut pixels, side, cell).expect("drawing into memory does not fail");
         let picture = RgbImage::from_raw(side, side, pixels).expect("the buffer has that size");
         let side = side / SCALE;
-        write_png(path, &imageops::resize(&picture, side, side, FilterType::Triangle))
+        write_png(path.as_ref(), &imageops::resize(&picture, side, side, FilterType::Triangle))
     }
 
     fn draw(&self, pixels: &mut [u8], side: u32, cell: u32) -> Drawn {

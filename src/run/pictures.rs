@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use burn_flows::data::note_output;
-use burn_flows::preprocess::Quantization;
-use burn_flows::record::write_atomically;
-use burn_flows::{FlowError, Result};
 use image::{ImageFormat, Rgb, RgbImage};
+
+use super::invalid;
+use crate::data::note_output;
+use crate::error::{FlowError, Result};
+use crate::preprocess::Quantization;
+use crate::record::write_atomically;
 
 /// Pixels between pictures.
 const GAP: u32 = 2;
@@ -15,8 +17,20 @@ const GAP: u32 = 2;
 /// Pictures are enlarged to at least this side, so that digits can be seen.
 const SMALLEST_SIDE: u32 = 56;
 
-/// Writes rows of pictures; each tensor `[n, channels, height, width]` is one row.
-pub fn write_grid(path: &Path, rows: &[Tensor<4>], quantization: Quantization) -> Result<()> {
+/// Writes rows of pictures as PNG, small ones enlarged; each tensor `[n, channels, height, width]` is one row,
+/// of values between 0 and 1. Beside the file it is [noted](note_output) that it is no data.
+///
+/// # Errors
+/// [`FlowError::Io`] if it cannot be written; [`FlowError::Invalid`] without a row.
+pub fn write_grid(
+    path: impl AsRef<Path>,
+    rows: &[Tensor<4>],
+    quantization: Quantization,
+) -> Result<()> {
+    let path = path.as_ref();
+    if rows.is_empty() {
+        return Err(invalid("write_grid: the rows", "none", "at least one", "give some pictures"));
+    }
     let [_, channels, height, width] = rows[0].dims();
     let columns = rows.iter().map(|row| row.dims()[0]).max().unwrap_or(0) as u32;
     let zoom = SMALLEST_SIDE.div_ceil(height.min(width) as u32);
@@ -48,7 +62,7 @@ pub fn write_grid(path: &Path, rows: &[Tensor<4>], quantization: Quantization) -
 }
 
 /// Writes a picture as PNG, all or nothing; where a run learns from the folder, it is no data.
-pub fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
+pub(super) fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut bytes, ImageFormat::Png).map_err(|error| FlowError::Io {
         action: "encode",

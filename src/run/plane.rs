@@ -1,17 +1,36 @@
 //! Pictures of the plane: densities, points and curves, panel beside panel.
+//!
+//! ```
+//! use burn_flows::models::RealNvpVectorConfig;
+//! use burn_flows::run::plane::{Ink, Layer, Window, to_points, write_density, write_panels};
+//! use rand::{SeedableRng, rngs::StdRng};
+//!
+//! let device = burn_flows::backend::device();
+//! let model = RealNvpVectorConfig::new(2, 2, vec![8]).init(&device)?;
+//! let samples = to_points(model.sample_with(50, 1.0, &mut StdRng::seed_from_u64(0)));
+//! let window = Window { x: -3.0..3.0, y: -2.0..2.0 };
+//! let folder = tempfile::tempdir()?;
+//! write_density(folder.path().join("density.png"), &model, &samples, &window)?;
+//! let dots = Layer::Points(&samples, Ink([38, 110, 180], 0.6), 2);
+//! write_panels(folder.path().join("points.png"), &[window.panel("samples", vec![dots])])?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::ops::Range;
 use std::path::Path;
 
-use burn_flows::Result;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use image::RgbImage;
 use image::imageops::{self, FilterType};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
-use super::moons::Point;
+use super::curves::register_font;
 use super::pictures::write_png;
-use super::plot::register_font;
+use crate::error::Result;
+use crate::host;
+use crate::stack::device_and_dtype;
+use crate::{Density, Latents};
 
 /// Everything is drawn this many times larger and then shrunk, which smooths thin curves.
 const SCALE: u32 = 2;
@@ -35,22 +54,151 @@ const BAR_LABELS: u32 = 48 * SCALE;
 /// Least length of a stroke of a curve.
 const STRIDE: f64 = 3.0 * SCALE as f64;
 
+/// A point of the plane.
+pub type Point = [f64; 2];
+
+/// A colour, red, green and blue, and how much of what is below it covers, 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ink(pub [u8; 3], pub f64);
+
+impl Ink {
+    fn color(self) -> RGBAColor {
+        let Self([red, green, blue], opacity) = self;
+        RGBColor(red, green, blue).mix(opacity)
+    }
+}
+
 /// What is drawn into a panel, the first layer at the bottom.
 pub enum Layer<'a> {
     /// A density, given by its values at many points; with a bar of colours.
     Density(&'a dyn Fn(&[Point]) -> Vec<f64>),
     /// Dots of a radius in pixels of the final picture.
-    Points(&'a [Point], RGBAColor, u32),
+    Points(&'a [Point], Ink, u32),
     /// Connected points.
-    Curves(&'a [Vec<Point>], RGBAColor),
+    Curves(&'a [Vec<Point>], Ink),
+}
+
+/// A window of the plane.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Window {
+    /// From left to right.
+    pub x: Range<f64>,
+    /// From bottom to top.
+    pub y: Range<f64>,
+}
+
+impl Window {
+    /// A panel that shows it.
+    pub fn panel<'a>(&self, title: &str, layers: Vec<Layer<'a>>) -> Panel<'a> {
+        Panel { title: title.into(), window: self.clone(), layers }
+    }
 }
 
 /// A titled window of the plane.
 pub struct Panel<'a> {
+    /// Above the window.
     pub title: String,
-    pub x: Range<f64>,
-    pub y: Range<f64>,
+    /// What of the plane is seen.
+    pub window: Window,
+    /// What is drawn.
     pub layers: Vec<Layer<'a>>,
+}
+
+/// The points as a batch, `[points, 2]`, in f32.
+pub fn to_tensor(points: &[Point], device: &Device) -> Tensor<2> {
+    let values = points.as_flattened().to_vec();
+    Tensor::from_data(TensorData::new(values, [points.len(), 2]), (device, DType::F32))
+}
+
+/// The rows of a `[points, 2]` batch.
+pub fn to_points(rows: Tensor<2>) -> Vec<Point> {
+    host::to_f64(rows).as_chunks().0.to_vec()
+}
+
+const GREY: [u8; 3] = [110; 3];
+
+/// Writes the density of a model as a heat map, and samples of it, as PNG.
+///
+/// # Errors
+/// [`FlowError::Io`](crate::FlowError::Io) if it cannot be written.
+pub fn write_density(
+    path: impl AsRef<Path>,
+    model: &impl Density<2>,
+    samples: &[Point],
+    window: &Window,
+) -> Result<()> {
+    let (device, _) = device_and_dtype(model);
+    let density = |points: &[Point]| host::to_f64(model.log_prob(to_tensor(points, &device)).exp());
+    let samples = Layer::Points(samples, Ink(GREY, 0.7), 2);
+    let panels = [
+        window.panel("learned density p(x)", vec![Layer::Density(&density)]),
+        window.panel("samples of the model", vec![samples]),
+    ];
+    write_panels(path, &panels)
+}
+
+/// Half the side of the window of the latent space: beyond lie 5 of 10,000 points.
+const LATENT_SIDE: f64 = 3.9;
+
+/// The latent grid: a line each half standard deviation, out to three.
+const GRID_LINES: i32 = 6;
+const GRID_SPACING: f64 = 0.5;
+
+/// Points on a line, so that it bends smoothly.
+const POINTS_A_LINE: usize = 1200;
+
+/// Writes groups of points in latent space, each in a colour of its own, and the grid of the latent space mapped
+/// back to data, as PNG.
+///
+/// # Errors
+/// [`FlowError::Io`](crate::FlowError::Io) if it cannot be written.
+///
+/// # Panics
+/// If the latent of the model is in several parts.
+pub fn write_latent(
+    path: impl AsRef<Path>,
+    model: &impl Density<2>,
+    groups: &[(&[Point], [u8; 3])],
+    window: &Window,
+) -> Result<()> {
+    let (device, _) = device_and_dtype(model);
+    let latents: Vec<Vec<Point>> = groups
+        .iter()
+        .map(|(points, _)| to_points(model.encode(to_tensor(points, &device)).0.flatten()))
+        .collect();
+    let lines = [true, false].map(latent_lines).concat();
+    let to_data =
+        |line: &Vec<Point>| to_points(model.decode(Latents::new(vec![to_tensor(line, &device)])));
+    let bent: Vec<_> = lines.iter().map(to_data).collect();
+    let grid = Ink(GREY, 0.6);
+    let side = -LATENT_SIDE..LATENT_SIDE;
+    let mut of_latents = vec![Layer::Curves(&lines, grid)];
+    let mut of_data = Vec::new();
+    for (latents, &(points, color)) in latents.iter().zip(groups) {
+        of_latents.push(Layer::Points(latents, Ink(color, 0.6), 2));
+        of_data.push(Layer::Points(points, Ink(color, 0.35), 2));
+    }
+    of_data.push(Layer::Curves(&bent, grid));
+    let latent = Window { x: side.clone(), y: side };
+    let panels = [
+        latent.panel("the data in latent space", of_latents),
+        window.panel("the latent grid mapped to data", of_data),
+    ];
+    write_panels(path, &panels)
+}
+
+/// The lines of the latent grid in one direction.
+fn latent_lines(upright: bool) -> Vec<Vec<Point>> {
+    let end = f64::from(GRID_LINES) * GRID_SPACING;
+    let line = |number: i32| {
+        let across = f64::from(number) * GRID_SPACING;
+        let point = |i: usize| {
+            let along = end * (2.0 * i as f64 / (POINTS_A_LINE - 1) as f64 - 1.0);
+            if upright { [across, along] } else { [along, across] }
+        };
+        (0..POINTS_A_LINE).map(point).collect()
+    };
+    (-GRID_LINES..=GRID_LINES).map(line).collect()
 }
 
 impl Panel<'_> {
@@ -59,7 +207,8 @@ impl Panel<'_> {
     }
 
     fn plot_width(&self) -> u32 {
-        let ratio = (self.x.end - self.x.start) / (self.y.end - self.y.start);
+        let ratio =
+            (self.window.x.end - self.window.x.start) / (self.window.y.end - self.window.y.start);
         // A multiple of the scale, so that shrinking mixes no two panels.
         (f64::from(HEIGHT / SCALE) * ratio).round() as u32 * SCALE
     }
@@ -73,12 +222,15 @@ impl Panel<'_> {
     }
 
     fn contains(&self, [x, y]: Point) -> bool {
-        self.x.contains(&x) && self.y.contains(&y)
+        self.window.x.contains(&x) && self.window.y.contains(&y)
     }
 }
 
 /// Writes the panels beside each other as PNG.
-pub fn write_panels(path: &Path, panels: &[Panel]) -> Result<()> {
+///
+/// # Errors
+/// [`FlowError::Io`](crate::FlowError::Io) if it cannot be written.
+pub fn write_panels(path: impl AsRef<Path>, panels: &[Panel]) -> Result<()> {
     register_font();
     let width = panels.iter().map(Panel::width).sum::<u32>();
     let height = TOP + HEIGHT + BOTTOM;
@@ -86,7 +238,7 @@ pub fn write_panels(path: &Path, panels: &[Panel]) -> Result<()> {
     draw_panels(&mut pixels, (width, height), panels).expect("drawing into memory does not fail");
     let picture = RgbImage::from_raw(width, height, pixels).expect("the buffer has that size");
     let (width, height) = (width / SCALE, height / SCALE);
-    write_png(path, &imageops::resize(&picture, width, height, FilterType::Triangle))
+    write_png(path.as_ref(), &imageops::resize(&picture, width, height, FilterType::Triangle))
 }
 
 type Drawn<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -115,20 +267,21 @@ fn draw_panel(area: &Area, panel: &Panel) -> Drawn {
         .margin_right(RIGHT + panel.bar_width())
         .x_label_area_size(BOTTOM)
         .y_label_area_size(LEFT)
-        .build_cartesian_2d(panel.x.clone(), panel.y.clone())?;
+        .build_cartesian_2d(panel.window.x.clone(), panel.window.y.clone())?;
     let mut bar = None;
     for layer in &panel.layers {
         match *layer {
             Layer::Density(density) => bar = Some(draw_density(&chart, panel, density)?),
-            Layer::Points(points, color, radius) => {
+            Layer::Points(points, ink, radius) => {
+                let color = ink.color();
                 let inside = points.iter().filter(|point| panel.contains(**point));
                 let dots =
                     inside.map(|&[x, y]| Circle::new((x, y), radius * SCALE, color.filled()));
                 chart.draw_series(dots)?;
             }
-            Layer::Curves(curves, color) => {
+            Layer::Curves(curves, ink) => {
                 for curve in curves {
-                    draw_curve(&mut chart, panel, curve, color)?;
+                    draw_curve(&mut chart, panel, curve, ink.color())?;
                 }
             }
         }
@@ -161,9 +314,10 @@ fn draw_density(
     let at = |range: &Range<f64>, share: f64| range.start + (range.end - range.start) * share;
     let rows: Vec<Vec<f64>> = (0..height)
         .map(|row| {
-            let y = at(&panel.y, 1.0 - (f64::from(row) + 0.5) / f64::from(height));
-            let point =
-                |column: u32| [at(&panel.x, (f64::from(column) + 0.5) / f64::from(width)), y];
+            let y = at(&panel.window.y, 1.0 - (f64::from(row) + 0.5) / f64::from(height));
+            let point = |column: u32| {
+                [at(&panel.window.x, (f64::from(column) + 0.5) / f64::from(width)), y]
+            };
             density(&(0..width).map(point).collect::<Vec<_>>())
         })
         .collect();
@@ -189,7 +343,7 @@ fn draw_curve(
     curve: &[Point],
     color: RGBAColor,
 ) -> Drawn {
-    let pixel = (panel.y.end - panel.y.start) / f64::from(HEIGHT);
+    let pixel = (panel.window.y.end - panel.window.y.start) / f64::from(HEIGHT);
     for inside in curve.split(|&point| !panel.contains(point)) {
         let mut points: Vec<(f64, f64)> = Vec::new();
         for (index, &[x, y]) in inside.iter().enumerate() {

@@ -1,47 +1,34 @@
-//! Models that a training example left in the folder of its run.
+//! Models that a run left in its folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
 use burn::tensor::Device;
-use burn_flows::data::Crop;
-use burn_flows::models::{GlowConfig, RealNvpConfig};
-use burn_flows::preprocess::Quantization;
-use burn_flows::prior::{Prior, SplitPrior};
-use burn_flows::record::{Configuration, Header, restore_with};
-use burn_flows::{Flow, FlowError, FlowStack, Result};
 use serde::Deserialize;
 
-use super::model::Model;
+use super::{Explore, Opened, open};
+use crate::Density;
+use crate::data::Crop;
+use crate::error::{FlowError, Result};
+use crate::models::{GlowConfig, ImageModelConfig, RealNvpConfig};
+use crate::preprocess::Quantization;
+use crate::record::{Configuration, Header, restore_with};
 
 /// A saved model of images.
-pub struct SavedModel {
-    model: Model,
+pub(super) struct SavedModel {
+    model: ImageModelConfig,
     /// `[channels, height, width]`.
     pub image_shape: [usize; 3],
     num_bits: u32,
     record: PathBuf,
 }
 
-/// What of a run's `config.json` ([`Configuration`](super::run::Configuration)) its model depends on.
+/// What of a run's `config.json` its model depends on.
 #[derive(Deserialize)]
 struct SavedConfiguration {
-    model: Model,
+    model: ImageModelConfig,
     image_shape: [usize; 3],
     bits: u32,
-}
-
-/// What is done to a model, whichever of the models it is.
-pub trait Visitor {
-    type Answer;
-
-    fn visit<const D: usize, F, P, S>(self, model: &FlowStack<D, F, P, S>) -> Result<Self::Answer>
-    where
-        F: Flow<D>,
-        P: Prior<D>,
-        S: SplitPrior<D>,
-        FlowStack<D, F, P, S>: Module;
 }
 
 impl SavedModel {
@@ -52,7 +39,7 @@ impl SavedModel {
 
     fn of_run(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let advice = "give --model the folder that a training example wrote (its --out)";
+        let advice = "give Explorer::open the folder of a run";
         let text = fs::read_to_string(&path).map_err(|source| FlowError::Io {
             action: "read",
             path: path.clone(),
@@ -63,8 +50,8 @@ impl SavedModel {
             serde_json::from_str(&text).map_err(|error| FlowError::Format {
                 path,
                 got: format!("not the configuration of an image model ({error})"),
-                needed: "what mnist or celeba writes".into(),
-                advice: "give --model the folder of such a run, of this version".into(),
+                needed: "what ImageRun writes".into(),
+                advice: "give Explorer::open the folder of such a run, of this version".into(),
             })?;
         Ok(Self { model, image_shape, num_bits: bits, record: folder.join("model.safetensors") })
     }
@@ -72,17 +59,17 @@ impl SavedModel {
     fn of_record(path: &Path) -> Result<Self> {
         let header = Header::read(path)?;
         let model = match header.model() {
-            Some(GlowConfig::NAME) => Model::Glow(header.configuration()?),
-            Some(RealNvpConfig::NAME) => Model::RealNvp(header.configuration()?),
+            Some(GlowConfig::NAME) => ImageModelConfig::Glow(header.configuration()?),
+            Some(RealNvpConfig::NAME) => ImageModelConfig::RealNvp(header.configuration()?),
             // Of others it says what they are.
-            _ => Model::Nice(header.configuration()?),
+            _ => ImageModelConfig::Nice(header.configuration()?),
         };
         let Some(preparation) = model.preparation() else {
             return Err(FlowError::Record {
                 path: path.into(),
                 reason: "it does not say how pictures became its images".into(),
                 advice:
-                    "give --model the folder of its run, or save a model that was built from a \
+                    "give Explorer::open the folder of its run, or save a model that was built from a \
                          configuration with a preparation"
                         .into(),
             });
@@ -101,17 +88,8 @@ impl SavedModel {
         Some(self.model.preparation()?.crop)
     }
 
-    /// Whether the model starts with a logit.
-    pub fn has_logit(&self) -> bool {
-        match &self.model {
-            Model::Glow(glow) => glow.logit_alpha.is_some(),
-            Model::RealNvp(real_nvp) => real_nvp.logit_alpha.is_some(),
-            Model::Nice(_) => false,
-        }
-    }
-
-    /// Builds the model, loads its parameters and passes it on.
-    pub fn visit<V: Visitor>(&self, device: &Device, visitor: V) -> Result<V::Answer> {
+    /// Builds the model and loads its parameters.
+    pub fn load(&self, device: &Device, opened: Opened) -> Result<Box<dyn Explore>> {
         if !self.record.exists() {
             return Err(FlowError::Io {
                 action: "read",
@@ -121,24 +99,21 @@ impl SavedModel {
             });
         }
         match &self.model {
-            Model::Glow(glow) => self.visit_built(glow, device, visitor),
-            Model::RealNvp(real_nvp) => self.visit_built(real_nvp, device, visitor),
-            Model::Nice(nice) => self.visit_built(nice, device, visitor),
+            ImageModelConfig::Glow(glow) => self.built::<4, _>(glow, device, opened),
+            ImageModelConfig::RealNvp(real_nvp) => self.built::<4, _>(real_nvp, device, opened),
+            ImageModelConfig::Nice(nice) => self.built::<2, _>(nice, device, opened),
         }
     }
 
-    fn visit_built<V: Visitor, const D: usize, F, P, S, C>(
+    fn built<const D: usize, C>(
         &self,
         configuration: &C,
         device: &Device,
-        visitor: V,
-    ) -> Result<V::Answer>
+        opened: Opened,
+    ) -> Result<Box<dyn Explore>>
     where
-        F: Flow<D>,
-        P: Prior<D>,
-        S: SplitPrior<D>,
-        FlowStack<D, F, P, S>: Module,
-        C: Configuration<Model = FlowStack<D, F, P, S>>,
+        C: Configuration,
+        C::Model: Density<D> + 'static,
     {
         let model = restore_with(configuration, &self.record, device)?;
         let [channels, height, width] = self.image_shape.map(|size| size as f64);
@@ -150,6 +125,11 @@ impl SavedModel {
                 advice: "use the config.json that the run wrote".into(),
             });
         }
-        visitor.visit(&model)
+        open(model, opened)
+    }
+
+    /// Whether the model starts with a logit.
+    pub fn has_logit(&self) -> bool {
+        self.model.has_logit()
     }
 }

@@ -1,12 +1,9 @@
-//! What a training step keeps of its forward pass, where the options do not say.
+//! What a training step keeps of its forward pass, where the user does not say.
 
-use burn::module::Module;
-use burn::tensor::Tensor;
-use burn_flows::prior::{Prior, SplitPrior};
-use burn_flows::training::{Memory, Tape};
-use burn_flows::{Flow, FlowStack};
+use burn::optim::GradientsParams;
 
 use super::available;
+use crate::training::{Batch, Memory, Tape, Trainable};
 
 /// A choice and why it was made.
 pub struct Choice {
@@ -20,20 +17,13 @@ pub struct Choice {
 /// Reversible training computes these products again, a third more than `stored` does, which is more
 /// than the tenth of its time that its memory is worth. Where there is nothing to save, both take about
 /// as long. The choice follows from the model alone and not from a measurement, so that a run that is
-/// started again makes the same one.
-pub fn choose<const D: usize, F, P, S>(stack: &FlowStack<D, F, P, S>, x: Tensor<D>) -> Choice
-where
-    F: Flow<D>,
-    P: Prior<D>,
-    S: SplitPrior<D>,
-    FlowStack<D, F, P, S>: Module,
-{
-    let batch = x.dims()[0];
-    let one = x.narrow(0, 0, 1);
+/// started again makes the same one. `model` is in training; `samples` of a batch go through it at once.
+pub fn choose<M: Trainable<B>, B: Batch>(model: &M, batch: &B, samples: usize) -> Choice {
+    let one = batch.narrow(0, 1);
     let bytes_of = |memory| {
-        let mut tape = Tape::new(memory);
-        stack.forward_on(one.clone(), &mut tape);
-        tape.num_bytes() * batch
+        let (mut tape, mut grads) = (Tape::new(memory), GradientsParams::new());
+        model.gradients(one.clone(), 1.0, &mut tape, &mut grads, |_| false);
+        tape.num_bytes() * samples
     };
     // The second keeps the inputs of all layers and nothing of their inside.
     let (stored, inputs) = (bytes_of(Memory::Stored), bytes_of(Memory::Checkpoint { every: 1 }));

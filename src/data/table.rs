@@ -5,20 +5,43 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use burn_flows::record::write_atomically;
-use burn_flows::{FlowError, Result};
 use flate2::read::GzDecoder;
 
+use crate::error::{FlowError, Result};
+use crate::host;
+use crate::record::write_atomically;
+
 /// Rows of as many numbers, and a name for each column.
+///
+/// ```
+/// use burn_flows::data::Table;
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("table.csv");
+/// std::fs::write(&path, "length,width\n1.5,2\n3,4\n5,6\n")?;
+/// let (train, held_out) = Table::read(&path)?.divide(|row| row == 1);
+/// assert_eq!(train.names, ["length", "width"]);
+/// assert_eq!(train.rows, [[1.5, 2.0], [5.0, 6.0]]);
+/// assert_eq!(held_out.to_tensor(&burn_flows::backend::device()).dims(), [1, 2]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
 pub struct Table {
+    /// The names of the columns.
     pub names: Vec<String>,
+    /// The rows, each as long as there are columns.
     pub rows: Vec<Vec<f64>>,
 }
 
 impl Table {
     /// Reads a file, unpacked on the way where its name ends in `.gz`. The first line is taken for the names
-    /// of the columns where none of its fields is a number.
-    pub fn read(path: &Path) -> Result<Self> {
+    /// of the columns where none of its fields is a number; else they are called `column_1` and so on.
+    ///
+    /// # Errors
+    /// [`FlowError::Io`] if the file cannot be read; [`FlowError::Format`] with the line if it has no rows, a
+    /// row has another number of fields than the first, or a field is no finite number.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let file = File::open(path).map_err(|source| FlowError::Io {
             action: "read",
             path: path.into(),
@@ -60,33 +83,41 @@ impl Table {
     /// The rows of a batch, under these names.
     pub fn of(names: &[String], rows: Tensor<2>) -> Self {
         let columns = rows.dims()[1];
-        let values: Vec<f64> = rows.try_into_vec_as().expect("a batch of floats");
-        Self { names: names.to_vec(), rows: values.chunks(columns).map(<[f64]>::to_vec).collect() }
+        let values = host::to_f64(rows);
+        let rows = values.chunks(columns.max(1)).map(<[f64]>::to_vec).collect();
+        Self { names: names.to_vec(), rows }
     }
 
     /// Writes a file with a line of names, replaced as a whole.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`FlowError::Io`] if it cannot be written.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let lines = self.rows.iter().map(|row| row.iter().map(f64::to_string).collect());
-        write_lines(path, [self.names.clone()].into_iter().chain(lines))
+        let lines = [self.names.clone()].into_iter().chain(lines);
+        let text: String = lines.map(|line: Vec<String>| line.join(",") + "\n").collect();
+        write_atomically(path, text.as_bytes())
+    }
+
+    /// The rows as a batch, `[rows, columns]`, in f32.
+    pub fn to_tensor(&self, device: &Device) -> Tensor<2> {
+        let data = TensorData::new(self.rows.concat(), [self.rows.len(), self.columns()]);
+        Tensor::from_data(data, (device, DType::F32))
+    }
+
+    /// The rows in two parts: those for which `taken` says so, by their numbers from 0, are the second one.
+    pub fn divide(&self, taken: impl Fn(usize) -> bool) -> (Self, Self) {
+        let part = |wanted: bool| {
+            let rows = self.rows.iter().enumerate().filter(|(row, _)| taken(*row) == wanted);
+            Self { names: self.names.clone(), rows: rows.map(|(_, row)| row.clone()).collect() }
+        };
+        (part(false), part(true))
     }
 
     /// The number of columns.
     pub fn columns(&self) -> usize {
         self.names.len()
     }
-}
-
-/// Writes lines of fields, replaced as a whole.
-pub fn write_lines(path: &Path, lines: impl IntoIterator<Item = Vec<String>>) -> Result<()> {
-    let lines = lines.into_iter().map(|line| line.join(",") + "\n");
-    write_atomically(path, lines.collect::<String>().as_bytes())
-}
-
-/// Rows as a batch, `[rows, columns]`, in f32.
-pub fn to_tensor(rows: &[Vec<f64>], device: &Device) -> Tensor<2> {
-    let columns = rows.first().map_or(0, Vec::len);
-    let data = TensorData::new(rows.concat(), [rows.len(), columns]);
-    Tensor::from_data(data, (device, DType::F32))
 }
 
 fn numbers(path: &Path, line: usize, fields: &[&str]) -> Result<Vec<f64>> {

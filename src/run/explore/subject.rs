@@ -1,41 +1,53 @@
 //! The pictures that a saved model is asked about.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use burn_flows::Result;
-use burn_flows::data::{Channels, Crop, ImageFolder, Images, Mnist, read_picture};
-use clap::{Args, ValueEnum};
+use super::super::invalid;
+use crate::data::{Channels, Crop, ImageFolder, Images, Mnist, SkippedPicture, read_picture};
+use crate::error::{FlowError, Result};
 
-use super::arguments::invalid;
-use super::{say, say_err};
-
-/// Options that say how pictures are read.
-#[derive(Args, Debug, Clone)]
-pub struct SubjectArguments {
-    /// What is kept of a picture, if its shape is not the model's, before it is resized [default: what was
-    /// kept in training, of any picture; of models that do not say, auto]
-    #[arg(long, value_enum)]
-    crop: Option<CropArgument>,
-    /// Folder of the IDX files that test:N and train:N look into [default: the bundled MNIST]
-    #[arg(long, value_name = "DIR")]
-    idx: Option<PathBuf>,
+/// What is kept of a picture whose shape is not the model's, before it is resized: `auto`, `celeba`, `square`
+/// or `whole`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CropName {
+    /// The crop of CelebA for pictures of its proportions, else the centre square.
+    Auto,
+    /// The centre 148x148 of 178x218, or the same share of another size.
+    Celeba,
+    /// The centre square.
+    Square,
+    /// All of it.
+    Whole,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-enum CropArgument {
-    /// The crop of CelebA for pictures of its proportions, else the centre square
-    Auto,
-    /// The centre 148x148 of 178x218, or the same share of another size
-    Celeba,
-    /// The centre square
-    Square,
-    /// All of it
-    Whole,
+impl FromStr for CropName {
+    type Err = FlowError;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "celeba" => Ok(Self::Celeba),
+            "square" => Ok(Self::Square),
+            "whole" => Ok(Self::Whole),
+            _ => {
+                let needed = "auto, celeba, square or whole";
+                Err(invalid("Explorer::crop", name, needed, "pass one of the four"))
+            }
+        }
+    }
+}
+
+/// How pictures are read.
+#[derive(Debug, Clone)]
+pub(super) struct Reader {
+    pub crop: Option<CropName>,
+    pub idx: Option<PathBuf>,
 }
 
 /// The images that a model takes.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
+pub(super) struct Wanted {
     /// `[channels, height, width]`.
     pub image_shape: [usize; 3],
     /// What was kept of each picture in training, if that is known.
@@ -43,26 +55,29 @@ pub struct Wanted {
 }
 
 /// Images and what to call each.
-pub struct Subjects {
+pub(super) struct Subjects {
     pub images: Images,
     pub names: Vec<String>,
+    /// What was done to those of another shape, a line each.
+    pub treated: Vec<String>,
+    pub skipped: Vec<SkippedPicture>,
 }
 
 /// Width and height of the aligned pictures of CelebA.
 const CELEBA: [u32; 2] = [178, 218];
 
-impl SubjectArguments {
+impl Reader {
     /// One picture for each of `names`, a file or `test:N` or `train:N`, as the model takes them;
     /// what is done to a picture of another shape is said.
     pub fn read(&self, names: &[String], wanted: Wanted) -> Result<Subjects> {
         let image_shape = wanted.image_shape;
         let mut sets = None;
-        let mut pixels = Vec::new();
+        let (mut pixels, mut treated) = (Vec::new(), Vec::new());
         for name in names {
             let image = match index_in_set(name) {
                 Some((part, index)) => {
                     if sets.is_none() {
-                        sets = Some(Mnist::load(self.idx_folder())?);
+                        sets = Some(Mnist::load(self.idx_folder(name)?)?);
                     }
                     let sets = sets.as_ref().expect("just loaded");
                     let images = if part == "test" { &sets.test } else { &sets.train };
@@ -73,13 +88,13 @@ impl SubjectArguments {
                     }
                     images.select(&[index])?
                 }
-                None => self.read_file(Path::new(name), wanted)?,
+                None => self.read_file(Path::new(name), wanted, &mut treated)?,
             };
             pixels.extend_from_slice(image.pixels());
         }
         let [channels, height, width] = image_shape;
         let images = Images::new(pixels, [names.len(), channels, height, width], None)?;
-        Ok(Subjects { images, names: names.to_vec() })
+        Ok(Subjects { images, names: names.to_vec(), treated, skipped: Vec::new() })
     }
 
     /// All pictures below `folder`, or the test images of a folder with the four IDX files.
@@ -90,7 +105,7 @@ impl SubjectArguments {
             let images = Mnist::load(folder)?.test;
             check_shape("the test images", &images, image_shape)?;
             let names = (0..images.len()).map(|index| format!("test:{index}")).collect();
-            return Ok(Subjects { images, names });
+            return Ok(Subjects { images, names, treated: Vec::new(), skipped: Vec::new() });
         }
         if height != width {
             let advice = "give the pictures to the model one by one, from code";
@@ -102,27 +117,24 @@ impl SubjectArguments {
         let crop = self.crop_of(size.unwrap_or([width as u32, height as u32]), wanted);
         let loader = ImageFolder::new(folder, height).with_crop(crop).with_channels(channels);
         let pictures = loader.load()?;
-        for picture in &pictures.skipped {
-            say_err!("left out {}: {}", picture.name, picture.reason);
-        }
-        if let Some(size) = size {
-            say!("pictures like the first of {}", treatment(size, crop, image_shape));
-        }
-        Ok(Subjects { images: pictures.images, names: pictures.names })
+        let treatment = |size| treatment(size, crop, image_shape);
+        let treated = size.map(|size| format!("pictures like the first of {}", treatment(size)));
+        Ok(Subjects {
+            images: pictures.images,
+            names: pictures.names,
+            treated: treated.into_iter().collect(),
+            skipped: pictures.skipped,
+        })
     }
 
-    /// Whether a picture has the sides of the model's images.
-    pub fn is_of_shape(&self, path: &str, wanted: Wanted) -> bool {
-        let [_, height, width] = wanted.image_shape;
-        dimensions(Path::new(path)) == Some([width as u32, height as u32])
+    fn idx_folder(&self, name: &str) -> Result<&Path> {
+        self.idx.as_deref().ok_or_else(|| {
+            let needed = "Explorer::idx, the folder of the IDX files that it is in";
+            invalid("the picture", name, needed, "give it, or the picture as a file")
+        })
     }
 
-    fn idx_folder(&self) -> PathBuf {
-        let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
-        self.idx.clone().unwrap_or(bundled)
-    }
-
-    fn read_file(&self, path: &Path, wanted: Wanted) -> Result<Images> {
+    fn read_file(&self, path: &Path, wanted: Wanted, treated: &mut Vec<String>) -> Result<Images> {
         let image_shape = wanted.image_shape;
         let [_, height, width] = image_shape;
         // Of a picture that has no dimensions, reading it says what is wrong.
@@ -130,7 +142,7 @@ impl SubjectArguments {
         let crop = self.crop_of(size, wanted);
         let image = read_picture(path, image_shape, crop)?;
         if size != [width as u32, height as u32] || crop == Crop::CELEBA {
-            say!("{} of {}", path.display(), treatment(size, crop, image_shape));
+            treated.push(format!("{} of {}", path.display(), treatment(size, crop, image_shape)));
         }
         Ok(image)
     }
@@ -141,11 +153,11 @@ impl SubjectArguments {
         match (self.crop, wanted.crop) {
             (None, Some(crop)) => crop,
             _ if size == [width as u32, height as u32] => Crop::Whole,
-            (Some(CropArgument::Celeba), _) => Crop::CELEBA,
-            (Some(CropArgument::Square), _) => Crop::Square,
-            (Some(CropArgument::Whole), _) => Crop::Whole,
-            (Some(CropArgument::Auto) | None, _) if width != height => Crop::Whole,
-            (Some(CropArgument::Auto) | None, _) => {
+            (Some(CropName::Celeba), _) => Crop::CELEBA,
+            (Some(CropName::Square), _) => Crop::Square,
+            (Some(CropName::Whole), _) => Crop::Whole,
+            (Some(CropName::Auto) | None, _) if width != height => Crop::Whole,
+            (Some(CropName::Auto) | None, _) => {
                 // The height that a picture of this width has in CelebA, within a pixel of rounding.
                 let expected = f64::from(own_width) * f64::from(CELEBA[1]) / f64::from(CELEBA[0]);
                 let is_celeba = (f64::from(own_height) - expected).abs() <= 1.0;
@@ -153,6 +165,12 @@ impl SubjectArguments {
             }
         }
     }
+}
+
+/// Whether a picture has the sides of the model's images.
+pub(super) fn is_of_shape(path: &str, wanted: Wanted) -> bool {
+    let [_, height, width] = wanted.image_shape;
+    dimensions(Path::new(path)) == Some([width as u32, height as u32])
 }
 
 /// What is done to a picture, in words.
@@ -180,7 +198,12 @@ fn check_shape(name: &str, images: &Images, image_shape: [usize; 3]) -> Result<(
         return Ok(());
     }
     let needed = format!("{image_shape:?}, channels, height and width of the model's images");
-    Err(invalid(name, &format!("{shape:?}"), &needed, "give --idx the data set of the model"))
+    Err(invalid(
+        name,
+        &format!("{shape:?}"),
+        &needed,
+        "give Explorer::idx the data set of the model",
+    ))
 }
 
 fn holds_idx_files(folder: &Path) -> bool {
