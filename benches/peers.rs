@@ -53,9 +53,26 @@ struct Arguments {
     /// Plain 1x1 convolutions in Glow, not PLU.
     #[arg(long)]
     plain: bool,
+    /// Writes the models of images as ONNX into this folder, for `tests/onnx/check_onnx.py --time`.
+    #[cfg(feature = "onnx")]
+    #[arg(long)]
+    onnx: Option<std::path::PathBuf>,
     /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// Writes a model to the folder of `--onnx`, if there is one.
+macro_rules! export {
+    ($arguments:expr, $name:expr, $model:expr) => {
+        #[cfg(feature = "onnx")]
+        if let Some(folder) = &$arguments.onnx {
+            let path = |kind| folder.join(format!("{}.{kind}.onnx", $name));
+            burn_flows::onnx::save_log_prob(&$model, path("log_prob"))
+                .expect("it has a counterpart");
+            burn_flows::onnx::save_sample(&$model, path("sample")).expect("it has a counterpart");
+        }
+    };
 }
 
 struct ImageWorkload {
@@ -137,6 +154,7 @@ fn main() {
         .expect("the workloads are valid");
         let [c, h, w] = workload.image_shape;
         let x = Tensor::random([workload.batch, c, h, w], Distribution::Normal(0.0, 1.0), &device);
+        export!(arguments, workload.name, glow);
         time(workload.name, &arguments, glow, x);
     }
     let run = |name: &str| wanted(name).then(|| device.seed(0)).is_some();
@@ -152,12 +170,14 @@ fn main() {
     if run("nice-mnist") {
         let nice = NiceConfig::mnist().init(&device).expect("the workload is valid");
         let x = Tensor::random([100, 784], Distribution::Uniform(0.0, 1.0), &device);
+        export!(arguments, "nice-mnist", nice);
         time("nice-mnist", &arguments, nice, x);
     }
     if run("realnvp-mnist") {
         let model = RealNvpConfig::new([1, 28, 28], 2, 16, 1).init(&device);
         let x = Tensor::random([32, 1, 28, 28], Distribution::Uniform(0.0, 1.0), &device);
         let model = model.expect("the workload is valid");
+        export!(arguments, "realnvp-mnist", model);
         time("realnvp-mnist", &arguments, model, x);
     }
     if run("nsf-vec16") {

@@ -2,15 +2,13 @@
 //!
 //! `cargo run --release --example celeba -- --data DIR`
 //!
-//! DIR is CelebA in its official layout (`img_align_celeba/`, `list_eval_partition.txt`,
-//! `list_attr_celeba.txt`; the lists may be missing) or in Kaggle's, or any folder of JPEG and PNG pictures, nested as
-//! they are: below `train` and `test` if both are there, else every tenth is held out to test on; or the
-//! binary files of CIFAR-10. The pictures are reduced to `--size` pixels a side and 5 bits, and mirrored at
-//! random. They are decoded once, on all cores, and kept in memory, a byte a value: 0.6 GB for all of
-//! CelebA at 32 pixels, 2.5 GB at 64, 10 GB at 128; and in `--cache`, so that the next run starts at once.
-//! What the examples write is no data, even where it lies among the pictures.
+//! DIR is CelebA in its official layout or Kaggle's (the lists may be missing), the binary files of CIFAR-10, or
+//! any folder of JPEG and PNG pictures, nested as they are: below `train` and `test` if both are there, else every
+//! tenth is held out to test on. The pictures are reduced to `--size` pixels a side and 5 bits, and mirrored at
+//! random. They are decoded once, on all cores, and kept in memory, a byte a value (2.5 GB for all of CelebA at 64
+//! pixels), and in `--cache`. What the examples write is no data, even where it lies among the pictures.
 //!
-//! Metrics, curves, a report (`report.html`), samples, reconstructions and the model go into `--out`, by default
+//! Metrics, curves, a report, samples, reconstructions and the model go into `--out`, by default
 //! `runs/celeba-MODEL`. Ctrl-C or `kill` writes a checkpoint; `--resume` goes on from it,
 //! and a run that is there already is replaced with `--overwrite` only.
 
@@ -29,8 +27,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Train a normalizing flow on CelebA, or on any folder of pictures, and draw from it.
 #[derive(Parser)]
 struct Arguments {
-    /// Folder of CelebA, or of any pictures (JPEG, PNG)
-    #[arg(long)]
+    #[arg(long, help = "Folder of CelebA, or of any pictures (JPEG, PNG)")]
     data: Option<PathBuf>,
     /// Name of the folder of CelebA's pictures in it
     #[arg(long, default_value = "img_align_celeba")]
@@ -42,35 +39,26 @@ struct Arguments {
     /// where that cannot be written]
     #[arg(long)]
     cache: Option<PathBuf>,
-    /// The model: glow, realnvp or nice
-    #[arg(long, default_value = "glow")]
+    #[arg(long, default_value = "glow", help = "The model: glow, realnvp or nice")]
     model: String,
-    /// Levels of glow, scales of realnvp [default: what suits the pictures]
-    #[arg(long)]
+    #[arg(long, help = "Levels of glow, scales of realnvp [default: what suits the pictures]")]
     levels: Option<usize>,
     /// Steps a level of glow, blocks of realnvp's nets [default: what suits the pictures]
     #[arg(long)]
     steps_per_level: Option<usize>,
-    /// Hidden width of the couplings' nets [default: what suits the pictures]
-    #[arg(long)]
+    #[arg(long, help = "Hidden width of the couplings' nets [default: what suits the pictures]")]
     hidden: Option<usize>,
-    /// Passes over the training images [default: what suits the model]
-    #[arg(long)]
+    #[arg(long, help = "Passes over the training images [default: what suits the model]")]
     epochs: Option<usize>,
-    /// Upper bound on optimizer steps
-    #[arg(long)]
+    #[arg(long, help = "Upper bound on optimizer steps")]
     steps: Option<usize>,
-    /// Images a step [default: what suits the model]
-    #[arg(long)]
+    #[arg(long, help = "Images a step [default: what suits the model]")]
     batch: Option<usize>,
-    /// Bits a pixel, 1 to 8 [default: 5]
-    #[arg(long)]
+    #[arg(long, help = "Bits a pixel, 1 to 8 [default: 5]")]
     bits: Option<u32>,
-    /// Seed of parameters, data order, noise and samples
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, help = "Seed of parameters, data order, noise and samples")]
     seed: u64,
-    /// Peak learning rate [default: what suits the model]
-    #[arg(long)]
+    #[arg(long, help = "Peak learning rate [default: what suits the model]")]
     learning_rate: Option<f64>,
     /// Temperatures of the samples, a row each [default: those of Glow's paper]
     #[arg(long, value_delimiter = ',')]
@@ -83,20 +71,15 @@ struct Arguments {
     /// Images whose gradients are computed at once, the step's being their sum [default: all]
     #[arg(long)]
     micro_batch: Option<usize>,
-    /// Steps between two checkpoints
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 500, help = "Steps between two checkpoints")]
     checkpoint_every: usize,
-    /// Go on from the last checkpoint in --out
-    #[arg(long)]
+    #[arg(long, help = "Go on from the last checkpoint in --out")]
     resume: bool,
-    /// Replace the run that is in --out
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long, conflicts_with = "resume", help = "Replace the run that is in --out")]
     overwrite: bool,
-    /// Folder of the run
-    #[arg(long)]
+    #[arg(long, help = "Folder of the run")]
     out: Option<PathBuf>,
-    /// Which of the compiled-in backends computes [default: the preferred one]
-    #[arg(long)]
+    #[arg(long, help = "Which of the compiled-in backends computes [default: the preferred one]")]
     device: Option<String>,
 }
 
@@ -150,12 +133,9 @@ fn run(arguments: &Arguments) -> Result<Option<String>> {
         ..ImageRun::default()
     };
     images.validate()?;
-    let mut pictures = PictureFolder {
-        folder: PathBuf::new(),
-        pictures: arguments.pictures.clone(),
-        size: arguments.size,
-        cache: arguments.cache.clone(),
-    };
+    let mut pictures = PictureFolder::new(arguments.data.clone().unwrap_or_default());
+    pictures.pictures.clone_from(&arguments.pictures);
+    (pictures.size, pictures.cache) = (arguments.size, arguments.cache.clone());
     pictures.validate()?;
     let (name, device) = backend::named(arguments.device.as_deref())?;
     let out = || format!("runs/celeba-{}", images.model).into();
@@ -168,8 +148,9 @@ fn run(arguments: &Arguments) -> Result<Option<String>> {
         .with_overwrite(arguments.overwrite)
         .with_device_name(name);
     run.validate()?;
-    let Some(folder) = &arguments.data else { return Ok(None) };
-    pictures.folder = folder.clone();
+    if arguments.data.is_none() {
+        return Ok(None);
+    }
     let parts = pictures.parts(run.folder())?;
     let outcome = images.train(run, parts, &device())?;
     Ok(Some(match outcome.end {

@@ -41,8 +41,7 @@ struct Arguments {
     /// Folder of what is written [default: explore in the folder of the run]
     #[arg(long, global = true, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Seed of all draws
-    #[arg(long, global = true, default_value_t = 0)]
+    #[arg(long, global = true, default_value_t = 0, help = "Seed of all draws")]
     seed: u64,
     /// The class whose density a class-conditional model is asked for, counted from 0
     #[arg(long, global = true)]
@@ -54,8 +53,7 @@ struct Arguments {
     /// Folder of the IDX files that test:N and train:N look into [default: the bundled MNIST]
     #[arg(long, global = true, value_name = "DIR")]
     idx: Option<PathBuf>,
-    /// Which of the compiled-in backends computes [default: the preferred one]
-    #[arg(long)]
+    #[arg(long, help = "Which of the compiled-in backends computes [default: the preferred one]")]
     device: Option<String>,
     #[command(subcommand)]
     command: Command,

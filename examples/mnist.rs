@@ -21,8 +21,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Train a normalizing flow on MNIST and draw digits from it.
 #[derive(Parser)]
 struct Arguments {
-    /// Folder with the four IDX files, gz or not [default: the bundled MNIST]
-    #[arg(long)]
+    #[arg(long, help = "Folder with the four IDX files, gz or not [default: the bundled MNIST]")]
     data: Option<PathBuf>,
     /// Train a density for each class: the top prior of glow depends on the label; samples by class, and
     /// classification of the test images by Bayes' rule
@@ -32,35 +31,26 @@ struct Arguments {
     /// [default: 0.01, as in Glow's code]
     #[arg(long, requires = "conditional", allow_negative_numbers = true, value_name = "WEIGHT")]
     classifier_weight: Option<f64>,
-    /// The model: glow, realnvp or nice
-    #[arg(long, default_value = "glow")]
+    #[arg(long, default_value = "glow", help = "The model: glow, realnvp or nice")]
     model: String,
-    /// Levels of glow, scales of realnvp [default: what suits the pictures]
-    #[arg(long)]
+    #[arg(long, help = "Levels of glow, scales of realnvp [default: what suits the pictures]")]
     levels: Option<usize>,
     /// Steps a level of glow, blocks of realnvp's nets [default: what suits the pictures]
     #[arg(long)]
     steps_per_level: Option<usize>,
-    /// Hidden width of the couplings' nets [default: what suits the pictures]
-    #[arg(long)]
+    #[arg(long, help = "Hidden width of the couplings' nets [default: what suits the pictures]")]
     hidden: Option<usize>,
-    /// Passes over the training images [default: what suits the model]
-    #[arg(long)]
+    #[arg(long, help = "Passes over the training images [default: what suits the model]")]
     epochs: Option<usize>,
-    /// Upper bound on optimizer steps
-    #[arg(long)]
+    #[arg(long, help = "Upper bound on optimizer steps")]
     steps: Option<usize>,
-    /// Images a step [default: what suits the model]
-    #[arg(long)]
+    #[arg(long, help = "Images a step [default: what suits the model]")]
     batch: Option<usize>,
-    /// Bits a pixel, 1 to 8 [default: 8]
-    #[arg(long)]
+    #[arg(long, help = "Bits a pixel, 1 to 8 [default: 8]")]
     bits: Option<u32>,
-    /// Seed of parameters, data order, noise and samples
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, help = "Seed of parameters, data order, noise and samples")]
     seed: u64,
-    /// Peak learning rate [default: what suits the model]
-    #[arg(long)]
+    #[arg(long, help = "Peak learning rate [default: what suits the model]")]
     learning_rate: Option<f64>,
     /// Temperatures of the samples, a row each [default: 0.5 to 1]
     #[arg(long, value_delimiter = ',')]
@@ -73,20 +63,15 @@ struct Arguments {
     /// Images whose gradients are computed at once, the step's being their sum [default: all]
     #[arg(long)]
     micro_batch: Option<usize>,
-    /// Steps between two checkpoints
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 500, help = "Steps between two checkpoints")]
     checkpoint_every: usize,
-    /// Go on from the last checkpoint in --out
-    #[arg(long)]
+    #[arg(long, help = "Go on from the last checkpoint in --out")]
     resume: bool,
-    /// Replace the run that is in --out
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long, conflicts_with = "resume", help = "Replace the run that is in --out")]
     overwrite: bool,
-    /// Folder of the run
-    #[arg(long)]
+    #[arg(long, help = "Folder of the run")]
     out: Option<PathBuf>,
-    /// Which of the compiled-in backends computes [default: the preferred one]
-    #[arg(long)]
+    #[arg(long, help = "Which of the compiled-in backends computes [default: the preferred one]")]
     device: Option<String>,
 }
 

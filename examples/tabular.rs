@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use burn_flows::coupling::ScaleMap;
+use burn_flows::coupling::{Elementwise, RationalQuadratic, RationalQuadraticConfig, ScaleMap};
 use burn_flows::data::{Table, random_for, streams};
 use burn_flows::metrics::log_mean_exp;
 use burn_flows::models::{
@@ -120,6 +120,9 @@ enum Kind {
     Spline,
     /// Spline autoregressive layers
     SplineAr,
+    /// A spline for each coordinate by itself, without any net; with --whiten that is enough for what is
+    /// normal in most directions, and all that few rows can teach
+    Marginals,
 }
 
 /// What a run leaves in its folder, beside `config.json`.
@@ -307,7 +310,12 @@ enum AnyFlow {
     RealNvp(RealNvpVector),
     Maf(Maf),
     Spline(SplineFlow),
+    Marginals(Elementwise<RationalQuadratic>),
 }
+
+/// Bins of the splines of single coordinates, and where their tails begin: in deviations.
+const MARGINAL_BINS: usize = 8;
+const MARGINAL_BOUND: f64 = 4.0;
 
 fn flow(arguments: &Arguments, features: usize, device: &Device) -> Result<AnyFlow> {
     let hidden = vec![arguments.width; 2];
@@ -324,6 +332,10 @@ fn flow(arguments: &Arguments, features: usize, device: &Device) -> Result<AnyFl
         Kind::Maf => AnyFlow::Maf(MafConfig::new(features, layers(5), hidden).init(device)?),
         Kind::Spline => AnyFlow::Spline(spline(8, SplineFlowKind::Coupling)?),
         Kind::SplineAr => AnyFlow::Spline(spline(5, SplineFlowKind::Autoregressive)?),
+        Kind::Marginals => {
+            let splines = RationalQuadraticConfig::new(MARGINAL_BINS, MARGINAL_BOUND).init()?;
+            AnyFlow::Marginals(Elementwise::new(splines, features, device)?)
+        }
     })
 }
 

@@ -32,25 +32,19 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Learn the density of two moons.
 #[derive(Parser, Serialize)]
 struct Arguments {
-    /// Optimizer steps
-    #[arg(long, default_value_t = 4000)]
+    #[arg(long, default_value_t = 4000, help = "Optimizer steps")]
     steps: usize,
-    /// Points a step
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, help = "Points a step")]
     batch: usize,
-    /// Seed of parameters, points and samples
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, help = "Seed of parameters, points and samples")]
     seed: u64,
-    /// Which of the compiled-in backends computes [default: the preferred one]
-    #[arg(long)]
+    #[arg(long, help = "Which of the compiled-in backends computes [default: the preferred one]")]
     #[serde(skip)]
     device: Option<String>,
-    /// Replace the run that is in --out
-    #[arg(long)]
+    #[arg(long, help = "Replace the run that is in --out")]
     #[serde(skip)]
     overwrite: bool,
-    /// Folder of the pictures
-    #[arg(long, default_value = "runs/two-moons")]
+    #[arg(long, default_value = "runs/two-moons", help = "Folder of the pictures")]
     #[serde(skip)]
     out: PathBuf,
 }

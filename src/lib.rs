@@ -62,14 +62,14 @@
 //! | use a trained model: edit, interpolate, fill in, score | [`latent`], [`metrics`] |
 //! | fit a density that is known up to a constant: variational inference | [`variational`], [`residual`] |
 //! | save and load | [`record`] |
-//! | take records of PyTorch libraries | [`weights`] |
+//! | take records of PyTorch libraries, and write theirs | [`weights`] |
 //!
 //! # Features
 //!
 //! The backend is chosen at compile time, one feature each: `ndarray` (CPU, the default), `flex`
 //! (CPU, Burn's successor of ndarray) and `wgpu` (GPU: Vulkan, Metal, DirectX 12).
 //! [`backend::device`] gives the compiled-in device; see [`backend`] for several at once. `images` (on
-//! by default) reads folders of pictures.
+//! by default) reads folders of pictures, `onnx` writes models for onnxruntime (room `onnx`).
 
 #![deny(missing_docs, unsafe_code)]
 
@@ -98,6 +98,8 @@ pub mod linear;
 pub mod metrics;
 pub mod models;
 pub mod norm;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 mod param;
 pub mod preprocess;
 pub mod prior;

@@ -300,6 +300,9 @@ fn a_header_that_announces_10_gb_is_refused() {
     }
 }
 
+#[path = "weights/flows.rs"]
+mod flows;
+
 mod pickles {
     use super::*;
 

@@ -296,7 +296,7 @@ impl NetBatchNorm {
     }
 
     /// Scale and shift of the map that it is, `[channels]` each.
-    pub(super) fn affine(&self) -> [Tensor<1>; 2] {
+    pub(crate) fn affine(&self) -> [Tensor<1>; 2] {
         let Moments { mean, variance } = self.moments.current();
         let scale = self.weight.val() * self.moments.log_scale(variance).exp();
         let shift = self.bias.val() - mean * scale.clone();

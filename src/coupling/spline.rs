@@ -41,7 +41,7 @@ pub enum SplineForm {
     /// `min_slope + softplus(d + ln(e^(1 - min_slope) - 1))`, which is 1 at `d = 0`, and at most 10⁶.
     ///
     /// nflows and normflows add the constant to their end slopes alone, and divide `w` and `h` in couplings
-    /// by the root of the net's width: both are a matter of the last layer's bias and weight.
+    /// by the root of the net's width: [`Rescaled`](super::Rescaled) does so.
     Floored {
         /// Least width of a bin, as a fraction of the interval.
         min_width: f64,
@@ -142,7 +142,7 @@ const LAYER: &str = "RationalQuadratic";
 pub(super) const STEEPEST: f64 = 1e6;
 
 /// What makes the slope 1 at a number of 0.
-pub(super) fn slope_offset(min_slope: f64) -> f64 {
+pub(crate) fn slope_offset(min_slope: f64) -> f64 {
     (1.0 - min_slope).exp_m1().ln()
 }
 

@@ -44,7 +44,7 @@ impl BlankNormal {
     }
 
     /// Means and log standard deviations, `[1, channels, height, width]` each.
-    fn parameters(&self, [height, width]: [usize; 2]) -> (Tensor<4>, Tensor<4>) {
+    pub(crate) fn parameters(&self, [height, width]: [usize; 2]) -> (Tensor<4>, Tensor<4>) {
         let weight = self.conv.conv.weight.val();
         let [outputs, channels_in, ..] = weight.dims();
         let blank =

@@ -52,6 +52,11 @@ impl Uniform {
         Ok(Self { lower: lower.into(), upper: upper.into() })
     }
 
+    /// The two ends.
+    pub fn interval(&self) -> [f64; 2] {
+        [*self.lower, *self.upper]
+    }
+
     /// Uniform on the circle, in radians from `-pi` to `pi`.
     pub fn circle() -> Self {
         Self { lower: (-std::f64::consts::PI).into(), upper: std::f64::consts::PI.into() }

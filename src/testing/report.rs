@@ -4,6 +4,8 @@ use std::fmt;
 
 use burn::tensor::DType;
 
+use crate::error::FlowError;
+
 /// A law of [`Flow`](trait@crate::Flow).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -67,6 +69,17 @@ pub struct LawViolation {
     pub flow: String,
     /// What was found.
     pub detail: String,
+}
+
+impl From<LawViolation> for FlowError {
+    fn from(violation: LawViolation) -> Self {
+        Self::Invalid {
+            what: "the flow".into(),
+            got: violation.to_string(),
+            needed: "a flow that keeps its laws".into(),
+            advice: "compare forward, inverse and log_det with the formula".into(),
+        }
+    }
 }
 
 /// How far two figures that must be equal may differ.

@@ -12,66 +12,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+pub(super) use super::rows::Rows;
 use super::{Array, Weights};
-use crate::error::Result;
+use crate::error::{FlowError, Result};
 use crate::host;
 use crate::param::frozen;
 use crate::stack::device_and_dtype;
-
-/// Our rows (slices along the first axis) made of theirs: for each of ours the number of theirs, and a
-/// sign.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Rows(Option<Vec<(usize, f64)>>);
-
-impl Rows {
-    /// As they are.
-    pub(super) fn same() -> Self {
-        Self(None)
-    }
-
-    /// In the given order.
-    pub(super) fn in_order(order: impl IntoIterator<Item = usize>) -> Self {
-        Self(Some(order.into_iter().map(|row| (row, 1.0)).collect()))
-    }
-
-    /// Theirs are `first half, second half`, ours `second half, first half`.
-    pub(super) fn halves_swapped(count: usize) -> Self {
-        Self::in_order((count / 2..count).chain(0..count / 2))
-    }
-
-    /// Theirs are interleaved, ours the even ones, then the odd ones.
-    pub(super) fn deinterleaved(count: usize) -> Self {
-        Self::in_order((0..count).step_by(2).chain((1..count).step_by(2)))
-    }
-
-    /// All signs turned.
-    pub(super) fn all_negated(count: usize) -> Self {
-        Self::signed((0..count).map(|row| (row, -1.0)))
-    }
-
-    /// For each of ours the number of theirs, and a sign.
-    pub(super) fn signed(rows: impl IntoIterator<Item = (usize, f64)>) -> Self {
-        Self(Some(rows.into_iter().collect()))
-    }
-
-    fn to_ours(&self, theirs: Array) -> Array {
-        let Some(rows) = &self.0 else { return theirs };
-        let width = theirs.shape()[1..].iter().product::<usize>();
-        let ours = theirs.rows(rows.iter().map(|(row, _)| *row));
-        let shape = ours.shape().to_vec();
-        let values = ours.into_values().into_iter().enumerate();
-        Array::new(shape, values.map(|(at, value)| value * rows[at / width].1).collect())
-    }
-
-    fn to_theirs(&self, ours: Array) -> Array {
-        let Some(rows) = &self.0 else { return ours };
-        let mut back = vec![(0, 1.0); rows.len()];
-        for (to, &(from, sign)) in rows.iter().enumerate() {
-            back[from] = (to, sign);
-        }
-        Self(Some(back)).to_ours(ours)
-    }
-}
 
 /// The other library's tensors in the making, or in the reading.
 #[derive(Debug)]
@@ -135,9 +81,29 @@ impl Exchange {
         self.weights.size(&format!("{}{name}", self.prefix), axis)
     }
 
+    /// Whether a tensor that is read is a single number without an axis.
+    pub(super) fn is_scalar(&self, name: &str) -> bool {
+        self.weights.shape(&format!("{}{name}", self.prefix)).is_some_and(|shape| shape.is_empty())
+    }
+
+    /// Names of what is read, below the present one.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.weights.names().filter_map(|name| name.strip_prefix(self.prefix.as_str()))
+    }
+
+    /// The numbers of the submodules of what is read, below `name`.
+    pub(super) fn indices(&self, name: &str) -> Vec<usize> {
+        let full = format!("{}{name}", self.prefix);
+        // Names are below a name, or where there is none below the prefix itself.
+        match full.strip_suffix('.').unwrap_or(&full) {
+            "" => self.weights.indices(),
+            place => self.weights.under(place).indices(),
+        }
+    }
+
     /// How many numbered submodules what is read has below `name`.
     pub(super) fn count(&self, name: &str) -> usize {
-        self.weights.under(format!("{}{name}", self.prefix)).indices().len()
+        self.indices(name).len()
     }
 
     /// What `table` says, its names being below `name`.
@@ -202,6 +168,136 @@ impl Exchange {
     ) -> Param<Tensor<2>> {
         let turned = ours.map(|ours| Param::from_tensor(host::plain(ours.val()).transpose()));
         Param::from_tensor(self.tensor(name, &shape, &rows, turned.as_ref()).transpose())
+    }
+
+    /// The weight of a linear layer that sees two vectors beside each other, which they keep as one matrix
+    /// `[out, first + second]`; ours are two of `[in, out]`. There is no second one of width zero.
+    pub(super) fn transposed_parts(
+        &mut self,
+        name: &str,
+        outputs: usize,
+        [first, second]: [usize; 2],
+        rows: Rows,
+        ours: Option<(&Param<Tensor<2>>, Option<&Param<Tensor<2>>>)>,
+    ) -> (Param<Tensor<2>>, Option<Param<Tensor<2>>>) {
+        let whole = ours.map(|(first, second)| {
+            let parts = [Some(first), second].into_iter().flatten();
+            let parts = parts.map(|part| host::plain(part.val())).collect();
+            Param::from_tensor(Tensor::cat(parts, 0))
+        });
+        let whole = self.transposed(name, [outputs, first + second], rows, whole.as_ref()).val();
+        if whole.dims() != [first + second, outputs] {
+            return (Param::from_tensor(whole), None);
+        }
+        let part = |start, width| Param::from_tensor(whole.clone().narrow(0, start, width));
+        (part(0, first), (second > 0).then(|| part(first, second)))
+    }
+
+    /// The mask of a linear layer, of 0 and 1, which they keep as `[out, in]` in type `dtype`.
+    ///
+    /// Theirs may have columns behind ours, which have to be 1: a context, of which nothing is left out.
+    pub(super) fn mask(
+        &mut self,
+        name: &str,
+        [outputs, inputs, beside]: [usize; 3],
+        dtype: DType,
+        rows: Rows,
+        ours: Option<&Param<Tensor<2>>>,
+    ) -> Tensor<2> {
+        let shape = [outputs, inputs + beside];
+        if let Some(ours) = ours {
+            let turned = host::plain(ours.val()).transpose();
+            let ones = Tensor::ones([outputs, beside], (&turned.device(), turned.dtype()));
+            let whole = if beside > 0 { Tensor::cat(vec![turned, ones], 1) } else { turned };
+            let array = rows.to_theirs(Array::new(shape, host::to_f64(whole)));
+            self.write(name, &shape, dtype, array.into_values());
+            return ours.val();
+        }
+        let Some(array) = self.read(name, &shape) else { return self.placeholder() };
+        let array = rows.to_ours(array);
+        if array.values().iter().any(|&value| value != 0.0 && value != 1.0) {
+            self.refuse_value(name, "is a mask of other values than 0 and 1");
+        }
+        let (mut values, width) = (vec![0.0; inputs * outputs], inputs + beside);
+        for (at, &value) in array.values().iter().enumerate() {
+            let (row, column) = (at / width, at % width);
+            match values.get_mut(column * outputs + row) {
+                Some(place) if column < inputs => *place = value,
+                _ if value == 1.0 => {}
+                _ => {
+                    self.refuse_value(name, "leaves out a part of the context");
+                    break;
+                }
+            }
+        }
+        host::from_f64(values, [inputs, outputs], self.device(), self.dtype())
+    }
+
+    /// Whole numbers that the layer keeps as a setting; none where they are not as they should be.
+    pub(super) fn numbers(
+        &mut self,
+        name: &str,
+        count: usize,
+        ours: Option<&[usize]>,
+    ) -> Vec<usize> {
+        if let Some(ours) = ours {
+            self.write(name, &[count], DType::I64, ours.iter().map(|&n| n as f64).collect());
+            return ours.to_vec();
+        }
+        let values = self.values(name, &[count]);
+        if values.iter().any(|&value| value < 0.0 || value.fract() != 0.0) {
+            self.refuse_value(name, "has other values than whole numbers");
+            return Vec::new();
+        }
+        values.into_iter().map(|value| value as usize).collect()
+    }
+
+    /// A matrix of which they keep the entries at some `places` in a vector, `count` of them; `ours` are the
+    /// values of all.
+    pub(super) fn scattered(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        count: usize,
+        places: impl Iterator<Item = usize>,
+        ours: Option<Vec<f64>>,
+    ) -> Param<Tensor<2>> {
+        if let Some(ours) = ours {
+            self.write(name, &[count], self.dtype(), places.map(|place| ours[place]).collect());
+            return Param::from_tensor(self.placeholder());
+        }
+        let Some(theirs) = self.read(name, &[count]) else {
+            return Param::from_tensor(self.placeholder());
+        };
+        let mut values = vec![0.0; shape[0] * shape[1]];
+        places.zip(theirs.values()).for_each(|(place, value)| values[place] = *value);
+        Param::from_tensor(host::from_f64(values, shape, self.device(), self.dtype()))
+    }
+
+    /// A vector of several kinds of numbers for each feature, kind by kind, of which they keep some kinds
+    /// each in a matrix `[features, kinds]` of its own.
+    pub(super) fn by_kind(
+        &mut self,
+        parts: &[(&str, usize)],
+        features: usize,
+        ours: Option<&Param<Tensor<1>>>,
+    ) -> Param<Tensor<1>> {
+        if let Some(ours) = ours {
+            let values = host::to_f64(host::plain(ours.val()));
+            let mut start = 0;
+            for &(name, kinds) in parts {
+                let own =
+                    Array::new([kinds, features], values[start..start + kinds * features].to_vec());
+                self.write(name, &[features, kinds], self.dtype(), own.transposed().into_values());
+                start += kinds * features;
+            }
+            return ours.clone();
+        }
+        let read: Vec<Option<Array>> =
+            parts.iter().map(|&(name, kinds)| self.read(name, &[features, kinds])).collect();
+        let read: Option<Vec<Array>> = read.into_iter().collect();
+        let Some(read) = read else { return Param::from_tensor(self.placeholder()) };
+        self.vector(read.into_iter().flat_map(|part| part.transposed().into_values()).collect())
     }
 
     fn tensor<const D: usize>(
@@ -274,6 +370,27 @@ impl Exchange {
         }
     }
 
+    /// The value of all entries of a vector, which is the same in every such model up to the rounding of its
+    /// type.
+    pub(super) fn nearly(
+        &mut self,
+        name: &str,
+        count: usize,
+        expected: f64,
+        ours: Option<f64>,
+    ) -> f64 {
+        if let Some(ours) = ours {
+            self.write(name, &[count], self.dtype(), vec![ours; count]);
+            return ours;
+        }
+        let theirs = self.values(name, &[count]);
+        let first = theirs.first().copied().unwrap_or(expected);
+        if (first - expected).abs() > 1e-6 || theirs.iter().any(|&value| value != first) {
+            self.refuse_value(name, "has other values than every such model");
+        }
+        rounded(first, self.dtype())
+    }
+
     /// The one value of a tensor, which is written or read.
     pub(super) fn number(&mut self, name: &str, shape: &[usize], ours: Option<f64>) -> f64 {
         if let Some(ours) = ours {
@@ -316,6 +433,18 @@ impl Exchange {
     fn write(&mut self, name: &str, shape: &[usize], dtype: DType, values: Vec<f64>) {
         let data = TensorData::new(values, shape.to_vec()).convert_dtype(dtype);
         self.written.insert(format!("{}{name}", self.prefix), data);
+    }
+
+    /// Whether all that was read is there, in its shape and usable: else layers cannot be made of it.
+    pub(super) fn is_sound(&self) -> bool {
+        self.missing.is_empty() && self.misshaped.is_empty() && self.unusable.is_empty()
+    }
+
+    /// An error about what is read, for a layer that its tensors do not make.
+    pub(super) fn unfit(&self, reason: &str) -> FlowError {
+        let advice =
+            "give the state dict of a model of layers that are listed in the documentation";
+        self.weights.error(format!("{}: {reason}", self.prefix.trim_end_matches('.')), advice)
     }
 
     /// Notes that what is read cannot be a model of this crate.
@@ -363,14 +492,22 @@ impl Exchange {
     }
 }
 
-/// Their shape with our number of axes: all in one, or without axes of size one at the end.
+/// Their shape with our number of axes: all in one, or without axes of size one at the start or the end.
 fn own_shape<const D: usize>(theirs: &[usize]) -> [usize; D] {
     let mut own = [1; D];
     if D == 1 {
         own[0] = theirs.iter().product();
     } else {
-        let count = D.min(theirs.len());
-        own[..count].copy_from_slice(&theirs[..count]);
+        let excess = theirs.len().saturating_sub(D);
+        let is_leading = theirs[..excess].iter().all(|&size| size == 1);
+        let kept = &theirs[if is_leading { excess } else { 0 }..];
+        let count = D.min(kept.len());
+        own[..count].copy_from_slice(&kept[..count]);
     }
     own
+}
+
+/// A number that a layer keeps beside its parameters, in their precision, so that it comes back as it was.
+pub(super) fn rounded(value: f64, dtype: DType) -> f64 {
+    if dtype == DType::F32 { f64::from(value as f32) } else { value }
 }

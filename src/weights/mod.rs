@@ -10,10 +10,14 @@
 //!
 //! - [`rosinality`]: Glow of rosinality/glow-pytorch
 //! - [`y0ast`]: Glow of y0ast/Glow-PyTorch
-//! - [`normflows`]: multi-scale Glow and RealNVP of normflows; also its couplings, ActNorm, 1x1
-//!   convolutions and Glow blocks one by one
+//! - [`normflows`]: multi-scale Glow, RealNVP, spline flows and masked autoregressive flows of normflows, with
+//!   classes and contexts too; also its couplings, ActNorm, 1x1 convolutions and Glow blocks one by one
 //! - [`chrischute`]: RealNVP of chrischute/real-nvp
+//! - [`nflows`]: masked autoregressive flows and spline flows of nflows, and sbi's density estimators of them
+//! - [`zuko`]: `MAF`, `NSF` and `NCSF` of zuko, and sbi's density estimators of them
 //! - [`torch`]: plain PyTorch layers, and NICE and RealNVP written with them
+//!
+//! Glow, RealNVP and NICE are written as ONNX as well, for what is no library of flows: room `onnx`, a feature.
 //!
 //! ```no_run
 //! use burn_flows::weights::rosinality;
@@ -25,8 +29,7 @@
 //!
 //! Files are safetensors, or PyTorch's own (`.pt`, `.pth`), of a state dict or of a
 //! checkpoint with one in it. Sizes are found from the tensors; what a file does not hold, such as the
-//! side of the images of a net of convolutions, is asked for. Class-conditional models are refused:
-//! there is no such prior here.
+//! side of the images of a net of convolutions, is asked for.
 //!
 //! ```
 //! use burn::tensor::TensorData;
@@ -45,17 +48,22 @@
 mod archive;
 mod array;
 pub mod chrischute;
+mod embedding;
 mod exchange;
 mod file;
 mod layers;
+pub mod nflows;
 pub mod normflows;
 mod pickle;
 pub mod rosinality;
+mod rows;
 pub mod torch;
 mod torch_file;
+mod vectors;
 pub mod y0ast;
+pub mod zuko;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -70,6 +78,8 @@ use crate::stack::FlowStack;
 pub use array::Array;
 /// The former name of [`chrischute`].
 pub use chrischute as real_nvp;
+pub use embedding::{Embedding, Moments};
+pub use vectors::{Framed, Spline, SplineOptions, VectorLayer};
 
 /// Dictionaries that a checkpoint may keep its state dict in.
 const STATE_DICTS: [&str; 6] =
@@ -170,6 +180,16 @@ impl Weights {
         Self { prefix: format!("{}{}.", self.prefix, name.as_ref()), ..self.clone() }
     }
 
+    /// The same tensors, their names below `name`, as those of a module that holds another one:
+    /// `weights.below("net")` has `net.flows.0.s` for `flows.0.s`.
+    pub fn below(&self, name: impl AsRef<str>) -> Self {
+        let full = |own: &str| format!("{}{own}", self.prefix);
+        let tensors = self
+            .names()
+            .map(|own| (format!("{}.{own}", name.as_ref()), self.tensors[&full(own)].clone()));
+        Self { tensors: Arc::new(tensors.collect()), prefix: String::new(), ..self.clone() }
+    }
+
     /// Whether a tensor or a submodule of that name exists.
     pub fn has(&self, name: &str) -> bool {
         let full = format!("{}{name}", self.prefix);
@@ -223,7 +243,9 @@ impl Weights {
     /// Size of a tensor along an axis, or zero where there is none that a layer can have: a table that is
     /// told so finds what is wrong.
     pub(crate) fn size(&self, name: &str, axis: usize) -> usize {
-        let size = self.shape(name).and_then(|shape| shape.get(axis)).copied().unwrap_or(0);
+        // A tensor without values can announce any size.
+        let shape = self.shape(name).filter(|shape| !shape.contains(&0));
+        let size = shape.and_then(|shape| shape.get(axis)).copied().unwrap_or(0);
         if size <= MOST_CHANNELS { size } else { 0 }
     }
 
@@ -232,17 +254,25 @@ impl Weights {
         self.others.iter().filter_map(|name| name.strip_prefix(self.prefix.as_str()))
     }
 
-    /// Enters the state dict of the model that has a tensor named `marker`: the root, or one of
-    /// the dictionaries of a checkpoint, with or without what `nn.DataParallel` adds.
+    /// Enters the state dict of the model that has a tensor or a submodule named `marker`: the root, or
+    /// one of the dictionaries of a checkpoint, with or without what `nn.DataParallel` adds.
     pub(crate) fn state_dict(&self, model: &str, marker: &str) -> Result<Self> {
-        let mut places: Vec<&str> =
-            self.names().filter_map(|name| name.strip_suffix(marker)).collect();
+        let place_of = |name: &'_ str| {
+            let at = name.match_indices(marker).map(|(at, _)| at).find(|&at| {
+                let (before, behind) = (&name[..at], &name[at + marker.len()..]);
+                let is_part = |text: &str, is_end: bool| text.is_empty() || is_end;
+                is_part(before, before.ends_with('.')) && is_part(behind, behind.starts_with('.'))
+            });
+            at.map(|at| name[..at].to_string())
+        };
+        let mut places: BTreeSet<String> = self.names().filter_map(place_of).collect();
         places.retain(|place| {
             let place = place.strip_suffix(PARALLEL).unwrap_or(place);
             place.is_empty()
                 || STATE_DICTS.iter().any(|name| place.strip_suffix(".") == Some(*name))
         });
-        match places[..] {
+        let places: Vec<String> = places.into_iter().collect();
+        match &places[..] {
             [place] => Ok(Self { prefix: format!("{}{place}", self.prefix), ..self.clone() }),
             [] => {
                 let reason = format!("this is not the state dict of {model}: no {marker} in it");

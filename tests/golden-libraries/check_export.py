@@ -5,7 +5,8 @@
 
 For each golden file of this folder and of ../golden whose model the test trained and exported, DIR holds
 NAME.safetensors and NAME.pt, the state dict, and NAME.expected.safetensors with what the model computes of
-the file's x. Models of normflows are built by ../golden/make_golden.py (pip install normflows)."""
+the file's x. Models of normflows are built by ../golden/make_golden.py (pip install normflows), flows of
+vectors by make_flows.py (pip install nflows zuko normflows sbi)"""
 
 import json
 import pathlib
@@ -15,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import make_flows
 import torch_models
 
 HERE = pathlib.Path(__file__).parent
@@ -29,6 +31,15 @@ def normflows_case(name):
     return next(case for case in make_golden.CASES if case.name == name)
 
 
+def vectors_case(name, metadata, state):
+    """log_prob of a flow of vectors by its own library."""
+    golden = load_file(HERE / f"{name}.safetensors")
+    model = make_flows.build(metadata)
+    model.load_state_dict(state, strict=True)
+    kind = metadata["class"].removeprefix("flow of vectors of ")
+    return make_flows.compute(model, kind, golden["x"], golden.get("context"))
+
+
 def check(folder, path):
     name = path.name.removesuffix(".expected.safetensors")
     expected = load_file(path)
@@ -38,6 +49,11 @@ def check(folder, path):
         if (HERE / f"{name}.safetensors").exists():
             with safe_open(HERE / f"{name}.safetensors", "pt") as golden:
                 metadata = golden.metadata()
+        else:
+            metadata = {}
+        if metadata.get("builder") in make_flows.BUILDERS:
+            computed = vectors_case(name, metadata, state)
+        elif metadata:
             sizes = json.loads(metadata["hyperparameters"])
             model = torch_models.build(metadata["source"], sizes).double()
             model.load_state_dict(state, strict=True)
@@ -48,7 +64,7 @@ def check(folder, path):
             model = case.build()
             model.load_state_dict(state, strict=True)
             computed = case.run(model, {"x": expected["x"]})
-        for key in ["log_det", "log_prob"]:
+        for key in expected.keys() - {"x"}:
             error = ((computed[key] - expected[key]).abs() / (1 + expected[key].abs())).max().item()
             print(f"{file.name}  {key}  {error:.1e}")
             assert error < TOLERANCE, file

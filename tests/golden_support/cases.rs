@@ -15,7 +15,9 @@ use burn_flows::weights::normflows::{
 use burn_flows::weights::{Weights, chrischute, rosinality, torch, y0ast};
 use burn_flows::{Flow, FlowError, FlowStack, Pass};
 
-use super::{Computed, Golden, INVERSE, cast, class_conditional, general, values, variational};
+use super::{
+    Computed, Golden, INVERSE, cast, class_conditional, general, values, variational, vectors,
+};
 
 /// Builds the model of a file and computes all that the file holds.
 pub fn compute(golden: &Golden) -> Result<Computed, String> {
@@ -71,6 +73,7 @@ pub fn compute(golden: &Golden) -> Result<Computed, String> {
             coupling(golden)
         }
         _ if class.starts_with("MultiscaleFlow of GlowBlock") => multiscale(golden),
+        _ if class.starts_with(vectors::CLASS) => vectors::case(golden),
         _ => variational::case(golden)
             .or_else(|| general::case(golden))
             .unwrap_or_else(|| Err(format!("unknown class {class:?}"))),
@@ -78,7 +81,7 @@ pub fn compute(golden: &Golden) -> Result<Computed, String> {
 }
 
 /// The tensors that a model gives are those it was made of, to the last bit.
-fn written_back(
+pub fn written_back(
     golden: &Golden,
     params: &Weights,
     written: Result<Result<Weights, FlowError>, &FlowError>,
@@ -108,10 +111,16 @@ fn written_back(
     Ok(())
 }
 
-/// Tensors that are written with values of our own: counters, and parts of a product of which only the
-/// product counts.
-const WITHOUT_MEANING: [&str; 5] =
-    ["num_batches_tracked", "rescale.weight_v", "rescale.weight_g", "data_dep_init_done", "_logs"];
+/// Tensors that are written with values of our own: counters, parts of a product of which only the product
+/// counts, and of what a mask is made.
+const WITHOUT_MEANING: [&str; 6] = [
+    "num_batches_tracked",
+    "rescale.weight_v",
+    "rescale.weight_g",
+    "data_dep_init_done",
+    "_logs",
+    "degrees",
+];
 
 /// What mixes the channels of a y0ast model.
 fn mixing(golden: &Golden) -> Result<y0ast::Mixing, String> {

@@ -5,6 +5,7 @@ pub mod class_conditional;
 pub mod general;
 pub mod traced;
 pub mod variational;
+pub mod vectors;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
