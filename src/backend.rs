@@ -1,7 +1,12 @@
 //! The compiled-in device: the only file that names a backend.
 //!
 //! The backend is chosen at compile time with a cargo feature: `ndarray` (the default), `flex` or
-//! `wgpu`. Where several are compiled in, [`device`] takes wgpu before flex before ndarray.
+//! `wgpu`. Where several are compiled in, [`device`] takes wgpu before flex before ndarray, unless the
+//! environment variable `BURN_DEVICE` names another, as everywhere in Burn.
+//!
+//! None of these features is needed where your own crate brings a backend, as `burn/cuda` or `burn/tch`:
+//! everything here takes a device or works on the one of its tensors. The fused kernels of this crate are
+//! for `ndarray` and `flex`, its GPU kernels for `wgpu`; on other backends all is computed by Burn's operations.
 
 // Burn removes the ndarray backend in 0.23; `flex` is ready to take its place.
 #![cfg_attr(feature = "ndarray", allow(deprecated))]
@@ -14,24 +19,29 @@ use burn::tensor::{Device, Element, Tensor, TensorData};
 use crate::error::{FlowError, Result};
 use crate::kernels::Scalar;
 
-#[cfg(not(any(feature = "ndarray", feature = "flex", feature = "wgpu")))]
-compile_error!(
-    "burn-flows needs a backend: enable one of its features `ndarray` (CPU, the default), \
-     `flex` (CPU) or `wgpu` (GPU)"
-);
-
-/// The compiled-in device: wgpu, else flex, else ndarray.
+/// The compiled-in device: the one that `BURN_DEVICE` names, else wgpu, else flex, else ndarray; without
+/// any of these features, the default of the Burn that your own crate brings.
 ///
 /// A model created on it is plain; `Module::train` makes it a model in training.
+///
+/// # Panics
+/// If no backend is compiled in, or not the one that `BURN_DEVICE` names.
 pub fn device() -> Device {
-    let (_, device) = devices().swap_remove(0);
-    device()
+    preferred().map_or_else(Device::default, |(_, device)| device())
+}
+
+fn preferred() -> Option<NamedDevice> {
+    let mut devices = devices().into_iter();
+    match std::env::var("BURN_DEVICE") {
+        Ok(wanted) => devices.find(|(name, _)| wanted.eq_ignore_ascii_case(name)),
+        Err(_) => devices.next(),
+    }
 }
 
 /// A device by name; made when called, so that a GPU is only looked for when it is used.
 pub type NamedDevice = (&'static str, fn() -> Device);
 
-/// Every compiled-in device, the preferred one first.
+/// The device of each of this crate's features, the preferred one first.
 pub fn devices() -> Vec<NamedDevice> {
     let gpus: &[NamedDevice] = &[
         #[cfg(feature = "wgpu")]
@@ -40,7 +50,7 @@ pub fn devices() -> Vec<NamedDevice> {
     [gpus, &hosts()].concat()
 }
 
-/// The compiled-in device of this name; the preferred one where no name is given.
+/// The device of this name; where no name is given, the one that [`device`] takes.
 ///
 /// ```
 /// use burn_flows::backend;
@@ -56,13 +66,15 @@ pub fn devices() -> Vec<NamedDevice> {
 /// [`FlowError::Invalid`] if none has it.
 pub fn named(name: Option<&str>) -> Result<NamedDevice> {
     let devices = devices();
-    let Some(wanted) = name else { return Ok(devices[0]) };
-    let found = devices.iter().find(|(name, _)| *name == wanted);
-    found.copied().ok_or_else(|| {
+    let found = match name {
+        None => preferred(),
+        Some(wanted) => devices.iter().copied().find(|(name, _)| *name == wanted),
+    };
+    found.ok_or_else(|| {
         let names: Vec<_> = devices.iter().map(|(name, _)| *name).collect();
         FlowError::Invalid {
             what: "backend::named".into(),
-            got: wanted.into(),
+            got: name.unwrap_or("none, or another in BURN_DEVICE").into(),
             needed: names.join(" or "),
             advice: "others are compiled in with --features NAME".into(),
         }

@@ -21,10 +21,13 @@ enum Key {
 /// the collection anew.
 const MOST: usize = 1 << 20;
 
+/// A constant on a device, in a type.
+type Entry = (Device, DType, Box<dyn Any + Send>);
+
 #[derive(Default)]
 struct Kept {
     /// By device and type: the devices are few.
-    tensors: HashMap<Key, Vec<(Device, DType, Box<dyn Any + Send>)>>,
+    tensors: HashMap<Key, Vec<Entry>>,
     numbers: usize,
 }
 

@@ -189,8 +189,8 @@ pub fn principal_axes(matrix: &[f64], size: usize) -> (Vec<f64>, Vec<f64>) {
     let total: f64 = a.iter().map(|value| value * value).sum();
     for _ in 0..MOST_SWEEPS {
         let beside: f64 = (0..n * n).filter(|at| at / n != at % n).map(|at| a[at] * a[at]).sum();
-        // Written so that what is not a number ends it.
-        if !(beside > total * f64::EPSILON * f64::EPSILON) {
+        let rounding = total * f64::EPSILON * f64::EPSILON;
+        if beside <= rounding || !beside.is_finite() {
             break;
         }
         for p in 0..n {

@@ -369,7 +369,7 @@ impl Parts {
             Mask::Alternating(parity) => {
                 let joined = graph.join(&ordered(parity, kept, changed));
                 let evens = self.channels.div_ceil(2);
-                let place = |at: usize| at / 2 + if at % 2 == 0 { 0 } else { evens };
+                let place = |at: usize| at / 2 + if at.is_multiple_of(2) { 0 } else { evens };
                 graph.select(&joined, &(0..self.channels).map(place).collect::<Vec<_>>())
             }
             Mask::Checkerboard(_) => graph.binary("Add", &kept, &changed),

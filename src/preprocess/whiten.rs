@@ -96,8 +96,7 @@ impl Whiten {
         let deviation: Vec<f64> =
             variances.iter().map(|variance| variance.max(0.0).sqrt()).collect();
         let (largest, smallest) = (deviation[0], deviation[size - 1]);
-        // Written so that what is not a number is refused.
-        if !(smallest > largest * SMALLEST_SHARE) {
+        if smallest <= largest * SMALLEST_SHARE || !largest.is_finite() {
             let got = format!("a deviation of {smallest:e} beside {largest:e} along an axis");
             let advice = "leave out a feature that follows from the others, or use Standardize";
             return Err(refuse(got, "features of which none follows from the others", advice));

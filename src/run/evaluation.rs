@@ -108,6 +108,9 @@ impl<M: Module> Evaluation<M> for () {
     }
 }
 
+/// A number that says something of a model.
+type Measure<M> = Box<dyn Fn(&M) -> f64>;
+
 /// How samples are drawn from a model.
 type Draw<M> = Box<dyn Fn(&M, &mut StdRng) -> Result<Tensor<2>>>;
 
@@ -122,7 +125,7 @@ pub struct HeldOut<B, M> {
     draw: Option<Draw<M>>,
     /// What the draws are compared with.
     reference: Option<Tensor<2>>,
-    inversion_error: Option<Box<dyn Fn(&M) -> f64>>,
+    inversion_error: Option<Measure<M>>,
     seed: u64,
 }
 

@@ -89,9 +89,9 @@ impl<B: 'static> Source<B> {
 
     /// The batch of each step, counted from 0. Where it is random, it draws from
     /// [`random_for`](crate::data::random_for) with the step, and an interrupted run goes on exactly.
-    pub fn by_step(mut batch: impl FnMut(usize) -> Result<B> + 'static) -> Self {
+    pub fn by_step(batch: impl FnMut(usize) -> Result<B> + 'static) -> Self {
         let start = move |first: usize, end: usize| {
-            let batches = (first..end).map(move |step| batch(step));
+            let batches = (first..end).map(batch);
             Box::new(Plain(batches)) as Box<dyn Feed<B>>
         };
         Self::of_feed(start, None)

@@ -147,6 +147,7 @@ struct Computed {
 }
 
 /// A loss that was read, or is on its device still, `[1]`.
+#[allow(clippy::large_enum_variant)] // there is one of it at a time
 enum Loss {
     Known(f64),
     OnDevice(Tensor<1>),

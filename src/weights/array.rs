@@ -1,8 +1,6 @@
 //! Host arrays of f64, with the few rearrangements that conversions need.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
-
-use crate::host;
+use burn::tensor::TensorData;
 
 /// An array of f64 on the host, row-major.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,11 +121,6 @@ impl Array {
         let values =
             (0..rows * columns).map(|i| self.values[i % rows * columns + i / rows]).collect();
         Self { shape: vec![columns, rows], values }
-    }
-
-    pub(crate) fn tensor<const D: usize>(self, device: &Device, dtype: DType) -> Option<Tensor<D>> {
-        let shape: [usize; D] = self.shape.try_into().ok()?;
-        Some(host::from_f64(self.values, shape, device, dtype))
     }
 }
 

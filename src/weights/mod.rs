@@ -67,12 +67,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::module::Param;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, TensorData};
 
 use crate::error::{FlowError, Result};
 use crate::flow::Flow;
-use crate::param::frozen;
 use crate::stack::FlowStack;
 
 pub use array::Array;
@@ -288,25 +286,6 @@ impl Weights {
 
     pub(crate) fn error(&self, reason: impl Into<String>, advice: &str) -> FlowError {
         FlowError::Record { path: self.path.clone(), reason: reason.into(), advice: advice.into() }
-    }
-
-    /// A tensor of the layers' type on their device.
-    pub(crate) fn tensor<const D: usize>(&self, array: Array) -> Result<Tensor<D>> {
-        let rank = array.shape().len();
-        array.tensor(&self.device, self.dtype).ok_or_else(|| {
-            self.error(
-                format!("a tensor below {:?} has rank {rank}, but rank {D} is needed", self.prefix),
-                "give weights of the layer that is asked for",
-            )
-        })
-    }
-
-    pub(crate) fn param<const D: usize>(&self, array: Array) -> Result<Param<Tensor<D>>> {
-        Ok(Param::from_tensor(self.tensor(array)?))
-    }
-
-    pub(crate) fn frozen<const D: usize>(&self, array: Array) -> Result<Param<Tensor<D>>> {
-        Ok(frozen(self.tensor(array)?))
     }
 }
 

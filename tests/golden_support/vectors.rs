@@ -89,9 +89,9 @@ fn given<M: Module>(golden: &Golden, model: &M) -> Result<M, String> {
     }
 }
 
-fn estimated<M: Module>(golden: &Golden, model: &Embedded<Embedding, M>) -> Result<Computed, String>
+fn estimated<M>(golden: &Golden, model: &Embedded<Embedding, M>) -> Result<Computed, String>
 where
-    M: Density,
+    M: Module + Density,
 {
     let context = context(golden)?.ok_or("the file holds no context")?;
     compute(golden, model.given(&context).map_err(text)?)

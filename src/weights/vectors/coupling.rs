@@ -116,7 +116,7 @@ pub(in super::super) fn coupling(
         Some(net) => net.features_out(),
         None => io.size("transform_net.final_layer.weight", 0),
     };
-    let kinds = if changed == 0 { 0 } else { outputs / changed };
+    let kinds = outputs.checked_div(changed).unwrap_or(0);
     let is_affine = match ours {
         Some(layer) => matches!(layer, VectorLayer::AffineCoupling(_)),
         None => kinds == 2,

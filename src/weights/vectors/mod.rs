@@ -30,6 +30,9 @@ pub type Spline = Rescaled<RationalQuadratic>;
 /// A flow of the features in another order, which are put back behind it.
 pub type Framed<F> = (Option<Permutation>, F, Option<Permutation>);
 
+/// A coupling of splines, and one of what it keeps.
+type SplineCoupling = (Coupling<BlockNet, Spline>, Option<KeptPart<Elementwise<Spline>>>);
+
 /// A layer of a flow of vectors of nflows or normflows.
 #[derive(Module, Debug, Flow)]
 #[allow(clippy::large_enum_variant)] // a handful of them exist in a model
@@ -45,7 +48,7 @@ pub enum VectorLayer {
     /// `AffineCouplingTransform`.
     AffineCoupling(Framed<Coupling<BlockNet, Affine>>),
     /// `PiecewiseRationalQuadraticCouplingTransform`, also with a spline of what it keeps.
-    SplineCoupling(Framed<(Coupling<BlockNet, Spline>, Option<KeptPart<Elementwise<Spline>>>)>),
+    SplineCoupling(Framed<SplineCoupling>),
     /// The same for a single feature, whose spline follows from the context alone.
     SplineOfContext(Autoregressive<Spline, MaskedNet>),
     /// `MaskedAffineAutoregressiveTransform`.
