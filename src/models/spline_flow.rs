@@ -195,7 +195,7 @@ impl Configuration for SplineFlowConfig {
                 let step = |parity| {
                     let mask = Mask::Alternating(parity);
                     let changed = mask.num_transformed(features) as f64;
-                    let seen = mask.num_identity(features) + self.context_width;
+                    let seen = mask.num_identity(features).saturating_add(self.context_width);
                     size::mlp(seen, &self.hidden, changed * params) + size::plu(features as f64)
                 };
                 let odd = (self.num_steps / 2) as f64;

@@ -26,14 +26,14 @@ fn with_context(file: &str, dtype: DType) -> (Tensor<2>, Tensor<2>) {
 
 /// Imports the model of a golden file, trains it for ten steps, exports and imports it: the two are the same
 /// to the last bit, from either kind of file.
-fn round_trip<B: Batch, M: Trainable<B>>(
+fn round_trip<B: Batch, M>(
     file: &str,
     dtype: DType,
     batch: impl Fn(&str, DType) -> B,
     read: impl Fn(&Weights) -> Result<M, FlowError>,
     write: impl Fn(&M) -> Weights,
 ) where
-    M: Module,
+    M: Module + Trainable<B>,
 {
     let file = format!("golden-libraries/{file}");
     let (params, _) = golden::<2>(&file, dtype);
