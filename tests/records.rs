@@ -307,5 +307,11 @@ fn a_singular_weight_loads_and_is_found_by_check() {
     assert!(matches!(error, FlowError::Singular { size: 2, .. }));
     assert_eq!(error.to_string(), text);
     let z = inputs([1, 2], 1, &device, DType::F32);
-    assert_eq!(panic_message(|| loaded.inverse(z)), text);
+    // A GPU is not asked for the weight: what comes out tells.
+    if burn_flows::backend::is_host(&device) {
+        assert_eq!(panic_message(|| loaded.inverse(z)), text);
+    } else {
+        let back: Vec<f64> = loaded.inverse(z).try_into_vec_as().unwrap();
+        assert!(back.iter().all(|value| !value.is_finite()), "{back:?}");
+    }
 }

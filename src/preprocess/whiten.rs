@@ -109,6 +109,14 @@ impl Whiten {
         })
     }
 
+    /// The axes, orthogonal to the rounding of the type that they are in now: cast from a narrower one they
+    /// are not, and `V^T` would be no inverse. One step of Newton's squares what is amiss.
+    fn orthogonal_axes(&self) -> Tensor<2> {
+        let axes = self.axes.val();
+        let square = axes.clone().transpose().matmul(axes.clone());
+        axes.clone() * 1.5 - axes.matmul(square) * 0.5
+    }
+
     fn assert_features(&self, x: &Tensor<2>) {
         assert_size(LAYER, x, self.mean.dims()[0], "features");
     }
@@ -121,7 +129,7 @@ impl Flow<2> for Whiten {
             return (x.clone(), zero_log_det(&x));
         }
         let log_det = self.log_det(x.clone());
-        let z = (x - self.mean.val().unsqueeze()).matmul(self.axes.val());
+        let z = (x - self.mean.val().unsqueeze()).matmul(self.orthogonal_axes());
         (z / self.deviation.val().unsqueeze(), log_det)
     }
 
@@ -131,7 +139,7 @@ impl Flow<2> for Whiten {
             return z;
         }
         let along = z * self.deviation.val().unsqueeze();
-        along.matmul(self.axes.val().transpose()) + self.mean.val().unsqueeze()
+        along.matmul(self.orthogonal_axes().transpose()) + self.mean.val().unsqueeze()
     }
 
     fn log_det(&self, x: Tensor<2>) -> Tensor<1> {
@@ -154,7 +162,7 @@ impl Flow<2> for Whiten {
             true => backward_by_autodiff(self, x.clone(), dz, dlog_det, grads),
             false => {
                 let along = dz / self.deviation.val().inner().unsqueeze();
-                along.matmul(self.axes.val().inner().transpose())
+                along.matmul(self.orthogonal_axes().inner().transpose())
             }
         };
         (x, dx)

@@ -186,7 +186,8 @@ impl Exchange {
             Param::from_tensor(Tensor::cat(parts, 0))
         });
         let whole = self.transposed(name, [outputs, first + second], rows, whole.as_ref()).val();
-        if whole.dims() != [first + second, outputs] {
+        // A width of zero is an error that is told elsewhere; no part of it can be cut.
+        if whole.dims() != [first + second, outputs] || first == 0 || outputs == 0 {
             return (Param::from_tensor(whole), None);
         }
         let part = |start, width| Param::from_tensor(whole.clone().narrow(0, start, width));

@@ -171,8 +171,8 @@ fn whatever_is_wrong_with_a_tensor_is_an_error() {
         read(&of(all.clone())).unwrap_or_else(|error| panic!("{name}: {error}"));
         for at in 0..all.len() {
             let (tensor, data) = &all[at];
-            // A file need not hold it.
-            if tensor.ends_with("data_dep_init_done") {
+            // A file need not hold it, nor what has nothing in it.
+            if tensor.ends_with("data_dep_init_done") || data.num_elements() == 0 {
                 continue;
             }
             let (shape, count) = (data.shape().to_vec(), data.num_elements());
