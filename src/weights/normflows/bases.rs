@@ -73,7 +73,12 @@ pub(super) fn glow_base_table(
     let [mean, log_std] = names.map(|(name, logs)| {
         let (values, logs) = (io.values(name, shape), io.values(logs, shape));
         let scaled = values.iter().zip(logs).map(|(v, log)| v * (LOG_SCALE_FACTOR * log).exp());
-        let scaled = io.vector(scaled.collect()).val();
+        let mut scaled: Vec<f64> = scaled.collect();
+        if scaled.is_empty() {
+            // One of the two did not fit, which is an error by now; a tensor of nothing has no channels.
+            scaled.push(0.0);
+        }
+        let scaled = io.vector(scaled).val();
         let channels = scaled.dims()[0];
         Param::from_tensor(scaled.reshape([1, channels, 1, 1]))
     });
