@@ -112,16 +112,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// An option that cannot be used.
-fn invalid(option: &str, got: &str, needed: &str, advice: &str) -> FlowError {
-    FlowError::Invalid {
-        what: option.into(),
-        got: got.into(),
-        needed: needed.into(),
-        advice: advice.into(),
-    }
-}
-
 fn run(arguments: &Arguments) -> Result<()> {
     for (option, count) in [
         ("--batch", arguments.batch),
@@ -132,11 +122,16 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     if !(0.0..1.0).contains(&arguments.average) {
         let got = arguments.average.to_string();
-        return Err(invalid("--average", &got, "at least 0 and below 1", "0.99 is usual"));
+        return Err(FlowError::invalid(
+            "--average",
+            &got,
+            "at least 0 and below 1",
+            "0.99 is usual",
+        ));
     }
     if arguments.simulations < 2 * HELD_OUT {
         let got = arguments.simulations.to_string();
-        return Err(invalid("--simulations", &got, "at least 20", "10000 is usual"));
+        return Err(FlowError::invalid("--simulations", &got, "at least 20", "10000 is usual"));
     }
     let (task, device) = (arguments.task, backend::named(arguments.device.as_deref())?.1());
     let observations = observations(arguments)?;
@@ -226,7 +221,7 @@ fn observations(arguments: &Arguments) -> Result<Vec<Observation>> {
     let (given, references) = (&arguments.observation, &arguments.reference);
     if !references.is_empty() && references.len() != given.len() {
         let got = format!("{} for {} observations", references.len(), given.len());
-        return Err(invalid(
+        return Err(FlowError::invalid(
             "--reference",
             &got,
             "one for each observation",
@@ -247,7 +242,12 @@ fn observations(arguments: &Arguments) -> Result<Vec<Observation>> {
             let [data]: [Vec<f64>; 1] =
                 table(path, task.num_data())?.rows.try_into().map_err(|rows: Vec<_>| {
                     let advice = "give each observation a file of its own";
-                    invalid("--observation", &format!("{} rows", rows.len()), "one row", advice)
+                    FlowError::invalid(
+                        "--observation",
+                        &format!("{} rows", rows.len()),
+                        "one row",
+                        advice,
+                    )
                 })?;
             let reference = reference.map(|path| table(path, task.num_parameters())).transpose()?;
             Ok(Observation { data, truth: None, reference })
@@ -262,7 +262,7 @@ fn table(path: &Path, columns: usize) -> Result<Table> {
         return Ok(table);
     }
     let got = format!("{} with {} columns", path.display(), table.columns());
-    Err(invalid(
+    Err(FlowError::invalid(
         "a file",
         &got,
         &format!("{columns} for this --task"),
@@ -300,7 +300,12 @@ fn show(
     samples.rows.truncate(wanted);
     if samples.rows.is_empty() {
         let advice = "give more --simulations, or check that the observation is of this --task";
-        return Err(invalid("the posterior", "no draw inside of the prior", "some", advice));
+        return Err(FlowError::invalid(
+            "the posterior",
+            "no draw inside of the prior",
+            "some",
+            advice,
+        ));
     }
     samples.write(out.join(format!("posterior-{number}.csv")))?;
     let reference = observation.reference.as_ref().map(|table| &table.rows[..]);

@@ -156,16 +156,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// An option that cannot be used.
-fn invalid(option: &str, got: &str, needed: &str, advice: &str) -> FlowError {
-    FlowError::Invalid {
-        what: option.into(),
-        got: got.into(),
-        needed: needed.into(),
-        advice: advice.into(),
-    }
-}
-
 fn run(arguments: &Arguments) -> Result<String> {
     for (option, count) in [
         ("--layers", arguments.layers),
@@ -179,13 +169,18 @@ fn run(arguments: &Arguments) -> Result<String> {
     }
     if !(0.0..1.0).contains(&arguments.average) {
         let got = arguments.average.to_string();
-        return Err(invalid("--average", &got, "at least 0 and below 1", "0.99 is usual"));
+        return Err(FlowError::invalid(
+            "--average",
+            &got,
+            "at least 0 and below 1",
+            "0.99 is usual",
+        ));
     }
     let (out, device) = (&arguments.out, backend::named(arguments.device.as_deref())?.1());
     let table = table(arguments)?;
     if table.rows.len() < TEST * HELD_OUT {
         let got = format!("{} rows", table.rows.len());
-        return Err(invalid(
+        return Err(FlowError::invalid(
             "--data",
             &got,
             "at least 50",
@@ -261,7 +256,7 @@ fn table(arguments: &Arguments) -> Result<Table> {
                 table.names.join(", "),
                 table.names.len()
             );
-            invalid(option, column, &needed, "look at the first line of the file")
+            FlowError::invalid(option, column, &needed, "look at the first line of the file")
         })
     };
     let numbers = |option, columns: &[String]| {
@@ -275,7 +270,7 @@ fn table(arguments: &Arguments) -> Result<Table> {
         let width = width.parse().ok().filter(|width: &f64| *width > 0.0 && width.is_finite());
         let width = width.ok_or_else(|| {
             let advice = "write 2=0.01 for the second column, rounded to hundredths";
-            invalid("--noise", entry, "a column, =, and a width above 0", advice)
+            FlowError::invalid("--noise", entry, "a column, =, and a width above 0", advice)
         })?;
         noisy.push((number("--noise", &column.to_string())?, width));
     }
@@ -289,7 +284,12 @@ fn table(arguments: &Arguments) -> Result<Table> {
     table.names =
         (0..table.names.len()).filter(kept).map(|column| table.names[column].clone()).collect();
     if table.names.is_empty() {
-        return Err(invalid("--drop", "every column", "one to be left at least", "drop fewer"));
+        return Err(FlowError::invalid(
+            "--drop",
+            "every column",
+            "one to be left at least",
+            "drop fewer",
+        ));
     }
     Ok(table)
 }

@@ -123,20 +123,13 @@ pub trait Density<const D: usize>: Flow<D> {
     fn interpolate(&self, a: Tensor<D>, b: Tensor<D>, weights: &[f64]) -> Vec<Tensor<D>>;
 
     /// [`FlowStack::log_prob`].
-    fn log_prob(&self, x: Tensor<D>) -> Tensor<1> {
-        let terms = self.log_prob_terms(x).into_iter();
-        terms.reduce(|sum, more| sum + more).expect("two terms a level")
-    }
+    fn log_prob(&self, x: Tensor<D>) -> Tensor<1>;
 
     /// [`FlowStack::num_dims`].
-    fn num_dims(&self) -> usize {
-        self.sample_shape().iter().product()
-    }
+    fn num_dims(&self) -> usize;
 
     /// [`FlowStack::manipulate`].
-    fn manipulate(&self, x: Tensor<D>, direction: &Noise<D>, alpha: f64) -> Tensor<D> {
-        self.decode_noise(self.encode_noise(x).add_scaled(direction, alpha))
-    }
+    fn manipulate(&self, x: Tensor<D>, direction: &Noise<D>, alpha: f64) -> Tensor<D>;
 }
 
 impl<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>> Density<D> for FlowStack<D, F, P, S>
@@ -230,5 +223,17 @@ where
 
     fn interpolate(&self, a: Tensor<D>, b: Tensor<D>, weights: &[f64]) -> Vec<Tensor<D>> {
         self.interpolate(a, b, weights)
+    }
+
+    fn log_prob(&self, x: Tensor<D>) -> Tensor<1> {
+        self.log_prob(x)
+    }
+
+    fn num_dims(&self) -> usize {
+        self.num_dims()
+    }
+
+    fn manipulate(&self, x: Tensor<D>, direction: &Noise<D>, alpha: f64) -> Tensor<D> {
+        self.manipulate(x, direction, alpha)
     }
 }

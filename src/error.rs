@@ -156,6 +156,29 @@ pub enum FlowError {
 }
 
 impl FlowError {
+    /// A request that cannot be met, in the four parts that make a message of use: an
+    /// [`Invalid`](Self::Invalid) for code of your own.
+    ///
+    /// ```
+    /// use burn_flows::FlowError;
+    ///
+    /// let error = FlowError::invalid("--batch", 0, "at least 1", "128 is usual");
+    /// assert_eq!(error.to_string(), "--batch: got 0, needs at least 1; 128 is usual");
+    /// ```
+    pub fn invalid(
+        what: impl ToString,
+        got: impl ToString,
+        needed: impl ToString,
+        advice: impl ToString,
+    ) -> Self {
+        Self::Invalid {
+            what: what.to_string(),
+            got: got.to_string(),
+            needed: needed.to_string(),
+            advice: advice.to_string(),
+        }
+    }
+
     pub(crate) fn config(
         layer: &'static str,
         parameter: &'static str,

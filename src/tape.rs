@@ -82,11 +82,13 @@ impl FromStr for Memory {
                 .and_then(every)
                 .map(|every| Self::Checkpoint { every }),
         };
-        memory.ok_or_else(|| FlowError::Invalid {
-            what: "memory".into(),
-            got: text.into(),
-            needed: "reversible, checkpoint, checkpoint:N or stored".into(),
-            advice: "reversible takes least, stored inverts nothing".into(),
+        memory.ok_or_else(|| {
+            FlowError::invalid(
+                "memory",
+                text,
+                "reversible, checkpoint, checkpoint:N or stored",
+                "reversible takes least, stored inverts nothing",
+            )
         })
     }
 }

@@ -144,12 +144,12 @@ where
             || !class_weights.iter().all(is_weight)
             || !(total > 0.0 && total.is_finite())
         {
-            return Err(FlowError::Invalid {
-                what: "FlowStack: the weights of the classes".into(),
-                got: format!("{class_weights:?}"),
-                needed: format!("{num_classes} finite numbers of at least 0, one of them above"),
-                advice: "1 for each makes all classes equally likely".into(),
-            });
+            return Err(FlowError::invalid(
+                "FlowStack: the weights of the classes",
+                format!("{class_weights:?}"),
+                format!("{num_classes} finite numbers of at least 0, one of them above"),
+                "1 for each makes all classes equally likely",
+            ));
         }
         let log_prob_by_class = self.log_prob_by_class(x)?;
         if log_prob_by_class.dims()[0] == 0 {

@@ -167,12 +167,12 @@ pub(crate) fn all_classes<M: Module>(module: &M) -> Result<Vec<Param<Tensor<2>>>
         let context = places.one_hot(&[class])?;
         places.check(&context)?;
         if let Some(place) = places.all.iter().find(|place| place.is_empty && place.rank != 2) {
-            return Err(FlowError::Invalid {
-                what: format!("the context at {}", place.path),
-                got: "none".into(),
-                needed: format!("one of rank {}", place.rank),
-                advice: "give it before asking about classes (Given::given)".into(),
-            });
+            return Err(FlowError::invalid(
+                format!("the context at {}", place.path),
+                "none",
+                format!("one of rank {}", place.rank),
+                "give it before asking about classes (Given::given)",
+            ));
         }
         let context = if places.in_training { Tensor::from_inner(context) } else { context };
         Ok(frozen(context))
@@ -209,11 +209,13 @@ impl Places {
 
     /// The first place for vectors.
     fn vectors(&self) -> Result<&Place> {
-        self.all.iter().find(|place| place.rank == 2).ok_or_else(|| FlowError::Invalid {
-            what: "the classes".into(),
-            got: "a model without a layer that depends on contexts of rank 2".into(),
-            needed: "at least one, such as GlowConfig::with_num_classes or ContextNormal".into(),
-            advice: "build the model with classes, or leave them out".into(),
+        self.all.iter().find(|place| place.rank == 2).ok_or_else(|| {
+            FlowError::invalid(
+                "the classes",
+                "a model without a layer that depends on contexts of rank 2",
+                "at least one, such as GlowConfig::with_num_classes or ContextNormal",
+                "build the model with classes, or leave them out",
+            )
         })
     }
 
@@ -223,22 +225,22 @@ impl Places {
         for (sample, &class) in classes.iter().enumerate() {
             let class: usize = class.into();
             if class >= *width {
-                return Err(FlowError::Invalid {
-                    what: format!("the class of sample {sample}"),
-                    got: class.to_string(),
-                    needed: format!("below {width}, the number of classes"),
-                    advice: "classes count from 0; build the model for as many as there are".into(),
-                });
+                return Err(FlowError::invalid(
+                    format!("the class of sample {sample}"),
+                    class,
+                    format!("below {width}, the number of classes"),
+                    "classes count from 0; build the model for as many as there are",
+                ));
             }
             values[sample * width + class] = 1.0;
         }
         if classes.is_empty() {
-            return Err(FlowError::Invalid {
-                what: "the classes".into(),
-                got: "none".into(),
-                needed: "at least 1".into(),
-                advice: "give one class for each sample, or a single one for all".into(),
-            });
+            return Err(FlowError::invalid(
+                "the classes",
+                "none",
+                "at least 1",
+                "give one class for each sample, or a single one for all",
+            ));
         }
         Ok(host::plain(host::from_f64(values, [classes.len(), *width], device, *dtype)))
     }
@@ -248,7 +250,7 @@ impl Places {
         let (rows, width) = (context.dims()[0], context.dims()[1]);
         let mut of_rank = self.all.iter().filter(|place| place.rank == C).peekable();
         let refuse = |what: &str, got: String, needed: String, advice: &str| {
-            Err(FlowError::Invalid { what: what.into(), got, needed, advice: advice.into() })
+            Err(FlowError::invalid(what, got, needed, advice))
         };
         if rows == 0 {
             let advice = "give one context for each sample, or a single one for all";

@@ -304,12 +304,12 @@ impl Attributes {
                 true => format!("one of {}", self.names.join(", ")),
                 false => format!("a name of the list, like {}", near.join(", ")),
             };
-            FlowError::Invalid {
-                what: "the attribute".into(),
-                got: format!("{name:?}"),
+            FlowError::invalid(
+                "the attribute",
+                format!("{name:?}"),
                 needed,
-                advice: "capitals and underscores count".into(),
-            }
+                "capitals and underscores count",
+            )
         })?;
         let num_images = self.values.len() / self.names.len();
         Ok((0..num_images).partition(|&image| self.of(image)[column]))

@@ -223,12 +223,12 @@ impl ImageFolder {
     fn decode(&self, found: &[Found]) -> Result<(Decoded, bool)> {
         let len = self.treatment.len();
         let Some(total) = found.len().checked_mul(len) else {
-            return Err(FlowError::Invalid {
-                what: "ImageFolder: the pixels of all pictures".into(),
-                got: format!("{} pictures of {len} values", found.len()),
-                needed: "what memory can hold".into(),
-                advice: "use a smaller size".into(),
-            });
+            return Err(FlowError::invalid(
+                "ImageFolder: the pixels of all pictures",
+                format!("{} pictures of {len} values", found.len()),
+                "what memory can hold",
+                "use a smaller size",
+            ));
         };
         let mut pixels = vec![0; total];
         let unusable: Vec<(usize, Unusable)> = pixels

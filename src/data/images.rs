@@ -41,34 +41,34 @@ impl Images {
     pub fn new(pixels: Vec<u8>, shape: [usize; 4], labels: Option<Vec<u8>>) -> Result<Self> {
         let [num_images, num_channels, height, width] = shape;
         if shape.contains(&0) {
-            return Err(FlowError::Invalid {
-                what: "Images: the shape [num_images, num_channels, height, width]".into(),
-                got: format!("{shape:?}"),
-                needed: "at least 1 in every place".into(),
-                advice: "give at least one image of at least one pixel".into(),
-            });
+            return Err(FlowError::invalid(
+                "Images: the shape [num_images, num_channels, height, width]",
+                format!("{shape:?}"),
+                "at least 1 in every place",
+                "give at least one image of at least one pixel",
+            ));
         }
         let needed = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
         if needed != Some(pixels.len()) {
-            return Err(FlowError::Invalid {
-                what: "Images: the number of pixels".into(),
-                got: pixels.len().to_string(),
-                needed: match needed {
+            return Err(FlowError::invalid(
+                "Images: the number of pixels",
+                pixels.len(),
+                match needed {
                     Some(needed) => format!("{needed} for the shape {shape:?}"),
                     None => format!("more than memory can hold for the shape {shape:?}"),
                 },
-                advice: "check the order [num_images, num_channels, height, width]".into(),
-            });
+                "check the order [num_images, num_channels, height, width]",
+            ));
         }
         if let Some(labels) = &labels
             && labels.len() != num_images
         {
-            return Err(FlowError::Invalid {
-                what: "Images: the number of labels".into(),
-                got: labels.len().to_string(),
-                needed: format!("{num_images}, one an image"),
-                advice: "give all labels, or None".into(),
-            });
+            return Err(FlowError::invalid(
+                "Images: the number of labels",
+                labels.len(),
+                format!("{num_images}, one an image"),
+                "give all labels, or None",
+            ));
         }
         Ok(Self { pixels, num_images, num_channels, height, width, labels })
     }
@@ -163,12 +163,12 @@ impl Images {
     /// [`FlowError::Invalid`] if there is no index, or one that is not below [`len`](Self::len).
     pub fn select(&self, indices: &[usize]) -> Result<Self> {
         if let Some(&index) = indices.iter().find(|&&index| index >= self.num_images) {
-            return Err(FlowError::Invalid {
-                what: "Images::select: an index".into(),
-                got: index.to_string(),
-                needed: format!("below {}, the number of images", self.num_images),
-                advice: "indices count from 0".into(),
-            });
+            return Err(FlowError::invalid(
+                "Images::select: an index",
+                index,
+                format!("below {}, the number of images", self.num_images),
+                "indices count from 0",
+            ));
         }
         let labels =
             self.labels.as_ref().map(|labels| indices.iter().map(|&index| labels[index]).collect());
@@ -198,12 +198,12 @@ impl Images {
         let taken: Vec<bool> = (0..self.num_images).map(taken).collect();
         let indices: Vec<usize> = (0..self.num_images).filter(|&index| taken[index]).collect();
         if indices.is_empty() || indices.len() == self.num_images {
-            return Err(FlowError::Invalid {
-                what: "Images::divide: a part".into(),
-                got: format!("{} and {}", self.num_images - indices.len(), indices.len()),
-                needed: "at least one image in both parts".into(),
-                advice: "take some and leave some".into(),
-            });
+            return Err(FlowError::invalid(
+                "Images::divide: a part",
+                format!("{} and {}", self.num_images - indices.len(), indices.len()),
+                "at least one image in both parts",
+                "take some and leave some",
+            ));
         }
         let second = self.select(&indices)?;
         let len = self.image_len();

@@ -111,12 +111,13 @@ where
                 let values = quantization.dequantize(&images.gather(indices), rng);
                 mean.add(self.encode_noise(self.batch(values)));
             }
-            mean.mean().ok_or_else(|| FlowError::Invalid {
-                what: "the direction of an attribute".into(),
-                got: format!("{} images with it and {} without", with.len(), without.len()),
-                needed: "at least one of each".into(),
-                advice: "choose an attribute that some of the images have, or take more images"
-                    .into(),
+            mean.mean().ok_or_else(|| {
+                FlowError::invalid(
+                    "the direction of an attribute",
+                    format!("{} images with it and {} without", with.len(), without.len()),
+                    "at least one of each",
+                    "choose an attribute that some of the images have, or take more images",
+                )
             })
         };
         Ok(mean(with)?.add_scaled(&mean(without)?, -1.0))

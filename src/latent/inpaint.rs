@@ -123,12 +123,12 @@ where
         let mut now = climb.coordinates(x.clone());
         let (before, mut gradient) = climb.log_prob(&model, now.clone());
         if let Some(sample) = before.iter().position(|log_prob| !log_prob.is_finite()) {
-            return Err(FlowError::Invalid {
-                what: "FlowStack: the start of inpainting".into(),
-                got: format!("a ln p of {} for sample {sample}", before[sample]),
-                needed: "a finite one".into(),
-                advice: "start nearer to data, for example from samples of the model".into(),
-            });
+            return Err(FlowError::invalid(
+                "FlowStack: the start of inpainting",
+                format!("a ln p of {} for sample {sample}", before[sample]),
+                "a finite one",
+                "start nearer to data, for example from samples of the model",
+            ));
         }
         let mut reached = before.clone();
         let mut factors = vec![how.step_size; batch];

@@ -100,12 +100,12 @@ where
         rng: &mut impl Rng,
     ) -> Result<Vec<Score>> {
         if num_draws == 0 {
-            return Err(FlowError::Invalid {
-                what: "FlowStack: the draws of a score".into(),
-                got: "0".into(),
-                needed: "at least 1".into(),
-                advice: "1 gives the usual bound, more a tighter one".into(),
-            });
+            return Err(FlowError::invalid(
+                "FlowStack: the draws of a score",
+                "0",
+                "at least 1",
+                "1 gives the usual bound, more a tighter one",
+            ));
         }
         let num_dims = self.num_dims();
         if !pixels.len().is_multiple_of(num_dims) {

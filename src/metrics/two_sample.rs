@@ -117,12 +117,7 @@ pub fn c2st(x: Tensor<2>, y: Tensor<2>, seed: u64) -> Result<f64> {
 }
 
 fn refuse(what: &str, got: impl ToString, needed: &str, advice: &str) -> FlowError {
-    FlowError::Invalid {
-        what: format!("c2st: {what}"),
-        got: got.to_string(),
-        needed: needed.into(),
-        advice: advice.into(),
-    }
+    FlowError::invalid(format!("c2st: {what}"), got, needed, advice)
 }
 
 /// Rows and on which side they belong, -1 or 1.

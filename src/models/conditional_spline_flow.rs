@@ -89,12 +89,12 @@ impl ConditionalSplineFlowConfig {
             ["samples", "contexts"].iter().zip(widths.into_iter().zip(needed))
         {
             if got != needed {
-                return Err(FlowError::Invalid {
-                    what: format!("{}: the width of the {what}", Self::NAME),
-                    got: got.to_string(),
-                    needed: needed.to_string(),
-                    advice: "build the configuration for the data at hand".into(),
-                });
+                return Err(FlowError::invalid(
+                    format!("{}: the width of the {what}", Self::NAME),
+                    got,
+                    needed,
+                    "build the configuration for the data at hand",
+                ));
             }
         }
         let device = x.device();

@@ -146,12 +146,12 @@ impl<const D: usize> Flow<D> for LinearActNorm {
     fn check(&self) -> Result<()> {
         match self.values().1.into_iter().position(|scale| scale == 0.0 || !scale.is_finite()) {
             None => Ok(()),
-            Some(channel) => Err(FlowError::Invalid {
-                what: format!("{LAYER}: the scale of channel {channel}"),
-                got: self.values().1[channel].to_string(),
-                needed: "a finite number other than zero".into(),
-                advice: "load an earlier checkpoint and train with a lower learning rate".into(),
-            }),
+            Some(channel) => Err(FlowError::invalid(
+                format!("{LAYER}: the scale of channel {channel}"),
+                self.values().1[channel],
+                "a finite number other than zero",
+                "load an earlier checkpoint and train with a lower learning rate",
+            )),
         }
     }
 }

@@ -154,12 +154,12 @@ pub(crate) fn from_json<C: Configuration>(json: &str) -> Option<C> {
 pub(crate) fn check_buildable<C: Configuration>(configuration: &C) -> Result<()> {
     match excess(configuration, MOST_VALUES) {
         None => Ok(()),
-        Some(excess) => Err(FlowError::Invalid {
-            what: C::NAME.into(),
-            got: excess,
-            needed: format!("at most {MOST_VALUES:e} values"),
-            advice: "use smaller sizes".into(),
-        }),
+        Some(excess) => Err(FlowError::invalid(
+            C::NAME,
+            excess,
+            format!("at most {MOST_VALUES:e} values"),
+            "use smaller sizes",
+        )),
     }
 }
 

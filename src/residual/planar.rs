@@ -251,12 +251,12 @@ impl Flow<2> for Planar {
         if square > 0.0 && square.is_finite() {
             return Ok(());
         }
-        Err(FlowError::Invalid {
-            what: "Planar: the normal w".into(),
-            got: format!("a square of {square}"),
-            needed: "a vector that is finite and not 0".into(),
-            advice: "load an earlier checkpoint and train with a lower learning rate".into(),
-        })
+        Err(FlowError::invalid(
+            "Planar: the normal w",
+            format!("a square of {square}"),
+            "a vector that is finite and not 0",
+            "load an earlier checkpoint and train with a lower learning rate",
+        ))
     }
 }
 

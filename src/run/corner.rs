@@ -7,9 +7,8 @@ use image::imageops::{self, FilterType};
 use plotters::prelude::*;
 
 use super::curves::register_font;
-use super::invalid;
 use super::pictures::write_png;
-use crate::error::Result;
+use crate::error::{FlowError, Result};
 
 /// Everything is drawn this many times larger and then shrunk, which smooths it.
 const SCALE: u32 = 2;
@@ -70,7 +69,7 @@ impl Corner<'_> {
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let empty = [("names", self.names.len()), ("samples", self.samples.len())];
         if let Some((what, _)) = empty.into_iter().find(|(_, count)| *count == 0) {
-            return Err(invalid(
+            return Err(FlowError::invalid(
                 &format!("Corner: the {what}"),
                 "none",
                 "at least one",

@@ -27,9 +27,9 @@ use plotters::coord::ranged1d::ValueFormatter;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
+use super::Metrics;
 use super::pictures::write_png;
-use super::{Metrics, invalid};
-use crate::error::Result;
+use crate::error::{FlowError, Result};
 
 /// Size of a panel, in pixels.
 const PANEL: (u32, u32) = (620, 380);
@@ -93,7 +93,12 @@ pub(super) fn write(path: &Path, title: &str, metrics: &[Metrics]) -> Result<()>
 /// without a panel.
 pub fn write_panels(path: impl AsRef<Path>, title: &str, panels: &[Panel]) -> Result<()> {
     if panels.is_empty() {
-        return Err(invalid("write_panels: the panels", "none", "at least one", "give some"));
+        return Err(FlowError::invalid(
+            "write_panels: the panels",
+            "none",
+            "at least one",
+            "give some",
+        ));
     }
     register_font();
     let (width, height) = size(panels);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Metrics, invalid};
+use super::Metrics;
 use crate::error::{FlowError, Result};
 use crate::record::write_atomically;
 use crate::training::remove_checkpoint;
@@ -65,7 +65,12 @@ impl RunFolder {
         {
             let got = format!("{}, which has a {name} and no checkpoint", path.display());
             let advice = "Run::with_overwrite instead starts from the beginning";
-            return Err(invalid("Run::with_resume", &got, "a checkpoint to go on from", advice));
+            return Err(FlowError::invalid(
+                "Run::with_resume",
+                &got,
+                "a checkpoint to go on from",
+                advice,
+            ));
         }
         create_folder(path)?;
         let lock = lock(path)?;
@@ -151,7 +156,7 @@ pub(super) fn refuse_to_replace(path: &Path, outputs: &[&str], advice: &str) -> 
         None => Ok(()),
         Some(name) => {
             let got = format!("{}, which has a {name} already", path.display());
-            Err(invalid("Run::new", &got, "a folder without a run", advice))
+            Err(FlowError::invalid("Run::new", &got, "a folder without a run", advice))
         }
     }
 }
@@ -203,7 +208,12 @@ fn lock(path: &Path) -> Result<File> {
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => {
             let got = format!("{}, which another process trains into", path.display());
-            Err(invalid("Run::new", &got, "a folder of its own", "wait for it, or give another"))
+            Err(FlowError::invalid(
+                "Run::new",
+                &got,
+                "a folder of its own",
+                "wait for it, or give another",
+            ))
         }
         // Where the file system has no locks, the user sees to it.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(file),

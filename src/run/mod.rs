@@ -43,7 +43,6 @@
 //!
 //! The module is there with the feature `run`, which brings its dependencies.
 
-mod available;
 mod corner;
 pub mod curves;
 mod evaluation;
@@ -51,7 +50,6 @@ mod explore;
 mod folder;
 mod images;
 mod interrupt;
-mod memory;
 mod metrics;
 mod pictures;
 pub mod plane;
@@ -61,7 +59,6 @@ mod settings;
 mod source;
 mod training;
 
-pub use available::bytes as available_memory;
 pub use corner::Corner;
 pub use evaluation::{Evaluation, HeldOut, Section, Shown};
 pub use explore::{AttributeFaces, CropName, Explore, Explored, Explorer, Library};
@@ -77,23 +74,15 @@ pub use training::{End, Loading, Outcome};
 
 use crate::error::{FlowError, Result};
 
-/// A setting that cannot be used.
-fn invalid(setting: &str, got: &str, needed: &str, advice: &str) -> FlowError {
-    FlowError::Invalid {
-        what: setting.into(),
-        got: got.into(),
-        needed: needed.into(),
-        advice: advice.into(),
-    }
-}
-
 /// Checks a setting that counts something, by the name that its user knows it by.
 ///
 /// # Errors
 /// [`FlowError::Invalid`] for 0.
 pub fn at_least_one(setting: &str, value: impl Into<Option<usize>>) -> Result<()> {
     match value.into() {
-        Some(0) => Err(invalid(setting, "0", "at least 1", "leave it out for the default")),
+        Some(0) => {
+            Err(FlowError::invalid(setting, "0", "at least 1", "leave it out for the default"))
+        }
         _ => Ok(()),
     }
 }

@@ -5,7 +5,6 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use image::{ImageFormat, Rgb, RgbImage};
 
-use super::invalid;
 use crate::data::note_output;
 use crate::error::{FlowError, Result};
 use crate::preprocess::Quantization;
@@ -29,7 +28,12 @@ pub fn write_grid(
 ) -> Result<()> {
     let path = path.as_ref();
     if rows.is_empty() {
-        return Err(invalid("write_grid: the rows", "none", "at least one", "give some pictures"));
+        return Err(FlowError::invalid(
+            "write_grid: the rows",
+            "none",
+            "at least one",
+            "give some pictures",
+        ));
     }
     let [_, channels, height, width] = rows[0].dims();
     let columns = rows.iter().map(|row| row.dims()[0]).max().unwrap_or(0) as u32;

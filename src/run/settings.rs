@@ -121,8 +121,8 @@ impl Run {
         self
     }
 
-    /// What a step keeps of its forward pass; default: [`Memory::Stored`] where that saves work and fits the
-    /// memory that is free, else [`Memory::Reversible`]. A run that goes on keeps what it had.
+    /// What a step keeps of its forward pass; default: what the trainer
+    /// [decides](crate::training::Trainer::with_memory). A run that goes on keeps what it had.
     pub fn with_memory(mut self, memory: impl Into<Option<Memory>>) -> Self {
         self.memory = memory.into();
         self
@@ -193,19 +193,21 @@ impl Run {
             (_, Some(epochs), _) => epochs,
             (None, None, Some(_)) => MOST_EPOCHS,
             (None, None, None) => {
-                return Err(FlowError::Invalid {
-                    what: "Run::with_steps".into(),
-                    got: "nothing".into(),
-                    needed: "the length of the run".into(),
-                    advice: "say Run::with_steps or Run::with_epochs, or Run::with_patience".into(),
-                });
+                return Err(FlowError::invalid(
+                    "Run::with_steps",
+                    "nothing",
+                    "the length of the run",
+                    "say Run::with_steps or Run::with_epochs, or Run::with_patience",
+                ));
             }
         };
-        let steps = steps_a_pass.ok_or_else(|| FlowError::Invalid {
-            what: "Run::with_epochs".into(),
-            got: epochs.to_string(),
-            needed: "batches that make up passes".into(),
-            advice: "say Run::with_steps, or Source::with_steps_a_pass".into(),
+        let steps = steps_a_pass.ok_or_else(|| {
+            FlowError::invalid(
+                "Run::with_epochs",
+                epochs,
+                "batches that make up passes",
+                "say Run::with_steps, or Source::with_steps_a_pass",
+            )
         })?;
         Ok(epochs.saturating_mul(steps).min(self.steps.unwrap_or(usize::MAX)))
     }

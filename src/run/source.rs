@@ -172,12 +172,12 @@ impl<B: Batch> Started<B> {
         let batch = self.feed.next();
         self.waited += start.elapsed();
         batch.unwrap_or_else(|| {
-            Err(FlowError::Invalid {
-                what: "Source: the batches of a run".into(),
-                got: step.to_string(),
-                needed: format!("more: one for step {}", step + 1),
-                advice: "give more batches, or fewer steps to Run::with_steps".into(),
-            })
+            Err(FlowError::invalid(
+                "Source: the batches of a run",
+                step,
+                format!("more: one for step {}", step + 1),
+                "give more batches, or fewer steps to Run::with_steps",
+            ))
         })
     }
 

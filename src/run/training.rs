@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::folder::{Earlier, MODEL, RunFolder, checkpoint, config_text};
 use super::report::Report;
 use super::source::Started as Batches;
-use super::{Evaluation, Metrics, Run, Source, Unit, curves, interrupt, memory};
+use super::{Evaluation, Metrics, Run, Source, Unit, curves, interrupt};
 use crate::error::{FlowError, Result};
 use crate::record;
 use crate::training::early::EarlyStopping;
@@ -312,17 +312,11 @@ impl Run {
         } else if trainer.is_to_be_initialized() {
             trainer = trainer.with_initialization(batches.peek(0)?.clone())?;
         }
-        let memory = match self.memory {
-            Some(memory) => memory,
-            None => {
-                let first = batches.peek(0)?;
-                let at_once = trainer.at_once(first.num_samples());
-                let choice = memory::choose(trainer.training_model(), first, at_once);
-                self.say(format_args!("memory: {} ({})", choice.memory, choice.reason));
-                choice.memory
-            }
-        };
-        let trainer = trainer.with_memory(memory);
+        if let Some(memory) = self.memory {
+            trainer = trainer.with_memory(memory);
+        } else if let Some(reason) = trainer.choose_memory(batches.peek(0)?) {
+            self.say(format_args!("memory: {} ({reason})", trainer.memory()));
+        }
         Ok(Started { trainer, folder, batches, lines: Vec::new(), since: Since::default() })
     }
 }

@@ -170,7 +170,8 @@ impl<M: Module> Trainer<M> {
             }
         }
         self.model = Some(model.train());
-        (self.num_steps, self.memory) = (step, memory);
+        self.num_steps = step;
+        (self.memory, self.chooses_memory) = (memory, false);
         (self.good, self.average) = (None, average);
         Ok((self, Some(note)))
     }

@@ -1,12 +1,14 @@
 //! Training: maximum likelihood, reversible backpropagation, schedules, checkpoints.
 
 mod adam;
+mod available;
 mod average;
 mod checkpoint;
 mod classifier;
 pub(crate) mod early;
 mod fit;
 mod gradients;
+mod memory;
 mod rates;
 mod repeats;
 pub mod reversible;
@@ -16,6 +18,7 @@ mod trainable;
 mod trainer;
 
 pub use adam::Adam;
+pub use available::bytes as available_memory;
 pub use checkpoint::remove_checkpoint;
 pub use classifier::WithClassifier;
 pub use fit::{Epoch, Fit, Fitted, Stopped};

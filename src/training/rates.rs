@@ -74,13 +74,12 @@ impl LearningRates {
         if rate.is_finite() && rate > 0.0 {
             return Ok(rates);
         }
-        Err(FlowError::Invalid {
-            what: format!("Trainer: the learning rate of step {}", step + 1),
-            got: rate.to_string(),
-            needed: "a finite number above 0".into(),
-            advice: "nothing was changed; look at the schedule, which may have come to its end"
-                .into(),
-        })
+        Err(FlowError::invalid(
+            format!("Trainer: the learning rate of step {}", step + 1),
+            rate,
+            "a finite number above 0",
+            "nothing was changed; look at the schedule, which may have come to its end",
+        ))
     }
 }
 

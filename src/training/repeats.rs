@@ -74,14 +74,13 @@ pub(super) fn refuse_followed<M: Module>(model: &M) -> Result<()> {
     let mut find = Find::default();
     model.visit(&mut find);
     let Some(path) = find.found else { return Ok(()) };
-    Err(FlowError::Invalid {
-        what: format!("reversible gradients: {path}"),
-        got: "the output of a net, through which autodiff would go on".into(),
-        needed: "a parameter or a plain context".into(),
-        advice: "train the net with the model (context::Embedded), or give the context as a plain \
-                 tensor and take its gradient from context::gradient"
-            .into(),
-    })
+    Err(FlowError::invalid(
+        format!("reversible gradients: {path}"),
+        "the output of a net, through which autodiff would go on",
+        "a parameter or a plain context",
+        "train the net with the model (context::Embedded), or give the context as a plain \
+                 tensor and take its gradient from context::gradient",
+    ))
 }
 
 /// Refuses a model in training that does not compute one function, judged by a batch.

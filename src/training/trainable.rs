@@ -191,12 +191,12 @@ fn check_rows<const D: usize, const C: usize>(x: &Tensor<D>, context: &Tensor<C>
     if rows == 1 || rows == samples {
         return Ok(());
     }
-    Err(FlowError::Invalid {
-        what: "Trainer: the contexts of a batch".into(),
-        got: rows.to_string(),
-        needed: format!("{samples}, one for each sample, or 1 for all"),
-        advice: "take the rows of the samples and of their contexts together".into(),
-    })
+    Err(FlowError::invalid(
+        "Trainer: the contexts of a batch",
+        rows,
+        format!("{samples}, one for each sample, or 1 for all"),
+        "take the rows of the samples and of their contexts together",
+    ))
 }
 
 const OF_ANOTHER_RANK: &str =
@@ -205,12 +205,12 @@ const OF_ANOTHER_RANK: &str =
 /// Refuses a model with a place, if there is one, that waits for a context.
 fn check_given(empty: Option<String>, advice: &str) -> Result<()> {
     let Some(path) = empty else { return Ok(()) };
-    Err(FlowError::Invalid {
-        what: "Trainer: the context of a batch".into(),
-        got: "none".into(),
-        needed: format!("one for {path}"),
-        advice: advice.into(),
-    })
+    Err(FlowError::invalid(
+        "Trainer: the context of a batch",
+        "none",
+        format!("one for {path}"),
+        advice,
+    ))
 }
 
 /// The stack given a context that no gradient is asked for.

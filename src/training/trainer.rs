@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 
 use super::average::Average;
 use super::gradients::{SumOfSquares, first_not_finite, gradient_norm, scale_gradients};
+use super::memory::{self, Choice};
 use super::shared::{number_parameters, share_data_pass, share_step};
 use super::{Adam, Batch, LearningRates, Trainable};
 use crate::backend::is_host;
@@ -48,7 +49,7 @@ use crate::tape::{Drift, Memory, Tape};
 /// # Memory
 ///
 /// Gradients are computed by [reversible backpropagation](super::reversible); what a step keeps of
-/// its forward pass is chosen by [`with_memory`](Trainer::with_memory). Every
+/// its forward pass the first batch decides, or [`with_memory`](Trainer::with_memory). Every
 /// [`DRIFT_EVERY`] steps, the first included, the activations computed again by inverses are
 /// compared with those of the forward pass ([`Step::drift`]). Where the error is above
 /// [`DRIFT_BOUND`], checkpoints are kept as often as
@@ -82,6 +83,8 @@ pub struct Trainer<M> {
     rates: LearningRates,
     max_gradient_norm: f64,
     pub(super) memory: Memory,
+    /// Whether what a step keeps is decided by the first batch.
+    pub(super) chooses_memory: bool,
     drift_every: usize,
     drift_bound: f64,
     drift: Option<Drift>,
@@ -211,6 +214,7 @@ impl<M: Module> Trainer<M> {
             rates: rates.into(),
             max_gradient_norm: f64::INFINITY,
             memory: Memory::Reversible,
+            chooses_memory: true,
             drift_every: DRIFT_EVERY,
             drift_bound: DRIFT_BOUND,
             drift: None,
@@ -253,9 +257,11 @@ impl<M: Module> Trainer<M> {
         self
     }
 
-    /// What a step keeps of its forward pass; default: [`Memory::Reversible`].
+    /// What a step keeps of its forward pass; default: decided by the first batch, [`Memory::Stored`] where
+    /// that saves products of the couplings' nets and fits the memory that is free, else
+    /// [`Memory::Reversible`].
     pub fn with_memory(mut self, memory: Memory) -> Self {
-        self.memory = memory;
+        (self.memory, self.chooses_memory) = (memory, false);
         self
     }
 
@@ -322,16 +328,10 @@ impl<M: Module> Trainer<M> {
         self
     }
 
-    /// What a step keeps of its forward pass now: what was asked for, or the checkpoints that the
-    /// drift made necessary.
+    /// What a step keeps of its forward pass now: what was asked for or what the first batch decided
+    /// (before it [`Memory::Reversible`]), or the checkpoints that the drift made necessary.
     pub fn memory(&self) -> Memory {
         self.memory
-    }
-
-    /// The most samples of a batch of so many whose gradients are computed at once.
-    #[cfg(feature = "run")]
-    pub(crate) fn at_once(&self, samples: usize) -> usize {
-        self.micro_batch.min(samples)
     }
 
     /// Whether layers wait for data that the first batch is to initialize.
@@ -465,12 +465,12 @@ impl<M: Module> Trainer<M> {
     {
         self.check_batch(&batch)?;
         if !batch.is_finite() {
-            return Err(FlowError::Invalid {
-                what: "Trainer: the batch for the initialization".into(),
-                got: "values that are not finite".into(),
-                needed: "finite values".into(),
-                advice: "look at how the data are prepared".into(),
-            });
+            return Err(FlowError::invalid(
+                "Trainer: the batch for the initialization",
+                "values that are not finite",
+                "finite values",
+                "look at how the data are prepared",
+            ));
         }
         self.initialize(batch)?;
         self.before = None;
@@ -491,12 +491,12 @@ impl<M: Module> Trainer<M> {
         if samples >= fewest {
             return model.check_batch(batch);
         }
-        Err(FlowError::Invalid {
-            what: "Trainer: the samples of a batch".into(),
-            got: samples.to_string(),
-            needed: needed.into(),
-            advice: "pass over the batch, or join it to another one".into(),
-        })
+        Err(FlowError::invalid(
+            "Trainer: the samples of a batch",
+            samples,
+            needed,
+            "pass over the batch, or join it to another one",
+        ))
     }
 
     /// One step on a batch of plain tensors, `x` or `(x, context)`: [`gradients`](Trainer::gradients), then
@@ -573,7 +573,6 @@ impl<M: Module> Trainer<M> {
         M: Trainable<B>,
     {
         self.check_batch(batch)?;
-        let memory = self.memory;
         self.before = None;
         let is_start = self.initializes && self.num_steps == 0;
         if is_start && first_uninitialized(self.training_model()).is_some() {
@@ -591,6 +590,8 @@ impl<M: Module> Trainer<M> {
             checked.inspect_err(|_| self.restore())?;
             self.checks_left -= 1;
         }
+        self.choose_memory(batch);
+        let memory = self.memory;
         self.observe(batch.clone());
         let (loss, grads, drift) = self.loss_and_gradients(batch, looks);
         Ok(Computed { loss, grads, drift, memory })
@@ -676,6 +677,20 @@ impl<M: Module> Trainer<M> {
         }
     }
 
+    /// Decides what a step keeps, where the user did not, and says why.
+    pub(crate) fn choose_memory<B: Batch>(&mut self, batch: &B) -> Option<String>
+    where
+        M: Trainable<B>,
+    {
+        if !std::mem::take(&mut self.chooses_memory) {
+            return None;
+        }
+        let at_once = self.micro_batch.min(batch.num_samples());
+        let Choice { memory, reason } = memory::choose(self.training_model(), batch, at_once);
+        self.memory = memory;
+        Some(reason)
+    }
+
     /// Initializes what is not; the model as it was is then in `before`.
     fn initialize<B: Batch>(&mut self, batch: B) -> Result<()>
     where
@@ -684,15 +699,13 @@ impl<M: Module> Trainer<M> {
         let model = self.training_model();
         let initialized = self.share(model.valid().data_pass(batch, Pass::Initialize)).train();
         if let Some(layer) = first_uninitialized(&initialized) {
-            return Err(FlowError::Invalid {
-                what: format!("Trainer: the initialization of {layer}"),
-                got: "a layer that Flow::data_pass of the model does not reach".into(),
-                needed: "every layer marked as initialized".into(),
-                advice:
-                    "write #[derive(Flow)] on the struct or enum that holds the layer, or hand the \
-                         pass on in its data_pass, or train without_initialization"
-                        .into(),
-            });
+            return Err(FlowError::invalid(
+                format!("Trainer: the initialization of {layer}"),
+                "a layer that Flow::data_pass of the model does not reach",
+                "every layer marked as initialized",
+                "write #[derive(Flow)] on the struct or enum that holds the layer, or hand the \
+                         pass on in its data_pass, or train without_initialization",
+            ));
         }
         self.before = self.model.replace(initialized);
         Ok(())
@@ -720,12 +733,12 @@ impl<M: Module> Trainer<M> {
         let model = self.before.as_ref().unwrap_or(self.training_model());
         let parameter = first_not_finite(model, &GradientsParams::new())?;
         let number = self.num_steps + 1;
-        Some(FlowError::Invalid {
-            what: format!("Trainer: the parameter {parameter} before step {number}"),
-            got: "values that are not finite".into(),
-            needed: "finite values".into(),
-            advice: "the model was like this when it was given; start from another one".into(),
-        })
+        Some(FlowError::invalid(
+            format!("Trainer: the parameter {parameter} before step {number}"),
+            "values that are not finite",
+            "finite values",
+            "the model was like this when it was given; start from another one",
+        ))
     }
 
     /// The error for a batch, itself finite or not, whose loss is not finite.

@@ -34,12 +34,7 @@ impl LogWeights {
     /// [`FlowError::Invalid`] if there are none, if one is NaN or plus infinity, or all are minus infinity.
     pub fn new(values: Vec<f64>) -> Result<Self> {
         let refuse = |got: String, needed: &str, advice: &str| {
-            Err(FlowError::Invalid {
-                what: "LogWeights: ln w of the draws".into(),
-                got,
-                needed: needed.into(),
-                advice: advice.into(),
-            })
+            Err(FlowError::invalid("LogWeights: ln w of the draws", got, needed, advice))
         };
         if values.is_empty() {
             return refuse("no draws".into(), "at least 1", "draw some from the model");
@@ -83,12 +78,12 @@ impl LogWeights {
     pub fn by_context(&self, num_contexts: usize) -> Result<Vec<Self>> {
         let draws = self.values.len();
         if num_contexts == 0 || !draws.is_multiple_of(num_contexts) {
-            return Err(FlowError::Invalid {
-                what: "LogWeights: the number of contexts".into(),
-                got: format!("{num_contexts} for {draws} draws"),
-                needed: "the same number of draws for each".into(),
-                advice: "make the draws with repeat_contexts".into(),
-            });
+            return Err(FlowError::invalid(
+                "LogWeights: the number of contexts",
+                format!("{num_contexts} for {draws} draws"),
+                "the same number of draws for each",
+                "make the draws with repeat_contexts",
+            ));
         }
         self.values.chunks(draws / num_contexts).map(|part| Self::new(part.to_vec())).collect()
     }
@@ -147,12 +142,12 @@ impl LogWeights {
     /// If there is not one value for each draw.
     pub fn mean(&self, values: &[f64]) -> Result<f64> {
         if values.len() != self.values.len() {
-            return Err(FlowError::Invalid {
-                what: "LogWeights: the values to take the mean of".into(),
-                got: values.len().to_string(),
-                needed: format!("{}, one for each draw", self.values.len()),
-                advice: "compute them from the draws that the weights belong to".into(),
-            });
+            return Err(FlowError::invalid(
+                "LogWeights: the values to take the mean of",
+                values.len(),
+                format!("{}, one for each draw", self.values.len()),
+                "compute them from the draws that the weights belong to",
+            ));
         }
         let weighted = self.normalized().into_iter().zip(values);
         Ok(weighted.filter(|(weight, _)| *weight > 0.0).map(|(weight, value)| weight * value).sum())

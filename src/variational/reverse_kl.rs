@@ -199,12 +199,12 @@ impl ReverseKl {
         if self.num_draws > 0 {
             return Ok(());
         }
-        Err(FlowError::Invalid {
-            what: "ReverseKl: the number of draws".into(),
-            got: "0".into(),
-            needed: "at least 1".into(),
-            advice: "the loss is the mean over the draws; 64 to 1024 are usual".into(),
-        })
+        Err(FlowError::invalid(
+            "ReverseKl: the number of draws",
+            "0",
+            "at least 1",
+            "the loss is the mean over the draws; 64 to 1024 are usual",
+        ))
     }
 }
 
@@ -294,14 +294,10 @@ fn check_finite(name: &str, values: &Tensor<1>, advice: &str) -> Result<()> {
     let values = host::to_f64(host::plain(values.clone()));
     let bad = |value: &&f64| !value.is_finite();
     let first = values.iter().find(bad).copied().unwrap_or(f64::NAN);
-    Err(FlowError::Invalid {
-        what: format!("variational: {name} of the draws"),
-        got: format!(
-            "{first} (at {} of {} draws)",
-            values.iter().filter(bad).count(),
-            values.len()
-        ),
-        needed: "finite numbers".into(),
-        advice: advice.into(),
-    })
+    Err(FlowError::invalid(
+        format!("variational: {name} of the draws"),
+        format!("{first} (at {} of {} draws)", values.iter().filter(bad).count(), values.len()),
+        "finite numbers",
+        advice,
+    ))
 }

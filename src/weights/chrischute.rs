@@ -107,12 +107,12 @@ pub fn weights(model: &Model) -> Result<Weights> {
     match &model.levels[0].0 {
         Some(logit) if logit.form() == LogitForm::Code => {}
         _ => {
-            return Err(FlowError::Invalid {
-                what: format!("weights for {NAME}"),
-                got: "a model without the logit of that library".into(),
-                needed: "Logit::new(alpha, LogitForm::Code) before the first coupling".into(),
-                advice: "export a model that was read from there".into(),
-            });
+            return Err(FlowError::invalid(
+                format!("weights for {NAME}"),
+                "a model without the logit of that library",
+                "Logit::new(alpha, LogitForm::Code) before the first coupling",
+                "export a model that was read from there",
+            ));
         }
     }
     tables(&mut io, model.sample_shape()[0], Some(model));

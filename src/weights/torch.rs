@@ -131,12 +131,12 @@ pub fn nice_weights(model: &Nice) -> Result<Weights> {
     let is_in_turn =
         |(k, own): (usize, &AdditiveCoupling<Mlp>)| own.mask() == Mask::Alternating(Parity::of(k));
     if !couplings.iter().enumerate().all(is_in_turn) {
-        return Err(FlowError::Invalid {
-            what: "weights for NICE".into(),
-            got: "couplings of other masks".into(),
-            needed: "couplings of even and odd positions in turn".into(),
-            advice: "export a model of NiceConfig".into(),
-        });
+        return Err(FlowError::invalid(
+            "weights for NICE",
+            "couplings of other masks",
+            "couplings of even and odd positions in turn",
+            "export a model of NiceConfig",
+        ));
     }
     let mut io = Exchange::writing(model);
     nice_table(&mut io, scaling.log_scale.dims()[0], Some((couplings, scaling)));

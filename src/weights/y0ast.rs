@@ -195,12 +195,12 @@ pub fn for_pixels(mut model: Glow) -> Glow {
 
 fn check_exportable(model: &Glow) -> Result<()> {
     let invalid = |got: &str, needed: &str| {
-        Err(FlowError::Invalid {
-            what: format!("weights for {NAME}"),
-            got: got.into(),
-            needed: needed.into(),
-            advice: "train a model that there is a counterpart of, or save it as a record".into(),
-        })
+        Err(FlowError::invalid(
+            format!("weights for {NAME}"),
+            got,
+            needed,
+            "train a model that there is a counterpart of, or save it as a record",
+        ))
     };
     for (index, (logit, _, steps)) in model.levels.iter().enumerate() {
         if logit.is_some() {

@@ -5,7 +5,6 @@ use std::str::FromStr;
 
 use burn::tensor::Device;
 
-use super::super::invalid;
 use super::{Explore, Opened, open};
 use crate::error::{FlowError, Result};
 use crate::preprocess::Quantization;
@@ -35,7 +34,7 @@ impl FromStr for Library {
             "chrischute" => Ok(Self::Chrischute),
             _ => {
                 let needed = "rosinality, y0ast, normflows or chrischute";
-                Err(invalid("Explorer::from", name, needed, "pass one of the four"))
+                Err(FlowError::invalid("Explorer::from", name, needed, "pass one of the four"))
             }
         }
     }
@@ -88,6 +87,11 @@ fn parse_size(text: &str) -> Result<[usize; 2]> {
     let (height, width) = text.split_once('x').unwrap_or((text, text));
     match (height.parse(), width.parse()) {
         (Ok(height), Ok(width)) if height > 0 && width > 0 => Ok([height, width]),
-        _ => Err(invalid("Explorer::image_size", text, "a side, or HEIGHTxWIDTH", "64 or 48x64")),
+        _ => Err(FlowError::invalid(
+            "Explorer::image_size",
+            text,
+            "a side, or HEIGHTxWIDTH",
+            "64 or 48x64",
+        )),
     }
 }

@@ -18,7 +18,7 @@ use self::saved::SavedModel;
 pub use self::subject::CropName;
 use self::subject::{Reader, Subjects, Wanted, is_of_shape};
 use super::folder::is_run;
-use super::{at_least_one, invalid, write_grid};
+use super::{at_least_one, write_grid};
 use crate::Density;
 use crate::context::Given;
 use crate::data::{
@@ -182,7 +182,7 @@ impl Explorer {
         if let Some(out) = self.out.as_ref().filter(|out| is_run(out)) {
             let got = format!("{}, which holds a run", out.display());
             let advice = "left out, it is explore in the folder of the run";
-            return Err(invalid("Explorer::out", &got, "a folder of its own", advice));
+            return Err(FlowError::invalid("Explorer::out", &got, "a folder of its own", advice));
         }
         let Self { out, seed, class, crop, idx, from, image_size, bits } = self;
         let opened = Opened {
@@ -252,7 +252,7 @@ fn of_class<M: Given>(model: M, class: Option<usize>) -> Result<M> {
         (None, Ok(classes)) => {
             let needed = format!("one below {}", classes.dims()[1]);
             let advice = "the model is class-conditional: say of which class to draw or to judge";
-            Err(invalid("Explorer::class", "none", &needed, advice))
+            Err(FlowError::invalid("Explorer::class", "none", &needed, advice))
         }
     }
 }
@@ -283,7 +283,7 @@ impl<const D: usize, M: Density<D>> Explore for Session<D, M> {
 
     fn interpolate(&self, a: &str, b: &str, steps: usize) -> Result<Explored> {
         if steps < 2 {
-            return Err(invalid(
+            return Err(FlowError::invalid(
                 "Explorer::steps",
                 &steps.to_string(),
                 "at least 2",
@@ -308,7 +308,7 @@ impl<const D: usize, M: Density<D>> Explore for Session<D, M> {
         let AttributeFaces { data, limit, .. } = faces;
         at_least_one("Explorer::limit", Some(*limit))?;
         if let Some(alpha) = alphas.iter().find(|alpha| !alpha.is_finite()) {
-            return Err(invalid(
+            return Err(FlowError::invalid(
                 "Explorer::alphas",
                 &alpha.to_string(),
                 "numbers",
@@ -467,7 +467,12 @@ impl<const D: usize, M: Density<D>> Explore for Session<D, M> {
         let num_levels = self.model.latent_shapes().len();
         if num_levels == 1 {
             let advice = "one level has no finer latents to draw anew; use a glow or realnvp";
-            return Err(invalid("levels", "a model of one level", "at least two", advice));
+            return Err(FlowError::invalid(
+                "levels",
+                "a model of one level",
+                "at least two",
+                advice,
+            ));
         }
         let mut rng = self.random(streams::SAMPLE);
         let (x, done) = match picture {
@@ -500,7 +505,12 @@ impl<const D: usize, M: Density<D>> Session<D, M> {
         let [channels, height, width] = self.wanted.image_shape;
         if height != width {
             let got = format!("{width}x{height}");
-            return Err(invalid("attribute", &got, "a model of square images", "use one"));
+            return Err(FlowError::invalid(
+                "attribute",
+                &got,
+                "a model of square images",
+                "use one",
+            ));
         }
         let channels = if channels == 1 { Channels::Grey } else { Channels::Rgb };
         let mut loader =
@@ -543,7 +553,7 @@ impl<const D: usize, M: Density<D>> Session<D, M> {
         if unknown == 0 || unknown == plane.len() {
             let got = format!("{mask}, which is white at {unknown} of {} pixels", plane.len());
             let advice = "paint white what is to be filled in and black what is known";
-            return Err(invalid("the mask", &got, "both white and black", advice));
+            return Err(FlowError::invalid("the mask", &got, "both white and black", advice));
         }
         let values = plane.iter().map(|&unknown| f32::from(!unknown));
         Ok(values.cycle().take(channels * plane.len()).collect())
@@ -586,7 +596,7 @@ impl<const D: usize, M: Density<D>> Session<D, M> {
             .map(|row| row.clone().is_finite().bool_not().int().sum().into_scalar::<i64>())
             .sum();
         if bad > 0 {
-            return Err(invalid(
+            return Err(FlowError::invalid(
                 name,
                 &format!("{bad} values that are not finite"),
                 "finite ones",
@@ -615,7 +625,7 @@ fn check_temperature(temperature: f64) -> Result<()> {
         return Ok(());
     }
     let advice = "0.7 is usual, 1 draws from the model";
-    Err(invalid(
+    Err(FlowError::invalid(
         "Explorer::temperature",
         &temperature.to_string(),
         "a number of at least 0",

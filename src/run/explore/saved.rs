@@ -118,12 +118,12 @@ impl SavedModel {
         let model = restore_with(configuration, &self.record, device)?;
         let [channels, height, width] = self.image_shape.map(|size| size as f64);
         if channels * height * width != model.num_dims() as f64 {
-            return Err(FlowError::Invalid {
-                what: "the shape of the images".into(),
-                got: format!("{:?}", self.image_shape),
-                needed: format!("{} values for this model", model.num_dims()),
-                advice: "use the config.json that the run wrote".into(),
-            });
+            return Err(FlowError::invalid(
+                "the shape of the images",
+                format!("{:?}", self.image_shape),
+                format!("{} values for this model", model.num_dims()),
+                "use the config.json that the run wrote",
+            ));
         }
         open(model, opened)
     }

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::super::invalid;
 use crate::data::{Channels, Crop, ImageFolder, Images, Mnist, SkippedPicture, read_picture};
 use crate::error::{FlowError, Result};
 
@@ -32,7 +31,7 @@ impl FromStr for CropName {
             "whole" => Ok(Self::Whole),
             _ => {
                 let needed = "auto, celeba, square or whole";
-                Err(invalid("Explorer::crop", name, needed, "pass one of the four"))
+                Err(FlowError::invalid("Explorer::crop", name, needed, "pass one of the four"))
             }
         }
     }
@@ -84,7 +83,12 @@ impl Reader {
                     check_shape(name, images, image_shape)?;
                     if index >= images.len() {
                         let needed = format!("{part}:0 to {part}:{}", images.len() - 1);
-                        return Err(invalid("the picture", name, &needed, "they count from 0"));
+                        return Err(FlowError::invalid(
+                            "the picture",
+                            name,
+                            &needed,
+                            "they count from 0",
+                        ));
                     }
                     images.select(&[index])?
                 }
@@ -110,7 +114,12 @@ impl Reader {
         if height != width {
             let advice = "give the pictures to the model one by one, from code";
             let needed = "a model of square images";
-            return Err(invalid("the pictures of a folder", "non-square", needed, advice));
+            return Err(FlowError::invalid(
+                "the pictures of a folder",
+                "non-square",
+                needed,
+                advice,
+            ));
         }
         let channels = if channels == 1 { Channels::Grey } else { Channels::Rgb };
         let size = first_picture(folder).and_then(|path| dimensions(&path));
@@ -130,7 +139,7 @@ impl Reader {
     fn idx_folder(&self, name: &str) -> Result<&Path> {
         self.idx.as_deref().ok_or_else(|| {
             let needed = "Explorer::idx, the folder of the IDX files that it is in";
-            invalid("the picture", name, needed, "give it, or the picture as a file")
+            FlowError::invalid("the picture", name, needed, "give it, or the picture as a file")
         })
     }
 
@@ -198,7 +207,7 @@ fn check_shape(name: &str, images: &Images, image_shape: [usize; 3]) -> Result<(
         return Ok(());
     }
     let needed = format!("{image_shape:?}, channels, height and width of the model's images");
-    Err(invalid(
+    Err(FlowError::invalid(
         name,
         &format!("{shape:?}"),
         &needed,

@@ -5,10 +5,9 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use super::super::folder::create_folder;
-use super::invalid;
 use crate::data::{CelebA, CelebAPartition, Cifar10, ImageFolder, SkippedPicture};
 use crate::data::{Crop, Images, Mnist};
-use crate::error::Result;
+use crate::error::{FlowError, Result};
 
 /// Images in two parts.
 #[derive(Debug)]
@@ -84,7 +83,12 @@ impl PictureFolder {
             return Ok(());
         }
         let advice = "32 is the quickest";
-        Err(invalid("PictureFolder::size", &self.size.to_string(), "32, 64 or 128", advice))
+        Err(FlowError::invalid(
+            "PictureFolder::size",
+            &self.size.to_string(),
+            "32, 64 or 128",
+            advice,
+        ))
     }
 
     /// The folder of the decoded pictures of a run into `run`.
@@ -138,7 +142,7 @@ impl PictureFolder {
             let [_, side, _] = train.image_shape();
             if size != side {
                 let advice = "leave it out";
-                return Err(invalid(
+                return Err(FlowError::invalid(
                     "PictureFolder::size",
                     &size.to_string(),
                     "32 for CIFAR-10",

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{ImageRun, invalid};
+use super::ImageRun;
 use crate::coupling::ScaleMap;
 use crate::data::Preparation;
 use crate::error::{FlowError, Result};
@@ -40,7 +40,7 @@ impl FromStr for ImageModelName {
         let model = [Self::Glow, Self::RealNvp, Self::Nice].into_iter().find(of_name);
         model.ok_or_else(|| {
             let needed = "glow, realnvp or nice";
-            invalid("ImageRun::model", name, needed, "pass one of the three")
+            FlowError::invalid("ImageRun::model", name, needed, "pass one of the three")
         })
     }
 }

@@ -3,10 +3,9 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::invalid;
 use crate::context::{Context, Given};
 use crate::data::Images;
-use crate::error::Result;
+use crate::error::{FlowError, Result};
 use crate::flow::Flow;
 use crate::prior::{Prior, SplitPrior};
 use crate::training::{Batch, Trainable, WithClassifier};
@@ -81,7 +80,7 @@ impl ByClass {
     ) -> Result<Self> {
         let (Some(labels), Some(of_test)) = (train.labels(), test.labels()) else {
             let advice = "leave it out for images without labels";
-            return Err(invalid(
+            return Err(FlowError::invalid(
                 "ImageRun::conditional",
                 "images without labels",
                 "a label each",
@@ -92,7 +91,7 @@ impl ByClass {
         if let Some(label) = of_test.iter().find(|&&label| usize::from(label) >= num_classes) {
             let got = format!("a test image of class {label}");
             let needed = format!("classes below {num_classes}, those of the training images");
-            return Err(invalid(
+            return Err(FlowError::invalid(
                 "ImageRun::conditional",
                 &got,
                 &needed,

@@ -135,10 +135,10 @@ fn affine<C: Module>(
 }
 
 fn invalid(got: &str, needed: &str) -> FlowError {
-    FlowError::Invalid {
-        what: "weights for normflows".into(),
-        got: got.into(),
-        needed: needed.into(),
-        advice: "export a model that was read from there".into(),
-    }
+    FlowError::invalid(
+        "weights for normflows",
+        got,
+        needed,
+        "export a model that was read from there",
+    )
 }

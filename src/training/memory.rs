@@ -3,11 +3,13 @@
 use burn::optim::GradientsParams;
 
 use super::available;
-use crate::training::{Batch, Memory, Tape, Trainable};
+use super::{Batch, Trainable};
+use crate::tape::{Memory, Tape};
 
 /// A choice and why it was made.
-pub struct Choice {
+pub(crate) struct Choice {
     pub memory: Memory,
+    #[cfg_attr(not(feature = "run"), allow(dead_code))] // a run says it
     pub reason: String,
 }
 
@@ -18,12 +20,14 @@ pub struct Choice {
 /// than the tenth of its time that its memory is worth. Where there is nothing to save, both take about
 /// as long. The choice follows from the model alone and not from a measurement, so that a run that is
 /// started again makes the same one. `model` is in training; `samples` of a batch go through it at once.
-pub fn choose<M: Trainable<B>, B: Batch>(model: &M, batch: &B, samples: usize) -> Choice {
-    let one = batch.narrow(0, 1);
+pub(super) fn choose<M: Trainable<B>, B: Batch>(model: &M, batch: &B, samples: usize) -> Choice {
+    // Batch normalization has no variance of one value.
+    let count = batch.num_samples().min(2);
+    let few = batch.narrow(0, count);
     let bytes_of = |memory| {
         let (mut tape, mut grads) = (Tape::new(memory), GradientsParams::new());
-        model.gradients(one.clone(), 1.0, &mut tape, &mut grads, |_| false);
-        tape.num_bytes() * samples
+        model.gradients(few.clone(), 1.0, &mut tape, &mut grads, |_| false);
+        tape.num_bytes() * samples / count
     };
     // The second keeps the inputs of all layers and nothing of their inside.
     let (stored, inputs) = (bytes_of(Memory::Stored), bytes_of(Memory::Checkpoint { every: 1 }));
