@@ -147,12 +147,12 @@ where
 }
 
 fn unknown(what: &str) -> FlowError {
-    FlowError::Invalid {
-        what: "an export as ONNX".into(),
-        got: what.into(),
-        needed: "the layers of Glow, RealNVP and NICE, without contexts".into(),
-        advice: "export a model without it".into(),
-    }
+    FlowError::invalid(
+        "an export as ONNX",
+        what,
+        "the layers of Glow, RealNVP and NICE, without contexts",
+        "export a model without it",
+    )
 }
 
 /// The values of a parameter or of what follows from parameters, in f64.

@@ -141,8 +141,8 @@ impl Density for BlankNormal {
         Ok(blank(self, z)?.log_prob(graph, z))
     }
 
-    fn sample(&self, _graph: &mut Graph, _noise: &Value) -> Result<Value> {
-        Err(unknown("draws from the prior of a blank picture"))
+    fn sample(&self, graph: &mut Graph, noise: &Value) -> Result<Value> {
+        Ok(blank(self, noise)?.sample(graph, noise))
     }
 }
 
