@@ -1,14 +1,12 @@
 //! Flows of vectors of nflows, zuko, normflows and sbi: from their files, through training and back, and
 //! files that are not right.
 
-use std::fs;
-
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
+use burn_flows::FlowError;
 use burn_flows::conditioner::Activation;
-use burn_flows::training::{Batch, Schedule, Trainable, Trainer};
+use burn_flows::training::{Batch, Trainable};
 use burn_flows::weights::{Weights, chrischute, nflows, normflows, rosinality, torch, y0ast, zuko};
-use burn_flows::{FlowError, record};
 
 use super::{device, folder, golden, tensors};
 
@@ -24,45 +22,16 @@ fn with_context(file: &str, dtype: DType) -> (Tensor<2>, Tensor<2>) {
     (part("x"), part("context"))
 }
 
-/// Imports the model of a golden file, trains it for ten steps, exports and imports it: the two are the same
-/// to the last bit, from either kind of file.
-fn round_trip<B: Batch, M>(
+/// [`round_trip`](super::round_trip) of a flow of vectors.
+fn round_trip<B: Batch, M: Module + Trainable<B>>(
     file: &str,
     dtype: DType,
     batch: impl Fn(&str, DType) -> B,
     read: impl Fn(&Weights) -> Result<M, FlowError>,
     write: impl Fn(&M) -> Weights,
-) where
-    M: Module + Trainable<B>,
-{
+) {
     let file = format!("golden-libraries/{file}");
-    let (params, _) = golden::<2>(&file, dtype);
-    let name = file.rsplit('/').next().unwrap();
-    let start = read(&params).unwrap();
-    let before = record::to_bytes(&start).unwrap();
-    let batch = batch(&file, dtype);
-    let mut trainer = Trainer::new(start, Schedule::constant(1e-3));
-    for _ in 0..10 {
-        trainer.step(batch.clone()).unwrap();
-    }
-    let trained = trainer.model();
-    let after = record::to_bytes(&trained).unwrap();
-    assert!(before != after, "{name} was not trained");
-
-    let scratch = tempfile::tempdir().unwrap();
-    let out = std::env::var_os("BURN_FLOWS_EXPORT_DIR").filter(|_| dtype == DType::F64);
-    let out = out.map_or(scratch.path().to_path_buf(), std::path::PathBuf::from);
-    fs::create_dir_all(&out).unwrap();
-    for ending in ["safetensors", "pt"] {
-        let path = out.join(format!("{name}.{ending}"));
-        write(&trained).write(&path).unwrap();
-        let weights = Weights::read(&path, &device()).unwrap().with_dtype(dtype);
-        let again = read(&weights).unwrap_or_else(|error| panic!("{name}.{ending}: {error}"));
-        assert!(record::to_bytes(&again).unwrap() == after, "{name}.{ending} is another model");
-    }
-    let log_prob = trained.log_prob(batch).into_data();
-    let expected = Weights::new([("log_prob".to_string(), log_prob)], &device());
-    expected.write(out.join(format!("{name}.expected.safetensors"))).unwrap();
+    super::round_trip(&file, &batch(&file, dtype), dtype, read, write, |_| Vec::new());
 }
 
 /// NICE of plain PyTorch layers.
