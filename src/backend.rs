@@ -72,12 +72,12 @@ pub fn named(name: Option<&str>) -> Result<NamedDevice> {
     };
     found.ok_or_else(|| {
         let names: Vec<_> = devices.iter().map(|(name, _)| *name).collect();
-        FlowError::Invalid {
-            what: "backend::named".into(),
-            got: name.unwrap_or("none, or another in BURN_DEVICE").into(),
-            needed: names.join(" or "),
-            advice: "others are compiled in with --features NAME".into(),
-        }
+        FlowError::invalid(
+            "backend::named",
+            name.unwrap_or("none, or another in BURN_DEVICE"),
+            names.join(" or "),
+            "others are compiled in with --features NAME",
+        )
     })
 }
 

@@ -70,11 +70,8 @@ impl Standardize {
         let (dims, device, dtype) = (x.dims(), x.device(), x.dtype());
         let (batch, channels) = (dims[0], dims[1]);
         let pixels: usize = dims[2..].iter().product();
-        let refuse = |got: String, needed: &str, advice: &str| FlowError::Invalid {
-            what: format!("{LAYER}: the data to fit"),
-            got,
-            needed: needed.into(),
-            advice: advice.into(),
+        let refuse = |got: String, needed: &str, advice: &str| {
+            FlowError::invalid(format!("{LAYER}: the data to fit"), got, needed, advice)
         };
         if batch * pixels < 2 || channels == 0 {
             let needed = "at least two values of each channel";

@@ -63,11 +63,8 @@ impl Whiten {
     /// dependent.
     pub fn fit(x: Tensor<2>) -> Result<Self> {
         let ([count, size], device, dtype) = (x.dims(), x.device(), x.dtype());
-        let refuse = |got: String, needed: &str, advice: &str| FlowError::Invalid {
-            what: format!("{LAYER}: the data to fit"),
-            got,
-            needed: needed.into(),
-            advice: advice.into(),
+        let refuse = |got: String, needed: &str, advice: &str| {
+            FlowError::invalid(format!("{LAYER}: the data to fit"), got, needed, advice)
         };
         if size == 0 || count <= size {
             let (got, needed) =
