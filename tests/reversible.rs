@@ -553,8 +553,9 @@ fn controlled(what: &str, stack: Glow, x: Tensor<4>) -> Controlled {
     let mut tape = Tape::new(Memory::Reversible).measuring(0);
     reversible::gradients_on(&stack.clone().train(), x.clone(), &mut tape);
     let free = tape.into_drift().expect("it was measured").largest();
-    let mut trainer =
-        Trainer::new(stack.clone(), Schedule::constant(1e-4)).without_initialization();
+    let mut trainer = Trainer::new(stack.clone(), Schedule::constant(1e-4))
+        .with_memory(Memory::Reversible)
+        .without_initialization();
     let held = trainer.step(x.clone()).unwrap().drift.expect("the first step is measured");
     println!("{what}: drift {free:.1e}, held at {held:.1e} by {}", trainer.memory());
     Controlled {
@@ -633,6 +634,28 @@ fn check_control(controlled: Controlled) {
     assert!(held_error < 0.01 + 2.0 * stored_error, "{held_error:e}, stored {stored_error:e}");
 }
 
+/// Where nets' products are saved and the memory is there, a step keeps them; without a net, nothing; and what
+/// the user says stays.
+#[test]
+fn the_first_batch_decides_the_memory() {
+    let x = images(3, DType::F32);
+    let mut glow = Trainer::new(started(2, DType::F32), Schedule::constant(1e-3));
+    assert_eq!(glow.memory(), Memory::Reversible, "before the first batch");
+    glow.step(x.clone()).unwrap();
+    assert_eq!(glow.memory(), Memory::Stored);
+
+    let scaling = DiagonalScaling::new(2, &host()).unwrap();
+    let plain: FlowStack<2, _> = FlowStack::single(scaling, StandardNormal::new(), &[2]).unwrap();
+    let mut plain = Trainer::new(plain, Schedule::constant(1e-3));
+    plain.step(inputs([4, 2], 1, &host(), DType::F32)).unwrap();
+    assert_eq!(plain.memory(), Memory::Reversible, "there is nothing to save");
+
+    let asked = Trainer::new(started(2, DType::F32), Schedule::constant(1e-3));
+    let mut asked = asked.with_memory(Memory::Checkpoint { every: 3 });
+    asked.step(x).unwrap();
+    assert_eq!(asked.memory(), Memory::Checkpoint { every: 3 });
+}
+
 #[test]
 fn a_checkpoint_restores_the_memory() {
     let folder = tempfile::tempdir().unwrap();
@@ -656,8 +679,9 @@ fn micro_batches_add_up<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D
     FlowStack<D, F, P, S>: Module,
 {
     let run = |micro_batch| {
-        let mut trainer =
-            Trainer::new(stack.clone(), Schedule::constant(1e-4)).with_micro_batch(micro_batch);
+        let mut trainer = Trainer::new(stack.clone(), Schedule::constant(1e-4))
+            .with_memory(Memory::Reversible)
+            .with_micro_batch(micro_batch);
         let steps: Vec<_> = (0..3).map(|_| trainer.step(x.clone()).unwrap()).collect();
         (steps, flat(trainer.model().log_prob(x.clone())))
     };

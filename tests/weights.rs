@@ -13,7 +13,7 @@ use burn_flows::prior::{Prior, SplitPrior};
 use burn_flows::testing::inputs;
 use burn_flows::training::{Batch, Schedule, Trainable, Trainer};
 use burn_flows::weights::normflows::{self, GlowBlockOptions, MaskedScale, RealNvpOptions};
-use burn_flows::weights::{Weights, chrischute, rosinality, y0ast};
+use burn_flows::weights::{Weights, chrischute, rosinality, torch, y0ast};
 use burn_flows::{Flow, FlowError, FlowStack, backend, record};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -138,6 +138,7 @@ exports! {
     normflows_glow: "golden/nf_multiscale_glow_l2k2", |w| normflows::multiscale(w, GlowBlockOptions::default(), None, [3, 8, 8]), |m| normflows::multiscale_weights(m).unwrap();
     normflows_masked: "golden/nf_masked_affine_2d", |w| normflows::real_nvp(w, &masked(MaskedScale::Linear)), |m| normflows::real_nvp_weights(m).unwrap();
     normflows_masked_tanh: "golden/nf_masked_affine_2d_tanh", |w| normflows::real_nvp(w, &masked(MaskedScale::Tanh)), |m| normflows::real_nvp_weights(m).unwrap();
+    nice: "golden/nice_logistic_d8", torch::nice, |m| torch::nice_weights(m).unwrap();
     normflows_coupling: "golden/nf_coupling_vec_exp", |w| normflows::real_nvp(w, &RealNvpOptions::default()), |m| normflows::real_nvp_weights(m).unwrap();
 }
 

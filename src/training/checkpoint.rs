@@ -36,6 +36,9 @@ const FORMAT_2: &str = "burn-flows checkpoint 2";
 /// In place of the name of an optimizer whose type is not known.
 const UNNAMED: &str = "-";
 
+/// In place of a memory that the first batch is to decide.
+const UNDECIDED: &str = "undecided";
+
 impl<M: Module> Trainer<M> {
     /// Writes model, optimizer, step and [`memory`](Trainer::memory) into `folder`, with a `note` of the caller's own (how far it
     /// has come in its files, for one).
@@ -73,7 +76,7 @@ impl<M: Module> Trainer<M> {
         let pointer = Pointer {
             files,
             step: self.num_steps,
-            memory: self.memory,
+            memory: Some(self.memory).filter(|_| !self.chooses_memory),
             optimizer: self.optimizer_name.clone(),
             num_updates: self.average.as_ref().map(Average::num_updates),
             note: note.into(),
@@ -171,7 +174,8 @@ impl<M: Module> Trainer<M> {
         }
         self.model = Some(model.train());
         self.num_steps = step;
-        (self.memory, self.chooses_memory) = (memory, false);
+        self.chooses_memory = memory.is_none();
+        self.memory = memory.unwrap_or_default();
         (self.good, self.average) = (None, average);
         Ok((self, Some(note)))
     }
@@ -275,7 +279,8 @@ impl Files {
 struct Pointer {
     files: Files,
     step: usize,
-    memory: Memory,
+    /// `None` before the first batch, which is to decide.
+    memory: Option<Memory>,
     /// The name of its type, where it is known.
     optimizer: Option<String>,
     /// Updates of the averages, where there are any.
@@ -287,6 +292,7 @@ impl std::fmt::Display for Pointer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { files, step, memory, optimizer, num_updates, note } = self;
         let optimizer = optimizer.as_deref().unwrap_or(UNNAMED);
+        let memory = memory.map_or(UNDECIDED.into(), |memory| memory.to_string());
         writeln!(f, "{}", if num_updates.is_some() { FORMAT_4 } else { FORMAT })?;
         if let Files::InSlot(slot) = files {
             writeln!(f, "files {slot}")?;
@@ -349,7 +355,10 @@ impl Pointer {
         let optimizer = Some(optimizer).filter(|&name| name != UNNAMED).map(str::to_string);
         let step = step.parse().ok()?;
         let files = slot.map_or(Files::OfStep(step), Files::InSlot);
-        let memory = memory.parse().ok()?;
+        let memory = match memory {
+            UNDECIDED => None,
+            memory => Some(memory.parse().ok()?),
+        };
         Some(Self { files, step, memory, optimizer, num_updates, note: note.into() })
     }
 }

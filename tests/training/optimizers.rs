@@ -264,7 +264,7 @@ fn a_checkpoint_without_an_optimizer_is_of_adam() {
     let pointer = folder.path().join("checkpoint.txt");
     let text = std::fs::read_to_string(&pointer).unwrap();
     let old = text.replace("checkpoint 3\nfiles a", "checkpoint 2").replace("optimizer Adam\n", "");
-    assert_eq!(old, "burn-flows checkpoint 2\nstep 1\nmemory reversible\na note");
+    assert_eq!(old, "burn-flows checkpoint 2\nstep 1\nmemory stored\na note");
     std::fs::write(&pointer, old).unwrap();
     for (from, to) in [("a.safetensors", "model-1.safetensors"), ("a.bpk", "optimizer-1.bpk")] {
         let from = folder.path().join(format!("checkpoint-{from}"));

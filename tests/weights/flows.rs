@@ -34,16 +34,6 @@ fn round_trip<B: Batch, M: Module + Trainable<B>>(
     super::round_trip(&file, &batch(&file, dtype), dtype, read, write, |_| Vec::new());
 }
 
-/// NICE of plain PyTorch layers.
-#[test]
-fn nice_round_trip() {
-    for dtype in [DType::F64, DType::F32] {
-        round_trip("../golden/nice_logistic_d8", dtype, alone, torch::nice, |model| {
-            torch::nice_weights(model).unwrap()
-        });
-    }
-}
-
 fn alone(file: &str, dtype: DType) -> Tensor<2> {
     golden::<2>(file, dtype).1
 }
