@@ -29,19 +29,19 @@ pub fn flow(input: &DeriveInput) -> Result<TokenStream> {
     let Body { types, walk, walk_back, relayed } = body;
     let rank = format_ident!("{RANK}");
     let methods = quote! {
-        fn walk<W: ::burn_flows::__private::Walk<#rank>>(
+        fn walk<__W: ::burn_flows::__private::Walk<#rank>>(
             &self,
-            walk: &mut W,
-            state: W::State,
-        ) -> W::State {
+            walk: &mut __W,
+            state: __W::State,
+        ) -> __W::State {
             #walk
         }
 
-        fn walk_back<W: ::burn_flows::__private::Walk<#rank>>(
+        fn walk_back<__W: ::burn_flows::__private::Walk<#rank>>(
             &self,
-            walk: &mut W,
-            state: W::State,
-        ) -> W::State {
+            walk: &mut __W,
+            state: __W::State,
+        ) -> __W::State {
             #walk_back
         }
 

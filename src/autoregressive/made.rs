@@ -237,7 +237,8 @@ impl Made {
     fn masked_layers(&self) -> impl Iterator<Item = (Tensor<2>, Tensor<1>)> {
         self.layers.iter().zip(&self.masks).map(|(layer, mask)| {
             let bias = layer.bias.as_ref().expect("the layers of a Made have biases");
-            (layer.weight.val() * mask.val(), bias.val())
+            // Of a model that was unfrozen the mask is a parameter like any other.
+            (layer.weight.val() * mask.val().detach(), bias.val())
         })
     }
 

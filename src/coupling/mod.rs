@@ -143,13 +143,17 @@ pub(crate) fn check_channels(
     let (identity, transformed) =
         (mask.num_identity(num_channels), mask.num_transformed(num_channels));
     if num_channels < 1 || identity < 1 || transformed < 1 {
-        return Err(FlowError::config(
-            layer,
-            "num_channels",
-            num_channels,
-            "at least 2 for a split along the channels",
-            "squeeze the image first, or use a checkerboard mask",
-        ));
+        let (needed, advice) = match mask {
+            Mask::SplitAt(at, _) if num_channels > 1 => (
+                format!("more than {at}, and the split behind at least one of them"),
+                "split behind another channel",
+            ),
+            _ => (
+                "at least 2 for a split along the channels".into(),
+                "squeeze the image first, or use a checkerboard mask",
+            ),
+        };
+        return Err(FlowError::config(layer, "num_channels", num_channels, needed, advice));
     }
     Ok(transformed)
 }

@@ -111,6 +111,10 @@ where
         how: &Inpainting,
         rng: &mut impl Rng,
     ) -> Result<Inpainted<D>> {
+        if host::has_no_samples(&x) {
+            self.assert_sample_shape(&x);
+            return Ok(Inpainted { x, log_prob_before: Vec::new(), log_prob_after: Vec::new() });
+        }
         let model = self.clone().train().no_grad();
         let known = known.greater_elem(0.5).expand(x.dims());
         let climb = Climb { known: known.clone(), fixed: x.clone(), how };

@@ -31,8 +31,11 @@ pub fn bits_per_dim(log_prob: f64, num_dims: usize, levels: u32) -> f64 {
     f64::from(levels).log2() - log_prob / (num_dims as f64 * std::f64::consts::LN_2)
 }
 
-/// The largest `|x - inverse(forward(x))|` over a batch: what rounding costs in a round trip.
+/// The largest `|x - inverse(forward(x))|` over a batch: what rounding costs in a round trip; 0 of no samples.
 pub fn inversion_error<const D: usize>(flow: &impl Flow<D>, x: Tensor<D>) -> f64 {
+    if host::has_no_samples(&x) {
+        return 0.0;
+    }
     let back = flow.inverse(flow.forward(x.clone()).0);
     host::scalar((back - x).abs().max())
 }

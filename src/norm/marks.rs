@@ -1,6 +1,6 @@
 //! Which layers inside of a model take something from data, wherever they are, and which still wait for it.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Flag, Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
 use crate::host;
@@ -24,6 +24,12 @@ pub(crate) fn first_uninitialized<M: Module>(module: &M) -> Option<String> {
     layer.map(|mark| mark.path)
 }
 
+/// The path of the first running moments of a model in training that observe batches and have seen none.
+pub(crate) fn first_unobserved<M: Module>(module: &M) -> Option<String> {
+    let waits = |mark: &Mark| mark.is_of_moments() && mark.observes && mark.is_unset();
+    marks(module).into_iter().find(waits).map(|mark| mark.path)
+}
+
 /// Type and path of the first layer inside that has not seen its first batch, running moments as well;
 /// `module` is not in training.
 pub(crate) fn waiting_for_data<M: Module>(module: &M) -> Option<String> {
@@ -44,6 +50,8 @@ struct Mark {
     path: String,
     /// Whether a parameter beside the mark is trained.
     is_trained: bool,
+    /// Whether no flag beside the mark is off: of moments that are not frozen.
+    observes: bool,
     value: Tensor<1>,
 }
 
@@ -64,6 +72,7 @@ fn marks<M: Module>(module: &M) -> Vec<Mark> {
     struct Entered {
         name: String,
         is_trained: bool,
+        is_off: bool,
         mark: Option<(String, Tensor<1>)>,
     }
     struct Find {
@@ -76,8 +85,9 @@ fn marks<M: Module>(module: &M) -> Vec<Mark> {
         fn leave(&mut self) {
             let names: Vec<&str> = self.path.iter().skip(1).map(|entered| &*entered.name).collect();
             let path = names.join(".");
-            if let Some(Entered { is_trained, mark: Some((layer, value)), .. }) = self.path.pop() {
-                self.found.push(Mark { layer, path, is_trained, value });
+            let entered = self.path.pop();
+            if let Some(Entered { is_trained, is_off, mark: Some((layer, value)), .. }) = entered {
+                self.found.push(Mark { layer, path, is_trained, observes: !is_off, value });
             }
         }
     }
@@ -90,6 +100,12 @@ fn marks<M: Module>(module: &M) -> Vec<Mark> {
 
         fn exit_module(&mut self, _name: &str, _container_type: &str) {
             self.leave();
+        }
+
+        fn visit_flag(&mut self, flag: &Param<Flag>) {
+            if let [.., layer, _] = &mut *self.path {
+                layer.is_off |= !flag.is_enabled();
+            }
         }
 
         fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {

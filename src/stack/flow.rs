@@ -175,20 +175,49 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
     }
 }
 
-/// Unsqueezes until the spatial sides are those of `shape`.
+/// Unsqueezes until the spatial sides are those of `shape`; what no squeezes lead to is reshaped, row by row.
 fn unsqueeze_to<const D: usize>(mut z: Tensor<D>, shape: [usize; D]) -> Tensor<D> {
+    if !is_squeeze(shape, z.dims()) {
+        return with_sides(z, shape);
+    }
     while z.dims()[2..] != shape[2..] {
         z = through_images(z, Squeeze::unsqueeze);
     }
     z
 }
 
-/// Squeezes until the spatial sides are those of `shape`.
+/// Squeezes until the spatial sides are those of `shape`, as [`unsqueeze_to`] is undone.
 fn squeeze_to<const D: usize>(mut z: Tensor<D>, shape: [usize; D]) -> Tensor<D> {
+    if !is_squeeze(z.dims(), shape) {
+        return with_sides(z, shape);
+    }
     while z.dims()[2..] != shape[2..] {
         z = through_images(z, |z| Squeeze::new().forward(z).0);
     }
     z
+}
+
+/// Whether sides become those of `to` by squeezes, which halve both sides of an image.
+fn is_squeeze<const D: usize>(from: [usize; D], to: [usize; D]) -> bool {
+    if from[2..] == to[2..] {
+        return true;
+    }
+    let mut sides = from;
+    while D == 4 && sides[2..].iter().all(|side| side.is_multiple_of(2) && *side > 0) {
+        sides[2..].iter_mut().for_each(|side| *side /= 2);
+        if sides[2..] == to[2..] {
+            return true;
+        }
+    }
+    false
+}
+
+/// The same values with the spatial sides of `shape`, in as many channels as they need.
+fn with_sides<const D: usize>(z: Tensor<D>, mut shape: [usize; D]) -> Tensor<D> {
+    let [batch, pixels] = [z.dims()[0], shape[2..].iter().product()];
+    shape[1] = z.dims()[1..].iter().product::<usize>() / pixels;
+    shape[0] = batch;
+    z.reshape(shape)
 }
 
 /// Applies a map of images to a tensor whose rank is 4 when it runs: only images change their sides.

@@ -154,7 +154,7 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
         pixels.min().expect("a stack has at least one level")
     }
 
-    fn assert_sample_shape(&self, x: &Tensor<D>) {
+    pub(crate) fn assert_sample_shape(&self, x: &Tensor<D>) {
         assert!(
             x.dims()[1..] == *self.sample_shape(),
             "FlowStack: got shape {:?}, but was built for samples of shape {:?}",

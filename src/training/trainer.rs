@@ -15,7 +15,7 @@ use crate::backend::is_host;
 use crate::error::{FlowError, Result};
 use crate::flow::Pass;
 use crate::host;
-use crate::norm::{first_uninitialized, has_running_moments};
+use crate::norm::{first_uninitialized, first_unobserved, has_running_moments};
 use crate::stack::device_and_dtype;
 use crate::support;
 use crate::tape::{Drift, Memory, Tape};
@@ -182,6 +182,11 @@ impl Loss {
 /// forward pass of the narrow tensors between the layers, less than a thousandth of this many steps.
 pub const DRIFT_EVERY: usize = 100;
 
+/// What to do about a layer that data do not reach.
+const UNREACHED: &str = "write #[derive(Flow)] on the struct or enum that holds the layer, or hand the pass \
+     on in its data_pass; in what is turned around by Inverse, and in a net of the prior of the whole, \
+     initialize or observe it before, and freeze it or train without_initialization";
+
 /// How often a model is checked: before the first step, and when the drift is measured next, by when
 /// nets that start as zero have left it.
 const CHECKS: usize = 2;
@@ -252,7 +257,14 @@ impl<M: Module> Trainer<M> {
     }
 
     /// Gradients whose norm is larger are scaled down to it; default: no clipping.
+    ///
+    /// # Panics
+    /// If `max_gradient_norm` is not above 0.
     pub fn with_max_gradient_norm(mut self, max_gradient_norm: f64) -> Self {
+        assert!(
+            max_gradient_norm > 0.0,
+            "Trainer: the largest gradient norm is {max_gradient_norm}, but must be above 0"
+        );
         self.max_gradient_norm = max_gradient_norm;
         self
     }
@@ -592,7 +604,7 @@ impl<M: Module> Trainer<M> {
         }
         self.choose_memory(batch);
         let memory = self.memory;
-        self.observe(batch.clone());
+        self.observe(batch.clone())?;
         let (loss, grads, drift) = self.loss_and_gradients(batch, looks);
         Ok(Computed { loss, grads, drift, memory })
     }
@@ -703,8 +715,7 @@ impl<M: Module> Trainer<M> {
                 format!("Trainer: the initialization of {layer}"),
                 "a layer that Flow::data_pass of the model does not reach",
                 "every layer marked as initialized",
-                "write #[derive(Flow)] on the struct or enum that holds the layer, or hand the \
-                         pass on in its data_pass, or train without_initialization",
+                UNREACHED,
             ));
         }
         self.before = self.model.replace(initialized);
@@ -713,16 +724,28 @@ impl<M: Module> Trainer<M> {
 
     /// Takes the batch into the model's running statistics, if it has any; the model as it was is then
     /// in `before`.
-    fn observe<B: Batch>(&mut self, batch: B)
+    fn observe<B: Batch>(&mut self, batch: B) -> Result<()>
     where
         M: Trainable<B>,
     {
         let model = self.training_model();
         if has_running_moments(model) {
-            let model = self.share(model.valid().data_pass(batch, Pass::Observe));
-            let before = self.model.replace(model.train());
+            let model = self.share(model.valid().data_pass(batch, Pass::Observe)).train();
+            if self.num_steps == 0
+                && let Some(moments) = first_unobserved(&model)
+            {
+                self.restore();
+                return Err(FlowError::invalid(
+                    format!("Trainer: the running moments of {moments}"),
+                    "moments that Flow::data_pass of the model does not reach",
+                    "all of them to see the batch",
+                    UNREACHED,
+                ));
+            }
+            let before = self.model.replace(model);
             self.before = self.before.take().or(before);
         }
+        Ok(())
     }
 
     /// The error for a model that had a parameter that is not finite before any update.

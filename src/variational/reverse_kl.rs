@@ -10,7 +10,7 @@ use crate::error::{FlowError, Result};
 use crate::flow::{Flow, collect};
 use crate::host;
 use crate::prior::{Prior, SplitPrior};
-use crate::stack::FlowStack;
+use crate::stack::{FlowStack, device_and_dtype};
 use crate::tape::Tape;
 use crate::training::StepGradients;
 use crate::training::reversible;
@@ -142,10 +142,7 @@ impl ReverseKl {
             return self.reversible_gradients(model, log_p, rng);
         }
         let loss = self.loss(model, log_p, rng)?;
-        assert!(
-            loss.is_tracked(),
-            "ReverseKl: no gradient was asked for; call gradients on a model in training (Module::train)"
-        );
+        assert_in_training(loss.is_tracked());
         let mut grads = GradientsParams::new();
         collect(&mut loss.backward(), model, &mut grads);
         Ok(StepGradients { loss: loss.inner().into_scalar(), grads, drift: None })
@@ -164,6 +161,7 @@ impl ReverseKl {
         FlowStack<D, F, P, S>: Module,
     {
         self.check()?;
+        assert_in_training(device_and_dtype(model).0.is_autodiff());
         reversible::assert_one_function(model);
         let mut grads = GradientsParams::new();
         let pass = model.forward_sample(self.num_draws, rng);
@@ -300,4 +298,11 @@ fn check_finite(name: &str, values: &Tensor<1>, advice: &str) -> Result<()> {
         "finite numbers",
         advice,
     ))
+}
+
+fn assert_in_training(is_in_training: bool) {
+    assert!(
+        is_in_training,
+        "ReverseKl: no gradient was asked for; call gradients on a model in training (Module::train)"
+    );
 }
