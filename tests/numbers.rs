@@ -5,6 +5,7 @@ mod fixtures;
 
 use burn_flows::linear::PluWeight;
 use burn_flows::preprocess::Quantization;
+use burn_flows::prior::Prior;
 use burn_flows::testing::to_f64;
 use burn_flows::training::{Memory, Schedule, Tape, Trainer};
 use burn_flows::{At, FlowError, record};
@@ -566,6 +567,36 @@ mod support {
             assert!(matches!(refused(nested, x.clone()), FlowError::OutsideSupport { .. }));
             let negative = refused(Logit::real_nvp(), x - 1.0);
             assert!(negative.to_string().contains("got values from -1 to 254,"), "{negative}");
+        }
+    }
+
+    /// What is no number has no density, and infinity is outside.
+    #[test]
+    fn of_a_uniform_prior_holds_no_nan() {
+        for (_, device, dtype) in devices() {
+            let densities = vec![FeatureDensity::Uniform(-1.0, 1.0), FeatureDensity::Normal(1.0)];
+            let mixed = PerFeature::new(densities).unwrap();
+            let uniform = Uniform::new(-1.0, 1.0).unwrap();
+            let numbers = [f64::NAN, 0.0, f64::INFINITY, 0.0, 0.5, 0.0];
+            let z: Tensor<2> = tensor(&numbers, [3, 2], (&device, dtype));
+            for got in [values(uniform.log_prob(z.clone())), values(mixed.log_prob(z))] {
+                assert!(got[0].is_nan() && got[2].is_finite(), "{got:?}");
+                assert_eq!(got[1], f64::NEG_INFINITY, "{got:?}");
+            }
+        }
+    }
+
+    /// Training data with a NaN, under a uniform prior: an error, not a loss.
+    #[test]
+    fn training_on_nan_under_a_uniform_prior_is_an_error() {
+        for (_, device, dtype) in devices().into_iter().filter(|(_, _, dtype)| *dtype == DType::F32)
+        {
+            let flow = Permutation::reverse(2, &device).unwrap();
+            let prior = Uniform::new(-1.0, 1.0).unwrap();
+            let stack: FlowStack<2, _, _> = FlowStack::single(flow, prior, &[2]).unwrap();
+            let x: Tensor<2> = tensor(&[0.1, 0.2, f64::NAN, 0.3], [2, 2], (&device, dtype));
+            let loss = Trainer::new(stack, Schedule::constant(1e-3)).step(x).map(|step| step.loss);
+            assert!(loss.is_err(), "a batch with NaN has the loss {loss:?}");
         }
     }
 

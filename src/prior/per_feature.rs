@@ -92,7 +92,8 @@ impl Prior<2> for PerFeature {
                         let support = || format!("{lower} to {upper} for feature {index}");
                         let advice = "bring the data there, or give the feature a normal";
                         support::report_outside(LAYER, &value, &outside, support, advice);
-                        let constant = value.zeros_like() - (upper - lower).ln();
+                        // A value that is no number is on neither side of an end: NaN stays NaN.
+                        let constant = value * 0.0 - (upper - lower).ln();
                         sum_per_sample(constant.mask_fill(outside, f64::NEG_INFINITY))
                     }
                 };
