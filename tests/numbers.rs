@@ -471,6 +471,38 @@ mod training {
     }
 }
 
+mod whiten {
+    use super::*;
+
+    /// Independent columns in units of their own: none follows from the other.
+    #[test]
+    fn takes_columns_of_different_units() {
+        for (_, device, dtype) in devices() {
+            let wide = inputs([200, 1], 1, &device, dtype) * 5e6;
+            let narrow = inputs([200, 1], 2, &device, dtype) * 0.5;
+            let x = Tensor::cat(vec![wide, narrow], 1);
+            let whiten = Whiten::fit(x.clone()).unwrap_or_else(|error| panic!("{error}"));
+            let z = values(whiten.forward(x).0);
+            for column in 0..2 {
+                let column: Vec<f64> = z.iter().skip(column).step_by(2).copied().collect();
+                let (_, deviation) = mean_and_deviation(&column);
+                assert!((deviation - 1.0).abs() < 1e-2, "{deviation}");
+            }
+        }
+    }
+
+    /// What is constant but for rounding stays refused, whatever rounding leaves of it.
+    #[test]
+    fn refuses_a_constant_column() {
+        for (_, device, dtype) in devices() {
+            let constant = Tensor::<2>::zeros([200, 1], (&device, dtype)) + 0.1;
+            let x = Tensor::cat(vec![inputs([200, 1], 1, &device, dtype), constant], 1);
+            let text = Whiten::fit(x).unwrap_err().to_string();
+            assert!(text.contains("none follows from the others"), "{text}");
+        }
+    }
+}
+
 mod support {
     use super::*;
 
