@@ -471,6 +471,31 @@ mod training {
     }
 }
 
+mod residual {
+    use super::*;
+
+    /// A sample's inverse does not depend on the others of its batch.
+    #[test]
+    fn inverses_do_not_depend_on_the_batch() {
+        for (_, device, dtype) in devices() {
+            let flow = build(1, &device, |_, device| ResidualConfig::new(2, vec![16]).init(device));
+            let flow = in_dtype(move_parameters(flow, 3, 0.5), dtype);
+            let x: Tensor<2> = tensor(&[0.5, -0.3], [1, 2], (&device, dtype));
+            let z = flow.forward(x).0;
+            let expected = values(flow.inverse(z.clone()));
+            for far in [1e3, 1e5, 1e7, f64::NAN] {
+                let other: Tensor<2> = tensor(&[far, -far], [1, 2], (&device, dtype));
+                let both = Tensor::cat(vec![z.clone(), other], 0);
+                let got = values(flow.inverse(both).narrow(0, 0, 1));
+                for (got, expected) in got.iter().zip(&expected) {
+                    let off = (got - expected).abs();
+                    assert!(off < 1e-4, "beside {far:e} {got}, alone {expected}");
+                }
+            }
+        }
+    }
+}
+
 mod whiten {
     use super::*;
 
