@@ -214,8 +214,8 @@ fn the_axes_of_whiten_stay_after_unfreeze() {
         Ok((Whiten::fit(data.clone())?, maf(3, None, ScaleMap::default(), device)?))
     });
     let stack = FlowStack::single(flow, StandardNormal::new(), &[3]).unwrap();
-    let stack: FlowStack<2, (Whiten, Maf)> = stack.freeze().unfreeze();
-    let whiten = |model: &FlowStack<2, (Whiten, Maf)>| {
+    let stack: FlowStack<2, (Whiten, Autoregressive<Affine>)> = stack.freeze().unfreeze();
+    let whiten = |model: &FlowStack<2, (Whiten, Autoregressive<Affine>)>| {
         let whiten = &model.levels[0].0;
         (values(whiten.axes.val()), values(whiten.deviation.val()))
     };

@@ -5,7 +5,7 @@ mod fixtures;
 
 use burn_flows::linear::PluWeight;
 use burn_flows::preprocess::Quantization;
-use burn_flows::prior::Prior;
+use burn_flows::prior::{Prior, Uniform};
 use burn_flows::testing::to_f64;
 use burn_flows::training::{Memory, Schedule, Tape, Trainer};
 use burn_flows::{At, FlowError, record};
@@ -492,6 +492,22 @@ mod residual {
                     assert!(off < 1e-4, "beside {far:e} {got}, alone {expected}");
                 }
             }
+        }
+    }
+}
+
+mod standardize {
+    use super::*;
+
+    /// A deviation is judged by the numbers of the data: f64 sees one that f32 would not.
+    #[test]
+    fn sees_in_f64_what_f32_would_not() {
+        for (_, device, dtype) in devices().into_iter().filter(|(_, _, dtype)| *dtype == DType::F64)
+        {
+            let x = inputs([1000, 1], 1, &device, dtype) * 10.0 + 1e9;
+            let z = values(Standardize::fit(x.clone()).unwrap().forward(x).0);
+            let (_, deviation) = mean_and_deviation(&z);
+            assert!((deviation - 1.0).abs() < 0.05, "{deviation}");
         }
     }
 }
