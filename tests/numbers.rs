@@ -512,6 +512,45 @@ mod standardize {
     }
 }
 
+mod orthogonal {
+    use super::*;
+
+    /// "of any length but zero".
+    #[test]
+    fn normals_of_mirrors_have_any_length() {
+        for (_, device, dtype) in devices() {
+            for length in [1e-30, 1e-22, 1e-5, 1e5, 1e22, 1e30] {
+                let normal: Tensor<2> = tensor(&[length, 0.0], [1, 2], (&device, dtype));
+                let mirror = Householder::from_vectors(normal);
+                let x: Tensor<2> = tensor(&[2.0, 3.0], [1, 2], (&device, dtype));
+                assert_eq!(values(mirror.forward(x).0), [-2.0, 3.0], "a normal {length:e} long");
+            }
+        }
+    }
+
+    /// "The exponential of an antisymmetric matrix is a rotation", of any angle.
+    #[test]
+    fn rotations_of_many_turns_are_rotations() {
+        for (_, device, dtype) in devices() {
+            // What rounding of the angle alone is off, and the rounding of a rotation.
+            let (of_angle, of_length) =
+                if dtype == DType::F64 { (1e-14, 1e-12) } else { (5e-7, 1e-5) };
+            for angle in [1.0f64, 50.0, 200.0, 1000.0, 5000.0] {
+                let generator = tensor(&[0.0, -angle, 0.0, 0.0], [2, 2], (&device, dtype));
+                let rotation = Rotation::from_generator(generator);
+                let x: Tensor<2> = tensor(&[1.0, 0.0], [1, 2], (&device, dtype));
+                let z = rotation.forward(x).0;
+                let back = values(rotation.inverse(z.clone()));
+                let z = values(z);
+                let off = (z[0] - angle.cos()).abs().max((z[1] - angle.sin()).abs());
+                assert!(off < of_length + of_angle * angle, "{angle} radians give {z:?}");
+                let off = (z[0].hypot(z[1]) - 1.0).abs().max((back[0] - 1.0).abs());
+                assert!(off < of_length, "{angle} radians: {z:?}, and back {back:?}");
+            }
+        }
+    }
+}
+
 mod whiten {
     use super::*;
 
