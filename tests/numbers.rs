@@ -551,6 +551,40 @@ mod orthogonal {
     }
 }
 
+mod student_t {
+    use super::*;
+
+    fn is_normal<P: Prior<2>>(prior: &P, (device, dtype): (&Device, DType), what: &str) {
+        let z: Tensor<2> = tensor(&[0.0, 1.5], [2, 1], (device, dtype));
+        let normal = values(StandardNormal::new().log_prob(z.clone()));
+        for (t, normal) in values(prior.log_prob(z)).iter().zip(&normal) {
+            assert!((t - normal).abs() < 1e-2, "{what}: {t} is not {normal}");
+        }
+    }
+
+    /// "from 30 on it is nearly normal".
+    #[test]
+    fn of_many_degrees_is_normal() {
+        for (_, device, dtype) in devices() {
+            for degrees in [1e3, 1e4, 1e8, 1e12, 1e15, 1e18] {
+                let prior = StudentT::new(degrees).unwrap();
+                is_normal(&prior, (&device, dtype), &format!("{degrees:e} degrees"));
+            }
+        }
+    }
+
+    #[test]
+    fn whose_learned_degrees_run_away_is_normal() {
+        for (_, device, dtype) in devices() {
+            for raw in [1e3, 1e8, 1e13] {
+                let mut prior = in_dtype(DiagonalStudentT::new(1, &device).unwrap(), dtype);
+                prior.raw_degrees = prior.raw_degrees.map(|old| old.full_like(raw));
+                is_normal(&prior, (&device, dtype), &format!("{raw:e}"));
+            }
+        }
+    }
+}
+
 mod whiten {
     use super::*;
 

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Tensor};
 use rand::Rng;
 use rand_distr::{ChiSquared, Distribution};
 
+use super::student_t::{MANY_DEGREES, log_gamma_step};
 use super::{Prior, standard_normal_values};
 use crate::chain::{assert_size, zero_log_det};
 use crate::coupling::{softplus, sum_per_sample};
@@ -75,14 +76,22 @@ fn log_gamma_ratio(degrees: Tensor<1>) -> Tensor<1> {
         let values = numbers.iter().map(|&n| f(n)).collect();
         host::from_f64(values, shape, &device, dtype)
     };
-    let value = of(|n| libm::lgamma((n + 1.0) / 2.0) - libm::lgamma(n / 2.0));
+    let value = of(log_gamma_step);
     if !device.is_autodiff() {
         return value;
     }
     // The surrogate has that derivative; its own value is taken off again.
-    let slope = of(|n| (digamma((n + 1.0) / 2.0) - digamma(n / 2.0)) / 2.0);
+    let slope = of(log_gamma_step_slope);
     let surrogate = degrees * slope;
     value + surrogate.clone() - surrogate.detach()
+}
+
+/// The derivative of [`log_gamma_step`].
+fn log_gamma_step_slope(n: f64) -> f64 {
+    if n < MANY_DEGREES {
+        return (digamma((n + 1.0) / 2.0) - digamma(n / 2.0)) / 2.0;
+    }
+    0.5 / n + 0.25 / n.powi(2) - 0.125 / n.powi(4)
 }
 
 /// The derivative of `ln G` at `x > 0`: the asymptotic series, whose next term is below 1e-16 from 10 on,
@@ -165,5 +174,13 @@ mod tests {
         assert!((digamma(1.0) + euler).abs() < 1e-14);
         assert!((digamma(0.5) + euler + 2.0 * 2f64.ln()).abs() < 1e-14);
         assert!((digamma(4.0) + euler - 11.0 / 6.0).abs() < 1e-14);
+    }
+
+    #[test]
+    fn the_series_of_many_degrees_goes_on_from_the_functions() {
+        let below = MANY_DEGREES * (1.0 - f64::EPSILON);
+        assert!((log_gamma_step(below) - log_gamma_step(MANY_DEGREES)).abs() < 1e-11);
+        let slopes = [below, MANY_DEGREES].map(log_gamma_step_slope);
+        assert!((slopes[0] - slopes[1]).abs() < 1e-14);
     }
 }
