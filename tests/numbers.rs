@@ -716,6 +716,33 @@ mod support {
         }
     }
 
+    /// What a model draws has a density under it, also where bounds are far from zero.
+    #[test]
+    fn holds_own_draws_beside_bounds() {
+        for (_, device, dtype) in devices() {
+            let domains = [
+                Domain::Above(1e6),
+                Domain::Below(-1e6),
+                Domain::Above(0.0),
+                Domain::Between(1000.0, 1001.0),
+                Domain::Between(0.0, 1.0),
+            ];
+            for domain in domains {
+                // The moved parameters bring the device and the dtype of the draws.
+                let flow = (Unconstrain::new(vec![domain]).unwrap(), Shift::new(1, &device).unwrap());
+                let stack: FlowStack<2, _> =
+                    FlowStack::single(flow, StandardNormal::new(), &[1]).unwrap();
+                let stack = in_dtype(stack, dtype);
+                for temperature in [1.0, 3.0] {
+                    let draws = stack.sample_with(2000, temperature, &mut rng(1));
+                    let log_prob = values(stack.log_prob(draws));
+                    let bad = log_prob.iter().filter(|value| !value.is_finite()).count();
+                    assert_eq!(bad, 0, "{domain:?}: own draws at {temperature} without a density");
+                }
+            }
+        }
+    }
+
     /// What is no number has no density, and infinity is outside.
     #[test]
     fn of_a_uniform_prior_holds_no_nan() {
