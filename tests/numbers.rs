@@ -551,6 +551,39 @@ mod orthogonal {
     }
 }
 
+mod residual_limits {
+    use super::*;
+
+    /// "the map is invertible whatever the parameters".
+    #[test]
+    fn a_planar_flow_that_all_but_folds_is_finite() {
+        for (_, device, dtype) in devices() {
+            let mut flow =
+                Planar::new(2, PlanarActivation::Tanh, &mut rng(1), &device).unwrap();
+            flow.normal = Param::from_data([1.0, 0.0], &device);
+            flow.direction = Param::from_data([-200.0, 0.0], &device);
+            let flow = in_dtype(flow, dtype);
+            let x: Tensor<2> = tensor(&[0.0, 0.2, 1e-3, 0.2], [2, 2], (&device, dtype));
+            let (z, log_det) = flow.forward(x);
+            let numbers = [values(z), values(log_det)].concat();
+            assert!(numbers.iter().all(|number| number.is_finite()), "{numbers:?}");
+        }
+    }
+
+    #[test]
+    fn a_radial_flow_whose_parameters_left_the_numbers_is_refused() {
+        for (_, device, dtype) in devices() {
+            for log_alpha in [1000.0, -1000.0] {
+                let mut flow = in_dtype(Radial::new(2, &mut rng(1), &device).unwrap(), dtype);
+                assert!(flow.check().is_ok());
+                flow.log_alpha = flow.log_alpha.map(|old| old.full_like(log_alpha));
+                let text = flow.check().unwrap_err().to_string();
+                assert!(text.contains(&format!("log_alpha: got {log_alpha}")), "{text}");
+            }
+        }
+    }
+}
+
 mod student_t {
     use super::*;
 
