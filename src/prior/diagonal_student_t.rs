@@ -21,6 +21,10 @@ const LAYER: &str = "DiagonalStudentT";
 /// `u = (z_i - mean) / exp(log_scale)`, `G` the gamma function and `n = 2 + ln(1 + e^raw_degrees)`: more than
 /// two, so that there is a variance. A temperature multiplies the draws' distance from the mean.
 ///
+/// Draws have gradients by means and scales, not by the degrees of freedom, on which their noise depends:
+/// freeze `raw_degrees` where a loss is on draws, as the
+/// [reverse KL divergence](crate::variational::ReverseKl) is. Likelihoods of data train them.
+///
 /// Source: Laszkiewicz et al., *Marginal Tail-Adaptive Normalizing Flows*,
 /// [arXiv:2206.10311](https://arxiv.org/abs/2206.10311), section 4.
 ///
