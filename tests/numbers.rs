@@ -761,7 +761,7 @@ mod support {
                 Domain::Between(0.0, 1.0),
             ];
             for domain in domains {
-                // The moved parameters bring the device and the dtype of the draws.
+                // The shift brings the device and the dtype of the draws.
                 let flow = (Unconstrain::new(vec![domain]).unwrap(), Shift::new(1, &device).unwrap());
                 let stack: FlowStack<2, _> =
                     FlowStack::single(flow, StandardNormal::new(), &[1]).unwrap();
