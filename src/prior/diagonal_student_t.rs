@@ -1,6 +1,6 @@
 //! Heavy tails that are learned feature by feature.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor};
 use rand::Rng;
 use rand_distr::{ChiSquared, Distribution};
@@ -23,7 +23,8 @@ const LAYER: &str = "DiagonalStudentT";
 ///
 /// Draws have gradients by means and scales, not by the degrees of freedom, on which their noise depends:
 /// freeze `raw_degrees` where a loss is on draws, as the
-/// [reverse KL divergence](crate::variational::ReverseKl) is. Likelihoods of data train them.
+/// [reverse KL divergence](crate::variational::ReverseKl) is, which refuses trained ones. Likelihoods of
+/// data train them.
 ///
 /// Source: Laszkiewicz et al., *Marginal Tail-Adaptive Normalizing Flows*,
 /// [arXiv:2206.10311](https://arxiv.org/abs/2206.10311), section 4.
@@ -166,6 +167,36 @@ impl Prior<2> for DiagonalStudentT {
         let row = |values: Tensor<1>| values.unsqueeze::<2>();
         draws * row(self.log_scale.val().exp()) + row(self.mean.val())
     }
+}
+
+/// The path of the first degrees of freedom in a model in training that are trained.
+pub(crate) fn first_trained_degrees<M: Module>(module: &M) -> Option<String> {
+    #[derive(Default)]
+    struct Find {
+        /// Name of each field on the way, and the type that it is a field of.
+        path: Vec<(String, String)>,
+        found: Option<String>,
+    }
+    impl ModuleVisitor for Find {
+        fn enter_module(&mut self, name: &str, container_type: &str) {
+            self.path.push((name.into(), container_type.into()));
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            let Some((field, container)) = self.path.last() else { return };
+            let is_it = container == "Struct:DiagonalStudentT" && field == "raw_degrees";
+            let is_trained = param.device().is_autodiff() && param.is_require_grad();
+            if is_it && is_trained && self.found.is_none() {
+                let path: Vec<&str> = self.path.iter().map(|(name, _)| name.as_str()).collect();
+                self.found = Some(path.join("."));
+            }
+        }
+    }
+    let mut find = Find::default();
+    module.visit(&mut find);
+    find.found
 }
 
 #[cfg(test)]
