@@ -394,7 +394,8 @@ fn draws_of_a_per_feature_prior_of_another_width_are_refused() {
     let prior = PerFeature::new(vec![FeatureDensity::Uniform(0.0, 1.0); 2]).unwrap();
     let (_, device, dtype) = devices().swap_remove(0);
     let text = panic_message(|| prior.sample([4, 3], 1.0, &mut rng(1), &device, dtype));
-    let expected = "PerFeature: draws of shape [4, 3] were asked for, but there are densities of 2 features";
+    let expected =
+        "PerFeature: draws of shape [4, 3] were asked for, but there are densities of 2 features";
     assert_eq!(text, expected);
 }
 

@@ -213,17 +213,17 @@ fn the_axes_of_whiten_stay_after_unfreeze() {
     let flow = build(1, &device, |_, device| {
         Ok((Whiten::fit(data.clone())?, maf(3, None, ScaleMap::default(), device)?))
     });
-    let stack = FlowStack::single(flow, StandardNormal::new(), &[3]).unwrap();
-    let stack: FlowStack<2, (Whiten, Autoregressive<Affine>)> = stack.freeze().unfreeze();
-    let whiten = |model: &FlowStack<2, (Whiten, Autoregressive<Affine>)>| {
+    type Stack = FlowStack<2, (Whiten, Autoregressive<Affine>)>;
+    let stack: Stack = FlowStack::single(flow, StandardNormal::new(), &[3]).unwrap();
+    let stack = stack.freeze().unfreeze();
+    let whiten = |model: &Stack| {
         let whiten = &model.levels[0].0;
         (values(whiten.axes.val()), values(whiten.deviation.val()))
     };
     let (axes, deviation) = whiten(&stack);
     let x = inputs([32, 3], 3, &device, DType::F32);
     for memory in [Memory::Reversible, Memory::Stored] {
-        let mut trainer =
-            Trainer::new(stack.clone(), Schedule::constant(1e-2)).with_memory(memory);
+        let mut trainer = Trainer::new(stack.clone(), Schedule::constant(1e-2)).with_memory(memory);
         for _ in 0..5 {
             trainer.step(x.clone()).unwrap();
         }

@@ -96,7 +96,8 @@ impl Whiten {
         // Units are no dependence: that is judged with each feature at deviation 1.
         let own = |feature: usize| {
             let deviation = covariance[feature * size + feature].sqrt();
-            let is_constant = deviation <= host::epsilon(dtype) * mean[feature].abs();
+            // What rounding of the mean alone leaves of a constant.
+            let is_constant = deviation <= f64::EPSILON * count as f64 * mean[feature].abs();
             if is_constant { 0.0 } else { deviation.recip() }
         };
         let scales: Vec<f64> = (0..size).map(own).collect();
@@ -107,7 +108,8 @@ impl Whiten {
         let (variances, axes) = principal_axes(&covariance, size);
         let deviation = deviations(variances);
         let (largest, smallest) = (beside[0], beside[size - 1]);
-        let are_numbers = deviation.iter().all(|&deviation| deviation > 0.0 && deviation.is_finite());
+        let are_numbers =
+            deviation.iter().all(|&deviation| deviation > 0.0 && deviation.is_finite());
         if smallest <= largest * SMALLEST_SHARE || !are_numbers {
             let got = format!(
                 "a deviation of {smallest:e} beside {largest:e} along an axis of the features at deviation 1"
