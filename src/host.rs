@@ -93,6 +93,23 @@ pub(crate) fn least(dtype: DType) -> f64 {
     }
 }
 
+/// The next number of a dtype above a value, normal where the value is 0: its distance from the value is
+/// above zero.
+pub(crate) fn next_above(value: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => value.next_up().max(value + f64::MIN_POSITIVE),
+        _ => {
+            let value = value as f32;
+            f64::from(value.next_up().max(value + f32::MIN_POSITIVE))
+        }
+    }
+}
+
+/// The next number below; see [`next_above`].
+pub(crate) fn next_below(value: f64, dtype: DType) -> f64 {
+    -next_above(-value, dtype)
+}
+
 /// The largest `l` for which both `exp(l)` and `exp(-l)` are normal numbers of a dtype.
 pub(crate) fn largest_log_scale(dtype: DType) -> f64 {
     match dtype {

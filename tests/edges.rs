@@ -6,6 +6,7 @@ use burn::optim::GradientsParams;
 use burn_flows::linear::PluWeight;
 use burn_flows::norm::Moments;
 use burn_flows::preprocess::Quantization;
+use burn_flows::prior::Prior;
 use burn_flows::testing::to_f64;
 use burn_flows::training::{Schedule, Tape, Trainer, reversible};
 use burn_flows::{At, FlowError, Pass, record};
@@ -385,6 +386,17 @@ mod thousand_channels {
         let worst = values(flow.inverse(z) - x).iter().fold(0.0, |w: f64, e| w.max(e.abs()));
         assert!(worst <= 1e-4, "off by {worst}");
     }
+}
+
+/// A prior with a density for each feature draws no others.
+#[test]
+fn draws_of_a_per_feature_prior_of_another_width_are_refused() {
+    let prior = PerFeature::new(vec![FeatureDensity::Uniform(0.0, 1.0); 2]).unwrap();
+    let (_, device, dtype) = devices().swap_remove(0);
+    let text = panic_message(|| prior.sample([4, 3], 1.0, &mut rng(1), &device, dtype));
+    let expected =
+        "PerFeature: draws of shape [4, 3] were asked for, but there are densities of 2 features";
+    assert_eq!(text, expected);
 }
 
 mod masks {

@@ -205,6 +205,34 @@ stacks! {
     all_of_a_split, [8, 5], |rng, device| split_vector_stack(rng, device)?;
 }
 
+/// The axes of `Whiten` are no weight, whatever `unfreeze` asks of all parameters.
+#[test]
+fn the_axes_of_whiten_stay_after_unfreeze() {
+    let device = host();
+    let data = inputs([50, 3], 6, &device, DType::F32) * 3.0;
+    let flow = build(1, &device, |_, device| {
+        Ok((Whiten::fit(data.clone())?, maf(3, None, ScaleMap::default(), device)?))
+    });
+    type Stack = FlowStack<2, (Whiten, Autoregressive<Affine>)>;
+    let stack: Stack = FlowStack::single(flow, StandardNormal::new(), &[3]).unwrap();
+    let stack = stack.freeze().unfreeze();
+    let whiten = |model: &Stack| {
+        let whiten = &model.levels[0].0;
+        (values(whiten.axes.val()), values(whiten.deviation.val()))
+    };
+    let (axes, deviation) = whiten(&stack);
+    let x = inputs([32, 3], 3, &device, DType::F32);
+    for memory in [Memory::Reversible, Memory::Stored] {
+        let mut trainer = Trainer::new(stack.clone(), Schedule::constant(1e-2)).with_memory(memory);
+        for _ in 0..5 {
+            trainer.step(x.clone()).unwrap();
+        }
+        let (axes_after, deviation_after) = whiten(&trainer.model());
+        assert_eq!(axes, axes_after, "the axes moved");
+        assert_ne!(deviation, deviation_after, "the deviations did not");
+    }
+}
+
 /// A flow without a single parameter left to train is still one to take steps with.
 #[test]
 fn a_wholly_frozen_model_takes_steps() {

@@ -5,6 +5,7 @@ mod fixtures;
 
 use burn_flows::linear::PluWeight;
 use burn_flows::preprocess::Quantization;
+use burn_flows::prior::{Prior, Uniform};
 use burn_flows::testing::to_f64;
 use burn_flows::training::{Memory, Schedule, Tape, Trainer};
 use burn_flows::{At, FlowError, record};
@@ -20,6 +21,11 @@ fn tensor<const D: usize>(
 
 fn in_dtype<M: Module>(module: M, dtype: DType) -> M {
     if dtype == DType::F64 { to_f64(module) } else { module }
+}
+
+/// The devices that keep to the rules for NaN and for numbers near 0.
+fn hosts() -> impl Iterator<Item = (String, Device, DType)> {
+    devices().into_iter().filter(|(_, device, _)| burn_flows::backend::is_host(device))
 }
 
 fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
@@ -470,6 +476,186 @@ mod training {
     }
 }
 
+mod residual {
+    use super::*;
+
+    /// A sample's inverse does not depend on the others of its batch.
+    #[test]
+    fn inverses_do_not_depend_on_the_batch() {
+        for (_, device, dtype) in hosts() {
+            let flow = build(1, &device, |_, device| ResidualConfig::new(2, vec![16]).init(device));
+            let flow = in_dtype(move_parameters(flow, 3, 0.5), dtype);
+            let x: Tensor<2> = tensor(&[0.5, -0.3], [1, 2], (&device, dtype));
+            let z = flow.forward(x).0;
+            let expected = values(flow.inverse(z.clone()));
+            for far in [1e3, 1e5, 1e7, f64::NAN] {
+                let other: Tensor<2> = tensor(&[far, -far], [1, 2], (&device, dtype));
+                let both = Tensor::cat(vec![z.clone(), other], 0);
+                let got = values(flow.inverse(both).narrow(0, 0, 1));
+                for (got, expected) in got.iter().zip(&expected) {
+                    let off = (got - expected).abs();
+                    assert!(off < 1e-4, "beside {far:e} {got}, alone {expected}");
+                }
+            }
+        }
+    }
+}
+
+mod standardize {
+    use super::*;
+
+    /// A deviation is judged by the numbers of the data: f64 sees one that f32 would not.
+    #[test]
+    fn sees_in_f64_what_f32_would_not() {
+        for (_, device, dtype) in devices().into_iter().filter(|(_, _, dtype)| *dtype == DType::F64)
+        {
+            let x = inputs([1000, 1], 1, &device, dtype) * 10.0 + 1e9;
+            let z = values(Standardize::fit(x.clone()).unwrap().forward(x).0);
+            let (_, deviation) = mean_and_deviation(&z);
+            assert!((deviation - 1.0).abs() < 0.05, "{deviation}");
+        }
+    }
+}
+
+mod orthogonal {
+    use super::*;
+
+    /// "of any length but zero".
+    #[test]
+    fn normals_of_mirrors_have_any_length() {
+        for (_, device, dtype) in devices() {
+            for length in [1e-30, 1e-22, 1e-5, 1e5, 1e22, 1e30] {
+                let normal: Tensor<2> = tensor(&[length, 0.0], [1, 2], (&device, dtype));
+                let mirror = Householder::from_vectors(normal);
+                let x: Tensor<2> = tensor(&[2.0, 3.0], [1, 2], (&device, dtype));
+                let z = values(mirror.forward(x).0);
+                let off = (z[0] + 2.0).abs().max((z[1] - 3.0).abs());
+                assert!(off < 1e-5, "a normal {length:e} long gives {z:?}");
+            }
+        }
+    }
+
+    /// "The exponential of an antisymmetric matrix is a rotation", of any angle.
+    #[test]
+    fn rotations_of_many_turns_are_rotations() {
+        for (_, device, dtype) in devices() {
+            // What rounding of the angle alone is off, and the rounding of a rotation.
+            let (of_angle, of_length) =
+                if dtype == DType::F64 { (1e-14, 1e-12) } else { (5e-7, 5e-5) };
+            for angle in [1.0f64, 50.0, 200.0, 1000.0, 5000.0] {
+                let generator = tensor(&[0.0, -angle, 0.0, 0.0], [2, 2], (&device, dtype));
+                let rotation = Rotation::from_generator(generator);
+                let x: Tensor<2> = tensor(&[1.0, 0.0], [1, 2], (&device, dtype));
+                let z = rotation.forward(x).0;
+                let back = values(rotation.inverse(z.clone()));
+                let z = values(z);
+                let off = (z[0] - angle.cos()).abs().max((z[1] - angle.sin()).abs());
+                assert!(off < of_length + of_angle * angle, "{angle} radians give {z:?}");
+                let off = (z[0].hypot(z[1]) - 1.0).abs().max((back[0] - 1.0).abs());
+                assert!(off < of_length, "{angle} radians: {z:?}, and back {back:?}");
+            }
+        }
+    }
+}
+
+mod residual_limits {
+    use super::*;
+
+    /// "the map is invertible whatever the parameters".
+    #[test]
+    fn a_planar_flow_that_all_but_folds_is_finite() {
+        for (_, device, dtype) in devices() {
+            let mut flow = Planar::new(2, PlanarActivation::Tanh, &mut rng(1), &device).unwrap();
+            flow.normal = Param::from_data([1.0, 0.0], &device);
+            flow.direction = Param::from_data([-200.0, 0.0], &device);
+            let flow = in_dtype(flow, dtype);
+            let x: Tensor<2> = tensor(&[0.0, 0.2, 1e-3, 0.2], [2, 2], (&device, dtype));
+            let (z, log_det) = flow.forward(x);
+            let numbers = [values(z), values(log_det)].concat();
+            assert!(numbers.iter().all(|number| number.is_finite()), "{numbers:?}");
+        }
+    }
+
+    #[test]
+    fn a_radial_flow_whose_parameters_left_the_numbers_is_refused() {
+        for (_, device, dtype) in devices() {
+            for log_alpha in [1000.0, -1000.0] {
+                let mut flow = in_dtype(Radial::new(2, &mut rng(1), &device).unwrap(), dtype);
+                assert!(flow.check().is_ok());
+                flow.log_alpha = flow.log_alpha.map(|old| old.full_like(log_alpha));
+                let text = flow.check().unwrap_err().to_string();
+                assert!(text.contains(&format!("log_alpha: got {log_alpha}")), "{text}");
+            }
+        }
+    }
+}
+
+mod student_t {
+    use super::*;
+
+    fn is_normal<P: Prior<2>>(prior: &P, (device, dtype): (&Device, DType), what: &str) {
+        let z: Tensor<2> = tensor(&[0.0, 1.5], [2, 1], (device, dtype));
+        let normal = values(StandardNormal::new().log_prob(z.clone()));
+        for (t, normal) in values(prior.log_prob(z)).iter().zip(&normal) {
+            assert!((t - normal).abs() < 1e-2, "{what}: {t} is not {normal}");
+        }
+    }
+
+    /// "from 30 on it is nearly normal".
+    #[test]
+    fn of_many_degrees_is_normal() {
+        for (_, device, dtype) in hosts() {
+            for degrees in [1e3, 1e4, 1e8, 1e12, 1e15, 1e18] {
+                let prior = StudentT::new(degrees).unwrap();
+                is_normal(&prior, (&device, dtype), &format!("{degrees:e} degrees"));
+            }
+        }
+    }
+
+    #[test]
+    fn whose_learned_degrees_run_away_is_normal() {
+        for (_, device, dtype) in hosts() {
+            for raw in [1e3, 1e8, 1e13] {
+                let mut prior = in_dtype(DiagonalStudentT::new(1, &device).unwrap(), dtype);
+                prior.raw_degrees = prior.raw_degrees.map(|old| old.full_like(raw));
+                is_normal(&prior, (&device, dtype), &format!("{raw:e}"));
+            }
+        }
+    }
+}
+
+mod whiten {
+    use super::*;
+
+    /// Independent columns in units of their own: none follows from the other.
+    #[test]
+    fn takes_columns_of_different_units() {
+        for (_, device, dtype) in devices() {
+            let wide = inputs([200, 1], 1, &device, dtype) * 5e6;
+            let narrow = inputs([200, 1], 2, &device, dtype) * 0.5;
+            let x = Tensor::cat(vec![wide, narrow], 1);
+            let whiten = Whiten::fit(x.clone()).unwrap_or_else(|error| panic!("{error}"));
+            let z = values(whiten.forward(x).0);
+            for column in 0..2 {
+                let column: Vec<f64> = z.iter().skip(column).step_by(2).copied().collect();
+                let (_, deviation) = mean_and_deviation(&column);
+                assert!((deviation - 1.0).abs() < 1e-2, "{deviation}");
+            }
+        }
+    }
+
+    /// What is constant but for rounding stays refused, whatever rounding leaves of it.
+    #[test]
+    fn refuses_a_constant_column() {
+        for (_, device, dtype) in devices() {
+            let constant = Tensor::<2>::zeros([200, 1], (&device, dtype)) + 0.1;
+            let x = Tensor::cat(vec![inputs([200, 1], 1, &device, dtype), constant], 1);
+            let text = Whiten::fit(x).unwrap_err().to_string();
+            assert!(text.contains("none follows from the others"), "{text}");
+        }
+    }
+}
+
 mod support {
     use super::*;
 
@@ -566,6 +752,64 @@ mod support {
             assert!(matches!(refused(nested, x.clone()), FlowError::OutsideSupport { .. }));
             let negative = refused(Logit::real_nvp(), x - 1.0);
             assert!(negative.to_string().contains("got values from -1 to 254,"), "{negative}");
+        }
+    }
+
+    /// What a model draws has a density under it, also where bounds are far from zero.
+    #[test]
+    fn holds_own_draws_beside_bounds() {
+        for (_, device, dtype) in devices() {
+            let domains = [
+                Domain::Above(1e6),
+                Domain::Below(-1e6),
+                Domain::Above(0.0),
+                Domain::Between(1000.0, 1001.0),
+                Domain::Between(0.0, 1.0),
+            ];
+            for domain in domains {
+                // The shift brings the device and the dtype of the draws.
+                let flow =
+                    (Unconstrain::new(vec![domain]).unwrap(), Shift::new(1, &device).unwrap());
+                let stack: FlowStack<2, _> =
+                    FlowStack::single(flow, StandardNormal::new(), &[1]).unwrap();
+                let stack = in_dtype(stack, dtype);
+                for temperature in [1.0, 3.0] {
+                    let draws = stack.sample_with(2000, temperature, &mut rng(1));
+                    let log_prob = values(stack.log_prob(draws));
+                    let bad = log_prob.iter().filter(|value| !value.is_finite()).count();
+                    assert_eq!(bad, 0, "{domain:?}: own draws at {temperature} without a density");
+                }
+            }
+        }
+    }
+
+    /// What is no number has no density, and infinity is outside.
+    #[test]
+    fn of_a_uniform_prior_holds_no_nan() {
+        for (_, device, dtype) in hosts() {
+            let densities = vec![FeatureDensity::Uniform(-1.0, 1.0), FeatureDensity::Normal(1.0)];
+            let mixed = PerFeature::new(densities).unwrap();
+            let uniform = Uniform::new(-1.0, 1.0).unwrap();
+            let numbers = [f64::NAN, 0.0, f64::INFINITY, 0.0, 0.5, 0.0];
+            let z: Tensor<2> = tensor(&numbers, [3, 2], (&device, dtype));
+            for got in [values(uniform.log_prob(z.clone())), values(mixed.log_prob(z))] {
+                assert!(got[0].is_nan() && got[2].is_finite(), "{got:?}");
+                assert_eq!(got[1], f64::NEG_INFINITY, "{got:?}");
+            }
+        }
+    }
+
+    /// Training data with a NaN, under a uniform prior: an error, not a loss.
+    #[test]
+    fn training_on_nan_under_a_uniform_prior_is_an_error() {
+        for (_, device, dtype) in devices().into_iter().filter(|(_, _, dtype)| *dtype == DType::F32)
+        {
+            let flow = Permutation::reverse(2, &device).unwrap();
+            let prior = Uniform::new(-1.0, 1.0).unwrap();
+            let stack: FlowStack<2, _, _> = FlowStack::single(flow, prior, &[2]).unwrap();
+            let x: Tensor<2> = tensor(&[0.1, 0.2, f64::NAN, 0.3], [2, 2], (&device, dtype));
+            let loss = Trainer::new(stack, Schedule::constant(1e-3)).step(x).map(|step| step.loss);
+            assert!(loss.is_err(), "a batch with NaN has the loss {loss:?}");
         }
     }
 

@@ -7,8 +7,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_flows::conditioner::{Mlp, MlpConfig};
 use burn_flows::context::{Given, WithContext};
 use burn_flows::coupling::{
-    Coupling, Mask, Parity, RationalQuadratic, RationalQuadraticConfig, SplineForm, SplineTails,
-    Transform,
+    Coupling, Elementwise, Mask, Parity, RationalQuadratic, RationalQuadraticConfig, SplineForm,
+    SplineTails, Transform,
 };
 use burn_flows::prior::Uniform;
 use burn_flows::testing::move_parameters;
@@ -196,6 +196,21 @@ fn a_density_on_the_torus_integrates_to_one() {
     assert!(values(x).into_iter().all(|angle| angle.abs() <= pi + 1e-5));
 }
 
+/// Far from zero knots are few numbers of f32 apart.
+#[test]
+fn a_spline_far_from_zero_gives_numbers() {
+    for (name, device) in host_devices() {
+        let config = RationalQuadraticConfig::new(8, 1.0).with_interval(1000.0, 1001.0);
+        let flow = Elementwise::new(config.init().unwrap(), 1, &device).unwrap();
+        let flow = move_parameters(flow, 1, 1.0);
+        let points: Vec<f32> = (0..41).map(|i| 1000.0 + i as f32 / 40.0).collect();
+        let x: Tensor<2> = Tensor::from_data(TensorData::new(points, [41, 1]), &device);
+        let (z, log_det) = flow.forward(x);
+        let numbers = [values(z), values(log_det)].concat();
+        assert!(numbers.iter().all(|number| number.is_finite()), "{name}: {numbers:?}");
+    }
+}
+
 #[test]
 fn wrong_configurations_are_refused() {
     let config = RationalQuadraticConfig::new(8, 3.0);
@@ -206,9 +221,18 @@ fn wrong_configurations_are_refused() {
     assert!(config.with_interval(1.0, 1.0).init().is_err());
     assert!(config.with_interval(0.0, f64::INFINITY).init().is_err());
     let floored =
-        |min_width, min_slope| SplineForm::Floored { min_width, min_height: 0.0, min_slope };
+        |min_width, min_slope| SplineForm::Floored { min_width, min_height: 1e-3, min_slope };
     assert!(config.with_form(floored(0.125, 1e-3)).init().is_err());
     assert!(config.with_form(floored(1e-3, 1.0)).init().is_err());
     assert!(config.with_form(SplineForm::Bent { slope: 1.0 }).init().is_err());
     assert!(config.with_form(floored(0.12, 0.5)).init().is_ok());
+    // One bin may take all but the least sizes of the others: without those they have no width.
+    let text = config.with_form(floored(0.0, 1e-3)).init().unwrap_err().to_string();
+    assert!(text.contains("min_width is 0, but must be above 0 and below 1 / 8"), "{text}");
+    let flat = SplineForm::Floored { min_width: 1e-3, min_height: 0.0, min_slope: 1e-3 };
+    assert!(config.with_form(flat).init().is_err());
+    for lower in [1e6, -1e6, 1e8] {
+        let text = config.with_interval(lower, lower + 1.0).init().unwrap_err().to_string();
+        assert!(text.contains("so wide that f32 tells all knots apart"), "{text}");
+    }
 }

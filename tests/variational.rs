@@ -251,6 +251,27 @@ fn no_draws_are_empty() {
     assert!(text.starts_with("LogWeights: ln w of the draws: got no draws"), "{text}");
 }
 
+/// Draws have no gradient by the degrees of freedom: trained ones are refused on either road, and with frozen
+/// ones the others' gradients are right.
+#[test]
+fn trained_degrees_of_freedom_are_refused() {
+    let device = host();
+    let mut model = to_f64(moved(&device, |_, device| {
+        let flow = DiagonalScaling::new(4, device)?;
+        FlowStack::<2, _, _>::single(flow, DiagonalStudentT::new(4, device)?, &[4])
+    }));
+    assert!(ReverseKl::new(4).loss(&model, bent, &mut rng(1)).is_ok(), "no gradient was asked for");
+    let training = model.clone().train();
+    for reversible in [false, true] {
+        let objective = ReverseKl::new(4).with_reversible(reversible);
+        let tried = objective.gradients(&training, bent, &mut rng(1));
+        let text = tried.map(|gradients| gradients.loss).unwrap_err().to_string();
+        assert!(text.contains("trained ones, prior.raw_degrees"), "{text}");
+    }
+    model.prior.raw_degrees = model.prior.raw_degrees.freeze();
+    check_gradients(model);
+}
+
 /// What the target gives outside of its domain ends in words, on either road.
 #[test]
 fn targets_that_are_not_finite_are_refused() {

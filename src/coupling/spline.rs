@@ -43,9 +43,9 @@ pub enum SplineForm {
     /// nflows and normflows add the constant to their end slopes alone, and divide `w` and `h` in couplings
     /// by the root of the net's width: [`Rescaled`](super::Rescaled) does so.
     Floored {
-        /// Least width of a bin, as a fraction of the interval.
+        /// Least width of a bin, as a fraction of the interval; above 0.
         min_width: f64,
-        /// Least height of a bin, as a fraction of the interval.
+        /// Least height of a bin, as a fraction of the interval; above 0.
         min_height: f64,
         /// Least slope at a knot.
         min_slope: f64,
@@ -93,7 +93,8 @@ impl RationalQuadraticConfig {
     /// Builds the map.
     ///
     /// # Errors
-    /// If there is no bin, the interval is empty or not finite, or the least sizes leave no room.
+    /// If there is no bin, the interval is empty or not finite, the least sizes leave no room or are 0, or
+    /// the interval is so narrow beside its place that f32 does not tell the ends of a least bin apart.
     pub fn init(&self) -> Result<RationalQuadratic> {
         let config = |parameter, got: String, needed: &str, advice: &str| {
             Err(FlowError::config(LAYER, parameter, got, needed, advice))
@@ -115,8 +116,8 @@ impl RationalQuadraticConfig {
         match form {
             SplineForm::Floored { min_width, min_height, min_slope } => {
                 for (parameter, value) in [("min_width", min_width), ("min_height", min_height)] {
-                    if !(value >= 0.0 && value * (num_bins as f64) < 1.0) {
-                        let needed = format!("from 0 to below 1 / {num_bins}");
+                    if !(value > 0.0 && value * (num_bins as f64) < 1.0) {
+                        let needed = format!("above 0 and below 1 / {num_bins}");
                         let advice = "all bins together have the width of the interval";
                         return config(parameter, value.to_string(), &needed, advice);
                     }
@@ -131,6 +132,17 @@ impl RationalQuadraticConfig {
                 return config("slope", slope.to_string(), "between 0 and 1", advice);
             }
             SplineForm::Bent { .. } => {}
+        }
+        // Knots of f32 that fall together leave a bin without width, in which nothing has a place.
+        let least = match form {
+            SplineForm::Floored { min_width, min_height, .. } => min_width.min(min_height),
+            SplineForm::Bent { slope } => slope / num_bins as f64,
+        };
+        let (width, farthest) = (upper - lower, lower.abs().max(upper.abs()));
+        if num_bins > 1 && least * width <= f64::from(f32::EPSILON) * (farthest + width) {
+            let got = format!("[{lower}, {upper}] with least bins of {least:e} of it");
+            let advice = "shift and scale the values before, or raise the least sizes";
+            return config("interval", got, "so wide that f32 tells all knots apart", advice);
         }
         Ok(RationalQuadratic { config: (*self).into() })
     }

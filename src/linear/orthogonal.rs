@@ -68,6 +68,8 @@ impl Householder {
     pub fn matrix(&self) -> Tensor<2> {
         let vectors = self.vectors.val();
         let [count, channels] = vectors.dims();
+        // A mirror is that of its normal at any length: at one whose square is a number.
+        let vectors = vectors.clone() / host::plain(vectors).abs().max_dim(1);
         (0..count).fold(identity(channels, &vectors), |matrix, index| {
             let row = vectors.clone().narrow(0, index, 1);
             let factor = row.clone().square().sum().recip() * 2.0;
@@ -80,7 +82,9 @@ impl Householder {
 /// A learned rotation, the same at every pixel: `z = exp(A - A^T) x`, `log_det = 0`.
 ///
 /// The exponential of an antisymmetric matrix is a rotation; it is computed by its series at a sixty-fourth
-/// of the angle, squared six times. The inverse is the transposed matrix.
+/// of the angle, squared six times; of more than 64 radians at a smaller part, squared more often, with what
+/// rounding adds taken off each time. The inverse is the transposed matrix. How large the angle is is read
+/// from the device at every call.
 ///
 /// Source: Lezcano-Casado and Martínez-Rubio, *Cheap Orthogonal Constraints in Neural Networks*,
 /// [arXiv:1901.08428](https://arxiv.org/abs/1901.08428), section 3.
@@ -102,7 +106,7 @@ pub struct Rotation {
     pub generator: Param<Tensor<2>>,
 }
 
-/// Squarings of the exponential: the series is taken at `2^-6` of the angle.
+/// Squarings of the exponential at least: the series is taken at `2^-6` of the angle or less.
 const SQUARINGS: usize = 6;
 
 /// Terms of the series: at angles up to 1 the next one is below `1e-17`.
@@ -131,12 +135,31 @@ impl Rotation {
         let generator = self.generator.val();
         let [channels, _] = generator.dims();
         let one = identity(channels, &generator);
-        let angle = (generator.clone() - generator.transpose()) * 0.5f64.powi(SQUARINGS as i32);
+        let angle = generator.clone() - generator.transpose();
+        let squarings = squarings(&angle);
+        let angle = angle * 0.5f64.powi(squarings as i32);
         let series = (1..=TERMS).rev().fold(one.clone(), |sum, term| {
             one.clone() + angle.clone().matmul(sum) * (term as f64).recip()
         });
-        (0..SQUARINGS).fold(series, |matrix, _| matrix.clone().matmul(matrix))
+        (0..squarings).fold(series, |matrix, squaring| {
+            let square = matrix.clone().matmul(matrix);
+            // A square is off the orthogonal matrices by twice of what its root is. A step of Newton's
+            // takes that off again.
+            if squaring < SQUARINGS {
+                return square;
+            }
+            let product = square.clone().transpose().matmul(square.clone());
+            square.clone() * 1.5 - square.matmul(product) * 0.5
+        })
     }
+}
+
+/// As many as leave an angle of 1 at most, and no fewer than [`SQUARINGS`].
+fn squarings(angle: &Tensor<2>) -> usize {
+    // The largest sum of magnitudes in a row is no less than any angle.
+    let bound = host::scalar(host::plain(angle.clone()).abs().sum_dim(1).max());
+    let needed = bound.log2().ceil();
+    if needed.is_finite() { (needed.max(0.0) as usize).max(SQUARINGS) } else { SQUARINGS }
 }
 
 macro_rules! orthogonal {

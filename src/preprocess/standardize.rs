@@ -96,8 +96,8 @@ impl Standardize {
                 let got = format!("values of channel {channel} that are not finite");
                 return Err(refuse(got, needed, "remove or repair those samples"));
             }
-            // Below the rounding of f32 there is nothing to be seen of a deviation.
-            let is_constant = deviation <= f64::from(f32::EPSILON) * mean.abs();
+            // Below the rounding of the data there is nothing to be seen of a deviation.
+            let is_constant = deviation <= host::epsilon(dtype) * mean.abs();
             means.push(mean);
             deviations.push(if is_constant { 1.0 } else { deviation });
         }

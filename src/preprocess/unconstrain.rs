@@ -30,7 +30,8 @@ pub enum Domain {
 /// Takes each feature of a vector from its [`Domain`] to the real numbers.
 ///
 /// - forward: by the formulas of [`Domain`]; `log_det = sum ln|dz/dx|`
-/// - inverse: `bound + e^z`, `bound - e^-z`, `lower + (upper - lower) sigmoid(z)`
+/// - inverse: `bound + e^z`, `bound - e^-z`, `lower + (upper - lower) sigmoid(z)`; what rounding would take to
+///   a bound is the next number inside of it, so that every draw has a density
 ///
 /// A sample with a value outside of its domain has the log-determinant `-inf`: no density there.
 ///
@@ -152,17 +153,28 @@ impl Domain {
     }
 
     fn inverse(self, z: Tensor<2>) -> Tensor<2> {
+        // NaN is on neither side, and stays.
+        let dtype = z.dtype();
+        let held_above = |x: Tensor<2>, bound: f64| {
+            let least = host::next_above(bound, dtype);
+            x.clone().mask_fill(x.lower_elem(least), least)
+        };
+        let held_below = |x: Tensor<2>, bound: f64| {
+            let most = host::next_below(bound, dtype);
+            x.clone().mask_fill(x.greater_elem(most), most)
+        };
         match self {
             Self::Real => z,
-            Self::Above(bound) => z.exp() + bound,
-            Self::Below(bound) => z.neg().exp().neg() + bound,
+            Self::Above(bound) => held_above(z.exp() + bound, bound),
+            Self::Below(bound) => held_below(z.neg().exp().neg() + bound, bound),
             Self::Between(lower, upper) => {
                 // From the nearer end, which loses no digits.
                 let tail = z.clone().abs().neg().exp();
                 let part = tail.clone() / (tail + 1.0) * (upper - lower);
                 let from_below = part.clone() + lower;
                 let from_above = part.neg() + upper;
-                from_below.mask_where(z.greater_elem(0.0), from_above)
+                let x = from_below.mask_where(z.greater_elem(0.0), from_above);
+                held_below(held_above(x, lower), upper)
             }
             Self::Circle(first, turn) => {
                 (z + std::f64::consts::PI) * (turn / std::f64::consts::TAU) + first

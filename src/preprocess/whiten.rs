@@ -14,7 +14,8 @@ use crate::tape::Tape;
 
 const LAYER: &str = "Whiten";
 
-/// A smallest deviation below this share of the largest one is rounding: the features are dependent.
+/// A smallest deviation below this share of the largest one is rounding, the units of the features left
+/// aside: they are dependent.
 const SMALLEST_SHARE: f64 = 1e-6;
 
 /// Takes vectors to the principal axes of data, the widest first, with mean 0 and deviation 1 on each.
@@ -89,12 +90,30 @@ impl Whiten {
             }
         }
         covariance.iter_mut().for_each(|sum| *sum /= (count - 1) as f64);
+        let deviations = |variances: Vec<f64>| -> Vec<f64> {
+            variances.iter().map(|variance| variance.max(0.0).sqrt()).collect()
+        };
+        // Units are no dependence: that is judged with each feature at deviation 1.
+        let own = |feature: usize| {
+            let deviation = covariance[feature * size + feature].sqrt();
+            // What rounding of the mean alone leaves of a constant.
+            let is_constant = deviation <= f64::EPSILON * count as f64 * mean[feature].abs();
+            if is_constant { 0.0 } else { deviation.recip() }
+        };
+        let scales: Vec<f64> = (0..size).map(own).collect();
+        let correlation = covariance.iter().enumerate();
+        let correlation: Vec<f64> =
+            correlation.map(|(at, sum)| sum * scales[at / size] * scales[at % size]).collect();
+        let beside = deviations(principal_axes(&correlation, size).0);
         let (variances, axes) = principal_axes(&covariance, size);
-        let deviation: Vec<f64> =
-            variances.iter().map(|variance| variance.max(0.0).sqrt()).collect();
-        let (largest, smallest) = (deviation[0], deviation[size - 1]);
-        if smallest <= largest * SMALLEST_SHARE || !largest.is_finite() {
-            let got = format!("a deviation of {smallest:e} beside {largest:e} along an axis");
+        let deviation = deviations(variances);
+        let (largest, smallest) = (beside[0], beside[size - 1]);
+        let are_numbers =
+            deviation.iter().all(|&deviation| deviation > 0.0 && deviation.is_finite());
+        if smallest <= largest * SMALLEST_SHARE || !are_numbers {
+            let got = format!(
+                "a deviation of {smallest:e} beside {largest:e} along an axis of the features at deviation 1"
+            );
             let advice = "leave out a feature that follows from the others, or use Standardize";
             return Err(refuse(got, "features of which none follows from the others", advice));
         }
@@ -109,7 +128,8 @@ impl Whiten {
     /// The axes, orthogonal to the rounding of the type that they are in now: cast from a narrower one they
     /// are not, and `V^T` would be no inverse. One step of Newton's squares what is amiss.
     fn orthogonal_axes(&self) -> Tensor<2> {
-        let axes = self.axes.val();
+        // No step may take them off the orthogonal ones: they are no weight, whatever is unfrozen.
+        let axes = self.axes.val().detach();
         let square = axes.clone().transpose().matmul(axes.clone());
         axes.clone() * 1.5 - axes.matmul(square) * 0.5
     }
@@ -152,10 +172,7 @@ impl Flow<2> for Whiten {
         grads: &mut GradientsParams,
     ) -> (Tensor<2>, Tensor<2>) {
         let x = tape.input(at, |z| self.valid().inverse(z));
-        let is_trained = self.mean.is_require_grad()
-            || self.axes.is_require_grad()
-            || self.deviation.is_require_grad();
-        let dx = match is_trained {
+        let dx = match self.mean.is_require_grad() || self.deviation.is_require_grad() {
             true => backward_by_autodiff(self, x.clone(), dz, dlog_det, grads),
             false => {
                 let along = dz / self.deviation.val().inner().unsqueeze();

@@ -1,10 +1,11 @@
 //! Heavy tails that are learned feature by feature.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor};
 use rand::Rng;
 use rand_distr::{ChiSquared, Distribution};
 
+use super::student_t::{MANY_DEGREES, log_gamma_step};
 use super::{Prior, standard_normal_values};
 use crate::chain::{assert_size, zero_log_det};
 use crate::coupling::{softplus, sum_per_sample};
@@ -19,6 +20,11 @@ const LAYER: &str = "DiagonalStudentT";
 /// `ln p(z) = sum_i (ln G((n+1)/2) - ln G(n/2) - ln(n pi)/2 - log_scale - (n+1)/2 ln(1 + u^2 / n))` with
 /// `u = (z_i - mean) / exp(log_scale)`, `G` the gamma function and `n = 2 + ln(1 + e^raw_degrees)`: more than
 /// two, so that there is a variance. A temperature multiplies the draws' distance from the mean.
+///
+/// Draws have gradients by means and scales, not by the degrees of freedom, on which their noise depends:
+/// freeze `raw_degrees` where a loss is on draws, as the
+/// [reverse KL divergence](crate::variational::ReverseKl) is, which refuses trained ones. Likelihoods of
+/// data train them.
 ///
 /// Source: Laszkiewicz et al., *Marginal Tail-Adaptive Normalizing Flows*,
 /// [arXiv:2206.10311](https://arxiv.org/abs/2206.10311), section 4.
@@ -75,14 +81,22 @@ fn log_gamma_ratio(degrees: Tensor<1>) -> Tensor<1> {
         let values = numbers.iter().map(|&n| f(n)).collect();
         host::from_f64(values, shape, &device, dtype)
     };
-    let value = of(|n| libm::lgamma((n + 1.0) / 2.0) - libm::lgamma(n / 2.0));
+    let value = of(log_gamma_step);
     if !device.is_autodiff() {
         return value;
     }
     // The surrogate has that derivative; its own value is taken off again.
-    let slope = of(|n| (digamma((n + 1.0) / 2.0) - digamma(n / 2.0)) / 2.0);
+    let slope = of(log_gamma_step_slope);
     let surrogate = degrees * slope;
     value + surrogate.clone() - surrogate.detach()
+}
+
+/// The derivative of [`log_gamma_step`].
+fn log_gamma_step_slope(n: f64) -> f64 {
+    if n < MANY_DEGREES {
+        return (digamma((n + 1.0) / 2.0) - digamma(n / 2.0)) / 2.0;
+    }
+    0.5 / n + 0.25 / n.powi(2) - 0.125 / n.powi(4)
 }
 
 /// The derivative of `ln G` at `x > 0`: the asymptotic series, whose next term is below 1e-16 from 10 on,
@@ -155,6 +169,36 @@ impl Prior<2> for DiagonalStudentT {
     }
 }
 
+/// The path of the first degrees of freedom in a model in training that are trained.
+pub(crate) fn first_trained_degrees<M: Module>(module: &M) -> Option<String> {
+    #[derive(Default)]
+    struct Find {
+        /// Name of each field on the way, and the type that it is a field of.
+        path: Vec<(String, String)>,
+        found: Option<String>,
+    }
+    impl ModuleVisitor for Find {
+        fn enter_module(&mut self, name: &str, container_type: &str) {
+            self.path.push((name.into(), container_type.into()));
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
+            let Some((field, container)) = self.path.last() else { return };
+            let is_it = container == "Struct:DiagonalStudentT" && field == "raw_degrees";
+            let is_trained = param.device().is_autodiff() && param.is_require_grad();
+            if is_it && is_trained && self.found.is_none() {
+                let path: Vec<&str> = self.path.iter().map(|(name, _)| name.as_str()).collect();
+                self.found = Some(path.join("."));
+            }
+        }
+    }
+    let mut find = Find::default();
+    module.visit(&mut find);
+    find.found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,5 +209,13 @@ mod tests {
         assert!((digamma(1.0) + euler).abs() < 1e-14);
         assert!((digamma(0.5) + euler + 2.0 * 2f64.ln()).abs() < 1e-14);
         assert!((digamma(4.0) + euler - 11.0 / 6.0).abs() < 1e-14);
+    }
+
+    #[test]
+    fn the_series_of_many_degrees_goes_on_from_the_functions() {
+        let below = MANY_DEGREES * (1.0 - f64::EPSILON);
+        assert!((log_gamma_step(below) - log_gamma_step(MANY_DEGREES)).abs() < 1e-11);
+        let slopes = [below, MANY_DEGREES].map(log_gamma_step_slope);
+        assert!((slopes[0] - slopes[1]).abs() < 1e-14);
     }
 }

@@ -48,6 +48,7 @@ pub use context_mixture::ContextMixture;
 pub use context_normal::ContextNormal;
 pub use diagonal_normal::DiagonalNormal;
 pub use diagonal_student_t::DiagonalStudentT;
+pub(crate) use diagonal_student_t::first_trained_degrees;
 pub use full_mixture::FullMixture;
 pub use logistic::StandardLogistic;
 pub use mixture::GaussianMixture;

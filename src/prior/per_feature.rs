@@ -92,7 +92,8 @@ impl Prior<2> for PerFeature {
                         let support = || format!("{lower} to {upper} for feature {index}");
                         let advice = "bring the data there, or give the feature a normal";
                         support::report_outside(LAYER, &value, &outside, support, advice);
-                        let constant = value.zeros_like() - (upper - lower).ln();
+                        // A value that is no number is on neither side of an end: NaN stays NaN.
+                        let constant = value * 0.0 - (upper - lower).ln();
                         sum_per_sample(constant.mask_fill(outside, f64::NEG_INFINITY))
                     }
                 };
@@ -108,8 +109,13 @@ impl Prior<2> for PerFeature {
         device: &Device,
         dtype: DType,
     ) -> Tensor<2> {
+        let needed = self.densities.len();
+        assert!(
+            shape[1] == needed,
+            "{LAYER}: draws of shape {shape:?} were asked for, but there are densities of {needed} features"
+        );
         let mut values = standard_normal_values(shape[0] * shape[1], rng);
-        for row in values.chunks_mut(shape[1].max(1)) {
+        for row in values.chunks_mut(needed) {
             for (value, density) in row.iter_mut().zip(self.densities.iter()) {
                 *value = match *density {
                     FeatureDensity::Normal(deviation) => *value * deviation * temperature,

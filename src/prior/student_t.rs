@@ -60,15 +60,25 @@ impl StudentT {
     }
 }
 
+/// From so many degrees on the series of [`log_gamma_step`] is exact in f64.
+pub(super) const MANY_DEGREES: f64 = 1e3;
+
+/// `ln G((n+1)/2) - ln G(n/2)`: of many degrees by its asymptotic series, since both are large there and
+/// their difference is not.
+pub(super) fn log_gamma_step(n: f64) -> f64 {
+    if n < MANY_DEGREES {
+        return libm::lgamma((n + 1.0) / 2.0) - libm::lgamma(n / 2.0);
+    }
+    (n / 2.0).ln() / 2.0 - 0.25 / n + n.powi(3).recip() / 24.0
+}
+
 impl<const D: usize> Prior<D> for StudentT {
     fn log_prob(&self, z: Tensor<D>) -> Tensor<1> {
         if host::has_no_samples(&z) {
             return zero_log_det(&z);
         }
         let n = *self.degrees;
-        let constant = libm::lgamma((n + 1.0) / 2.0)
-            - libm::lgamma(n / 2.0)
-            - (n * std::f64::consts::PI).ln() / 2.0;
+        let constant = log_gamma_step(n) - (n.ln() + std::f64::consts::PI.ln()) / 2.0;
         // ln(1 + z^2 / n) without squaring what is large.
         let size = z.abs() * n.sqrt().recip();
         let large = size.clone().greater_elem(1.0);

@@ -13,7 +13,7 @@ use crate::record::Setting;
 use crate::support;
 
 /// Every value uniform on `[lower, upper]`: `ln p(z) = -values ln(upper - lower)`, and `-inf` for a sample
-/// with a value outside.
+/// with a value outside; NaN for one with a NaN.
 ///
 /// The prior of splines with [circular tails](crate::coupling::SplineTails::Circular), for angles and other
 /// positions on a circle, and of flows on a box. The temperature shrinks the draws towards the middle.
@@ -70,7 +70,8 @@ impl<const D: usize> Prior<D> for Uniform {
         }
         let values: usize = z.dims()[1..].iter().product();
         let log_density = -(*self.upper - *self.lower).ln() * values as f64;
-        let inside = zero_log_det(&z) + log_density;
+        // A value that is no number is on neither side of an end, and has no density either: NaN.
+        let inside = sum_per_sample(z.clone() * 0.0) + log_density;
         let outside =
             z.clone().lower_elem(*self.lower).bool_or(z.clone().greater_elem(*self.upper));
         let outside = sum_per_sample(outside.float()).greater_elem(0.0);

@@ -20,7 +20,7 @@ use crate::record::Setting;
 /// - `log_det = -ln(1 + k h'(t))`, `t = w.z + b`
 ///
 /// `u' = u + (softplus(w.u) - 1 - w.u) w / |w|^2`, so that `k = softplus(w.u) - 1 > -1` and the map is
-/// invertible whatever the parameters. For `h = tanh` the solution has no closed form: it is found in f64 by
+/// invertible whatever the parameters; `1 + k` is no less than the rounding of 1. For `h = tanh` the solution has no closed form: it is found in f64 by
 /// Newton steps within bounds that are halved where a step leaves them, and then takes one step in the
 /// numbers of the tensors, by which gradients go on. For the leaky ReLU it is `(w.x + b) / (1 + k h')`.
 ///
@@ -129,7 +129,8 @@ impl Planar {
     fn constrained(&self) -> (Tensor<1>, Tensor<1>) {
         let (u, w) = (self.direction.val(), self.normal.val());
         let along = (w.clone() * u.clone()).sum();
-        let stretch = softplus(along.clone());
+        // Below the rounding of `1 + k` nothing is to be told from a fold, which has no inverse.
+        let stretch = softplus(along.clone()).clamp_min(host::epsilon(w.dtype()));
         let square = w.clone().square().sum();
         (u + w * ((stretch.clone() - 1.0 - along) / square), stretch)
     }

@@ -134,4 +134,19 @@ impl Flow<2> for Radial {
         let (factor, log_det) = self.stretch(r, alpha, sum);
         (z - offset.clone() + offset * factor, log_det)
     }
+
+    fn check(&self) -> Result<()> {
+        let dtype = self.log_alpha.val().dtype();
+        let log_alpha = host::to_f64(host::plain(self.log_alpha.val()))[0];
+        // Products of two such factors are numbers.
+        if log_alpha.abs() <= host::largest_log_scale(dtype) / 2.0 {
+            return Ok(());
+        }
+        Err(FlowError::invalid(
+            "Radial: log_alpha",
+            format!("{log_alpha}, at which products with alpha are not finite or 0"),
+            "a number whose exponential has a square",
+            "load an earlier checkpoint and train with a lower learning rate",
+        ))
+    }
 }

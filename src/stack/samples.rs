@@ -60,7 +60,8 @@ where
     /// Of a model in training both carry gradients with respect to the parameters: those through the draws
     /// themselves, which are a function of parameters and noise (reparameterization), and those of the
     /// density. A [`GaussianMixture`](crate::prior::GaussianMixture) chooses a component for each draw, a
-    /// choice without a gradient: freeze its `logits` there. After
+    /// choice without a gradient: freeze its `logits` there. So with the `raw_degrees` of a
+    /// [`DiagonalStudentT`](crate::prior::DiagonalStudentT), on which the noise of its draws depends. After
     /// [`given`](crate::context::Given::given) the draws are those given the context.
     ///
     /// There is no temperature here: how much a flow stretches differs from place to place, so that draws at

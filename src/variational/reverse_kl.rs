@@ -9,7 +9,7 @@ use super::LogWeights;
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, collect};
 use crate::host;
-use crate::prior::{Prior, SplitPrior};
+use crate::prior::{Prior, SplitPrior, first_trained_degrees};
 use crate::stack::{FlowStack, device_and_dtype};
 use crate::tape::Tape;
 use crate::training::StepGradients;
@@ -87,7 +87,8 @@ impl ReverseKl {
     /// The loss, `[1]`, with a graph for autodiff where `model` is in training: for a loop of your own.
     ///
     /// # Errors
-    /// [`FlowError::Invalid`] if no draw is asked for, or `ln q` or `ln p~` of one is not finite.
+    /// [`FlowError::Invalid`] if no draw is asked for, `ln q` or `ln p~` of one is not finite, or `model` is in
+    /// training with `raw_degrees` of a [`DiagonalStudentT`](crate::prior::DiagonalStudentT) that are trained.
     ///
     /// # Panics
     /// As [`FlowStack::sample_and_log_prob_with`]; if `log_p` does not give one number for each draw.
@@ -103,7 +104,7 @@ impl ReverseKl {
         S: SplitPrior<D>,
         FlowStack<D, F, P, S>: Module,
     {
-        self.check()?;
+        self.check(model)?;
         let (x, mut log_q) = model.sample_and_log_prob_with(self.num_draws, rng);
         check_finite("ln q", &log_q, OF_Q)?;
         if self.path_gradient && log_q.is_tracked() {
@@ -160,7 +161,7 @@ impl ReverseKl {
         S: SplitPrior<D>,
         FlowStack<D, F, P, S>: Module,
     {
-        self.check()?;
+        self.check(model)?;
         assert_in_training(device_and_dtype(model).0.is_autodiff());
         reversible::assert_one_function(model);
         let mut grads = GradientsParams::new();
@@ -193,16 +194,24 @@ impl ReverseKl {
         Ok(StepGradients { loss: loss.into_scalar(), grads, drift: None })
     }
 
-    fn check(&self) -> Result<()> {
-        if self.num_draws > 0 {
-            return Ok(());
+    fn check<M: Module>(&self, model: &M) -> Result<()> {
+        if self.num_draws == 0 {
+            return Err(FlowError::invalid(
+                "ReverseKl: the number of draws",
+                "0",
+                "at least 1",
+                "the loss is the mean over the draws; 64 to 1024 are usual",
+            ));
         }
-        Err(FlowError::invalid(
-            "ReverseKl: the number of draws",
-            "0",
-            "at least 1",
-            "the loss is the mean over the draws; 64 to 1024 are usual",
-        ))
+        if let Some(path) = first_trained_degrees(model) {
+            return Err(FlowError::invalid(
+                "ReverseKl: the degrees of freedom of DiagonalStudentT",
+                format!("trained ones, {path}"),
+                "frozen ones, since draws have no gradient by them",
+                "freeze that parameter, or take another prior",
+            ));
+        }
+        Ok(())
     }
 }
 
