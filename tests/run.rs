@@ -258,6 +258,58 @@ fn figures_of_ones_own_are_lines_and_curves() {
     assert_eq!(saved.num_params(), 2);
 }
 
+/// Figures by the step.
+struct Figures(&'static str, fn(usize) -> f64);
+
+impl Evaluation<Maf> for Figures {
+    type Saved = Maf;
+
+    fn saved(&self, model: Maf) -> Maf {
+        model
+    }
+
+    fn measure(&mut self, _: &Maf, step: usize, _is_final: bool) -> Result<Option<Measured>> {
+        let more = BTreeMap::from([(self.0.to_string(), self.1(step))]);
+        Ok(Some(Measured { loss: 1.0, num_samples: 1, more, ..Measured::default() }))
+    }
+}
+
+#[test]
+fn a_figure_that_is_no_number_once_costs_no_line_of_a_run_that_goes_on() {
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("run");
+    let run = || {
+        let run = Run::new(&path).with_steps(30).with_measure_every(5).with_checkpoint_every(5);
+        run.with_resume(true).quiet()
+    };
+    let source = || Source::rows(points(64, 0, &device), 16, 0).unwrap();
+    let figures = || Figures("spread", |step| if step == 10 { f64::NAN } else { 1.0 });
+    let rate = |step: usize| if step < 20 { 1e-3 } else { 0.0 };
+    run().train(Trainer::new(maf(&device), rate), source(), figures()).unwrap_err();
+    assert_eq!(lines(&path).len(), 4);
+    // The last line as an interruption leaves it.
+    let metrics = path.join("metrics.jsonl");
+    fs::write(&metrics, fs::read_to_string(&metrics).unwrap() + "{\"step\":2").unwrap();
+    let trainer = Trainer::new(maf(&device), Schedule::constant(1e-3));
+    let outcome = run().train(trainer, source(), figures()).unwrap();
+    let after = lines(&path);
+    assert_eq!(after.iter().map(|line| line.step).collect::<Vec<_>>(), [5, 10, 15, 20, 25, 30]);
+    assert!(after[1].more["spread"].is_nan() && after[2].more["spread"] == 1.0);
+    assert_eq!(outcome.metrics.len(), 6);
+}
+
+#[test]
+fn a_figure_of_a_taken_name_is_refused() {
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
+    for name in ["drift", "seconds"] {
+        let trainer = Trainer::new(maf(&device), Schedule::constant(1e-3));
+        let source = Source::rows(points(64, 0, &device), 16, 0).unwrap();
+        let run = Run::new(folder.path().join(name)).with_steps(4).quiet();
+        let error = run.train(trainer, source, Figures(name, |_| 1.0)).unwrap_err().to_string();
+        assert!(error.contains("the name of a figure") && error.contains(name), "{error}");
+    }
+}
+
 #[test]
 fn a_stack_of_ones_own_is_trained_on_images() {
     let (device, folder) = (device(), tempfile::tempdir().unwrap());

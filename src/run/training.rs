@@ -200,7 +200,7 @@ impl Run {
                             (since.best_step, since.held_out_loss) =
                                 (step.number, Some(measured.loss));
                         }
-                        line.take(measured, unit);
+                        line.take(measured, unit)?;
                     } else {
                         since.best_step = step.number;
                     }
