@@ -20,7 +20,7 @@ use burn_flows::run::{
     End, Evaluation, HeldOut, ImageParts, ImageRun, Measured, Metrics, Outcome, Run, Source,
 };
 use burn_flows::training::{Memory, Schedule, Trainable, Trainer};
-use burn_flows::{Density, FlowStack, Result, record};
+use burn_flows::{Density, FlowError, FlowStack, Result, record};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 /// Points on a bent line.
@@ -296,6 +296,77 @@ fn a_figure_that_is_no_number_once_costs_no_line_of_a_run_that_goes_on() {
     assert_eq!(after.iter().map(|line| line.step).collect::<Vec<_>>(), [5, 10, 15, 20, 25, 30]);
     assert!(after[1].more["spread"].is_nan() && after[2].more["spread"] == 1.0);
     assert_eq!(outcome.metrics.len(), 6);
+}
+
+/// What cannot be had after some steps: the figures, or the pictures.
+struct Failing {
+    measure_at: usize,
+    progress_at: usize,
+}
+
+impl Failing {
+    fn or_fail(step: usize, at: usize) -> Result<()> {
+        match step >= at {
+            true => Err(FlowError::invalid("the figure", "nothing", "something", "look")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Evaluation<Maf> for Failing {
+    type Saved = Maf;
+
+    fn saved(&self, model: Maf) -> Maf {
+        model
+    }
+
+    fn measure(&mut self, _: &Maf, step: usize, _is_final: bool) -> Result<Option<Measured>> {
+        Self::or_fail(step, self.measure_at)?;
+        Ok(Some(Measured { loss: 1.0, num_samples: 1, ..Measured::default() }))
+    }
+
+    fn progress(&mut self, _: &Maf, step: usize, _folder: &Path) -> Result<()> {
+        Self::or_fail(step, self.progress_at)
+    }
+}
+
+/// Model and checkpoint are in the folder, and the run goes on from `step`.
+fn assert_goes_on_from(path: &Path, step: usize, device: &Device) {
+    Maf::load(path.join("model.safetensors"), device).unwrap();
+    let trainer = Trainer::new(maf(device), Schedule::constant(1e-3));
+    let (trainer, note) = trainer.resume(path.join("checkpoint")).unwrap();
+    assert!(note.is_some() && trainer.num_steps() == step, "{}", trainer.num_steps());
+}
+
+#[test]
+fn a_measurement_that_fails_leaves_what_was_trained() {
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
+    for (name, measure_at, progress_at, patience) in [
+        ("first", 20, 99, None),
+        ("later", 40, 99, None),
+        ("pictures", 99, 20, None),
+        ("patience", 20, 99, Some(9)),
+    ] {
+        let path = folder.path().join(name);
+        let trainer = Trainer::new(maf(&device), Schedule::constant(1e-3));
+        let source = Source::rows(points(64, 0, &device), 16, 0).unwrap();
+        let run = Run::new(&path).with_steps(60).with_measure_every(20).with_patience(patience);
+        let failing = Failing { measure_at, progress_at };
+        let error = run.quiet().train(trainer, source, failing).unwrap_err().to_string();
+        assert!(error.starts_with("the figure: got nothing"), "{error}");
+        assert_goes_on_from(&path, measure_at.min(progress_at), &device);
+    }
+}
+
+#[test]
+fn batches_that_end_early_leave_what_was_trained() {
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("run");
+    let trainer = Trainer::new(maf(&device), Schedule::constant(1e-3));
+    let batches: Vec<Tensor<2>> = (0..30).map(|stream| points(16, stream, &device)).collect();
+    let run = Run::new(&path).with_steps(100).quiet();
+    run.train(trainer, Source::iter(batches), ()).unwrap_err();
+    assert_goes_on_from(&path, 30, &device);
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub trait Evaluation<M> {
     /// Pictures of a model on its way, after it was measured.
     ///
     /// # Errors
-    /// If they cannot be written.
+    /// If they cannot be written; the run then ends as it does where a step fails.
     fn progress(&mut self, _model: &Self::Saved, _step: usize, _folder: &Path) -> Result<()> {
         Ok(())
     }
