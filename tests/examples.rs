@@ -324,6 +324,21 @@ fn tabular_writes_scores_and_samples() {
         let wrong = complaint(&mut run(&["--overwrite", "--noise", entry]));
         assert!(wrong.starts_with("--noise: got "), "{wrong}");
     }
+    // The run that is there stays until the new one can start.
+    let bad = [["--learning-rate", "0"], ["--average", "1"], ["--layers", "0"], ["--drop", "7"]];
+    for [option, value] in bad {
+        let text = complaint(&mut run(&["--overwrite", option, value]));
+        assert!(text.starts_with(&format!("{option}: got {value}, needs ")), "{text}");
+        assert!(out.join("model.safetensors").exists(), "{option}");
+    }
+    // Numbers beyond f32 are refused where the model starts from them.
+    let large = folder.path().join("large.csv");
+    fs::write(&large, "1e300,2\n".repeat(60)).unwrap();
+    let fresh = folder.path().join("fresh");
+    let mut command = example("tabular");
+    command.arg("--whiten").arg("--data").arg(&large).arg("--out").arg(&fresh);
+    complaint(&mut command);
+    assert!(!fresh.exists(), "a run that did not start left a folder");
     // What was rounded to the same values spreads over the width.
     let noisy =
         ["--overwrite", "--drop", "class", "--noise", "count=0.5,size=0.1", "--epochs", "1"];
@@ -382,6 +397,7 @@ fn posterior_writes_samples_and_corner_plots() {
     assert_eq!(posterior.sample(3, 1.0).dims(), [3, 2]);
     let average = refused(&["--average", "1"]);
     assert_eq!(average, "--average: got 1, needs at least 0 and below 1; 0.99 is usual");
+    assert!(refused(&["--learning-rate", "0"]).starts_with("--learning-rate: got 0, needs "));
     assert!(refused(&["--task", "slcp"]).contains("with 2 columns, needs 8 for this --task"));
     let reference = reference.to_str().unwrap();
     let both = refused(&["--reference", reference, "--reference", reference]);
