@@ -125,6 +125,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         let advice = "1e-3 is a good start";
         return Err(FlowError::invalid("--learning-rate", &got, "a positive number", advice));
     }
+    if !(arguments.weight_decay >= 0.0 && arguments.weight_decay.is_finite()) {
+        let got = arguments.weight_decay.to_string();
+        let advice = "leave it out for the default";
+        return Err(FlowError::invalid("--weight-decay", &got, "0 or more", advice));
+    }
     if !(0.0..1.0).contains(&arguments.average) {
         let got = arguments.average.to_string();
         return Err(FlowError::invalid(

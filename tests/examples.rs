@@ -331,6 +331,8 @@ fn tabular_writes_scores_and_samples() {
         assert!(text.starts_with(&format!("{option}: got {value}, needs ")), "{text}");
         assert!(out.join("model.safetensors").exists(), "{option}");
     }
+    let decay = complaint(&mut run(&["--overwrite", "--weight-decay=-1"]));
+    assert!(decay.starts_with("--weight-decay: got -1, needs 0 or more; "), "{decay}");
     // Numbers beyond f32 are refused where the model starts from them.
     let large = folder.path().join("large.csv");
     fs::write(&large, "1e300,2\n".repeat(60)).unwrap();
@@ -398,6 +400,13 @@ fn posterior_writes_samples_and_corner_plots() {
     let average = refused(&["--average", "1"]);
     assert_eq!(average, "--average: got 1, needs at least 0 and below 1; 0.99 is usual");
     assert!(refused(&["--learning-rate", "0"]).starts_with("--learning-rate: got 0, needs "));
+    for decay in ["-1", "NaN", "inf"] {
+        let text = refused(&[&format!("--weight-decay={decay}")]);
+        assert!(
+            text.starts_with(&format!("--weight-decay: got {decay}, needs 0 or more")),
+            "{text}"
+        );
+    }
     assert!(refused(&["--task", "slcp"]).contains("with 2 columns, needs 8 for this --task"));
     let reference = reference.to_str().unwrap();
     let both = refused(&["--reference", reference, "--reference", reference]);
