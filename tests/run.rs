@@ -220,6 +220,18 @@ fn samples_and_contexts_are_trained_on_too() {
     );
 }
 
+#[test]
+fn contexts_of_another_number_than_samples_are_no_source() {
+    let device = device();
+    for contexts in [40, 5] {
+        let pairs = (points(32, 1, &device), points(contexts, 2, &device));
+        let error = Source::rows(pairs, 8, 0).err().expect("these are no pairs").to_string();
+        let got = format!("Source::rows: the contexts: got {contexts} for 32 samples");
+        assert!(error.starts_with(&got), "{error}");
+    }
+    assert!(Source::rows((points(32, 1, &device), points(1, 2, &device)), 8, 0).is_ok());
+}
+
 /// An evaluation of one's own: a figure, and a model that is not all that is trained.
 struct Spread;
 

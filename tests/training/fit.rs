@@ -116,6 +116,28 @@ fn batches_of_pairs_and_larger_than_the_data() {
 }
 
 #[test]
+fn contexts_of_another_number_than_samples_are_refused() {
+    let device = host();
+    let pairs = |samples, contexts| (points(samples, 1, &device), points(contexts, 2, &device));
+    for (train, held_out, what) in [
+        ((64, 70), (8, 8), "train: the contexts: got 70 for 64 samples"),
+        ((64, 60), (8, 8), "train: the contexts: got 60 for 64 samples"),
+        ((32, 32), (8, 5), "held_out: the contexts: got 5 for 8 samples"),
+        ((32, 32), (8, 12), "held_out: the contexts: got 12 for 8 samples"),
+    ] {
+        let config = SplineFlowConfig::new(2, 2, vec![16]).with_context(2);
+        let model = config.init(&mut StdRng::seed_from_u64(0), &device).unwrap();
+        let trainer = Trainer::new(model, Schedule::constant(1e-3));
+        let (train, held_out) = (pairs(train.0, train.1), pairs(held_out.0, held_out.1));
+        let fitted = Fit::new(16)
+            .with_max_epochs(1)
+            .run(trainer, train, held_out, |_| ControlFlow::Continue(()));
+        let text = fitted.unwrap_err().to_string();
+        assert!(text.contains(what), "{text}");
+    }
+}
+
+#[test]
 fn what_cannot_be_fitted_is_refused() {
     let run = |fit: Fit, train: Tensor<2>, held_out: Tensor<2>| {
         let trainer = Trainer::new(model(), Schedule::constant(1e-3));
