@@ -232,6 +232,21 @@ fn contexts_of_another_number_than_samples_are_no_source() {
     assert!(Source::rows((points(32, 1, &device), points(1, 2, &device)), 8, 0).is_ok());
 }
 
+#[test]
+fn what_cannot_be_held_out_is_refused_before_the_first_step() {
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("run");
+    let trainer = || Trainer::new(maf(&device), Schedule::constant(1e-3));
+    let source = || Source::rows(points(8, 0, &device), 4, 0).unwrap();
+    let run = Run::new(&path).with_steps(3).quiet();
+    let none = HeldOut::rows(points(1, 1, &device).slice([0..0, 0..2]));
+    let error = run.train(trainer(), source(), none).unwrap_err().to_string();
+    assert!(error.starts_with("HeldOut: the held-out samples: got none"), "{error}");
+    assert!(!path.exists(), "a run that did not start left a folder");
+    // One is enough.
+    run.train(trainer(), source(), HeldOut::rows(points(1, 1, &device))).unwrap();
+}
+
 /// An evaluation of one's own: a figure, and a model that is not all that is trained.
 struct Spread;
 

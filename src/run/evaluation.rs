@@ -10,9 +10,10 @@ use super::corner::Corner;
 use super::{Measured, Metrics, Unit};
 use crate::Density;
 use crate::data::{Table, note_output, random_for, streams};
-use crate::error::Result;
+use crate::error::{FlowError, Result};
 use crate::metrics;
 use crate::training::early::held_out_loss;
+use crate::training::trainable::check_contexts;
 use crate::training::{Batch, Trainable};
 
 /// What a [`Run`](super::Run) measures and shows beside its training, of a model `M` that is trained.
@@ -31,6 +32,14 @@ pub trait Evaluation<M> {
     /// In which unit the loss is told.
     fn unit(&self) -> Unit {
         Unit::Nats
+    }
+
+    /// Checks what can be checked before the run makes its folder.
+    ///
+    /// # Errors
+    /// If the evaluation could not do its work at the end.
+    fn validate(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Before the first step, with the folder of the run.
@@ -139,10 +148,14 @@ const ROUND_TRIPS: usize = 1000;
 const MOST_PAIRS: usize = 8;
 
 impl<M: Density<2> + Trainable<Tensor<2>>> HeldOut<Tensor<2>, M> {
-    /// Vectors, of which as many are drawn from the model.
+    /// Vectors, of which as many are drawn from the model. Without any, [`Run::train`](super::Run::train) is an
+    /// error.
     pub fn rows(samples: Tensor<2>) -> Self {
         let count = samples.dims()[0];
-        let some = Batch::narrow(&samples, 0, count.min(ROUND_TRIPS));
+        let some = match count > ROUND_TRIPS {
+            true => Batch::narrow(&samples, 0, ROUND_TRIPS),
+            false => samples.clone(),
+        };
         Self {
             inversion_error: Some(Box::new(move |model: &M| {
                 metrics::inversion_error(model, some.clone())
@@ -193,6 +206,19 @@ impl<B: Batch, M: Trainable<B>> Evaluation<M> for HeldOut<B, M> {
 
     fn saved(&self, model: M) -> M {
         model
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.samples.num_samples() == 0 {
+            let advice = "hold out a tenth of the data";
+            return Err(FlowError::invalid(
+                "HeldOut: the held-out samples",
+                "none",
+                "at least one",
+                advice,
+            ));
+        }
+        check_contexts("HeldOut", &self.samples)
     }
 
     fn measure(&mut self, model: &M, step: usize, _is_final: bool) -> Result<Option<Measured>> {

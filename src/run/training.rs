@@ -95,7 +95,7 @@ impl Run {
     /// [averages](Trainer::with_average), the model that has them is measured and saved.
     ///
     /// # Errors
-    /// - [`FlowError::Invalid`] where a setting cannot be used, the folder has another run, or another
+    /// - [`FlowError::Invalid`] where a setting or the evaluation cannot be used, the folder has another run, or another
     ///   process trains into it; [`FlowError::Record`] where a run of another configuration is to go on;
     ///   [`FlowError::Io`] where the folder cannot be written.
     /// - Those of [`Trainer::step`]. Where the training diverges, the last good model is in
@@ -114,6 +114,7 @@ impl Run {
         E: Evaluation<M>,
     {
         self.validate()?;
+        evaluation.validate()?;
         let start = Instant::now();
         let signals = interrupt::watch();
         let steps_a_pass = source.steps_a_pass();
