@@ -243,6 +243,14 @@ fn what_cannot_be_held_out_is_refused_before_the_first_step() {
     let error = run.train(trainer(), source(), none).unwrap_err().to_string();
     assert!(error.starts_with("HeldOut: the held-out samples: got none"), "{error}");
     assert!(!path.exists(), "a run that did not start left a folder");
+    for names in [&["a"][..], &["a", "b", "c"]] {
+        let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+        let held_out = HeldOut::rows(points(20, 1, &device)).with_names(&names);
+        let error = run.train(trainer(), source(), held_out).unwrap_err().to_string();
+        let got = format!("HeldOut::with_names: got {} names, needs 2", names.len());
+        assert!(error.starts_with(&got), "{error}");
+        assert!(!path.exists(), "a run that did not start left a folder");
+    }
     // One is enough.
     run.train(trainer(), source(), HeldOut::rows(points(1, 1, &device))).unwrap();
 }

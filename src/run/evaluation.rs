@@ -173,7 +173,7 @@ impl<B: Batch, M: Trainable<B>> HeldOut<B, M> {
         Self { samples, names: None, draw: None, reference: None, inversion_error: None, seed: 0 }
     }
 
-    /// The names of the features.
+    /// The names of the features, as many as there are.
     pub fn with_names(mut self, names: &[String]) -> Self {
         self.names = Some(names.to_vec());
         self
@@ -199,6 +199,18 @@ impl<B: Batch, M: Trainable<B>> HeldOut<B, M> {
         self.seed = seed;
         self
     }
+
+    fn check_names(&self, features: usize) -> Result<()> {
+        match &self.names {
+            Some(names) if names.len() != features => Err(FlowError::invalid(
+                "HeldOut::with_names",
+                format!("{} names", names.len()),
+                format!("{features}, one for each feature"),
+                "give the names of the columns that are learned",
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl<B: Batch, M: Trainable<B>> Evaluation<M> for HeldOut<B, M> {
@@ -218,7 +230,8 @@ impl<B: Batch, M: Trainable<B>> Evaluation<M> for HeldOut<B, M> {
                 advice,
             ));
         }
-        check_contexts("HeldOut", &self.samples)
+        check_contexts("HeldOut", &self.samples)?;
+        self.reference.as_ref().map_or(Ok(()), |rows| self.check_names(rows.dims()[1]))
     }
 
     fn measure(&mut self, model: &M, step: usize, _is_final: bool) -> Result<Option<Measured>> {
@@ -233,9 +246,21 @@ impl<B: Batch, M: Trainable<B>> Evaluation<M> for HeldOut<B, M> {
     fn finish(&mut self, model: &M, folder: &Path) -> Result<()> {
         let Some(draw) = &self.draw else { return Ok(()) };
         let draws = draw(model, &mut random_for(self.seed, streams::SAMPLE, 0))?;
+        let features = draws.dims()[1];
+        self.check_names(features)?;
+        if let Some(reference) = &self.reference
+            && reference.dims()[1] != features
+        {
+            return Err(FlowError::invalid(
+                "HeldOut::with_reference",
+                format!("{} features", reference.dims()[1]),
+                format!("{features}, as the draws have"),
+                "compare with samples of the same kind",
+            ));
+        }
         let number = |column| format!("column_{}", column + 1);
         let names = self.names.clone();
-        let names = names.unwrap_or_else(|| (0..draws.dims()[1]).map(number).collect());
+        let names = names.unwrap_or_else(|| (0..features).map(number).collect());
         let table = Table::of(&names, draws);
         let path = folder.join("samples.csv");
         note_output(&path)?;
