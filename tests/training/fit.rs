@@ -3,10 +3,13 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
+use burn_flows::linear::DiagonalScaling;
 use burn_flows::models::{Maf, MafConfig, SplineFlowConfig};
+use burn_flows::preprocess::{Domain, Unconstrain};
+use burn_flows::prior::StandardNormal;
 use burn_flows::testing::seeded;
 use burn_flows::training::{Epoch, Fit, Fitted, Schedule, Stopped, Trainer};
-use burn_flows::{FlowError, Result};
+use burn_flows::{FlowError, FlowStack, Result};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -135,6 +138,23 @@ fn contexts_of_another_number_than_samples_are_refused() {
         let text = fitted.unwrap_err().to_string();
         assert!(text.contains(what), "{text}");
     }
+}
+
+#[test]
+fn held_out_samples_outside_of_the_support_are_named() {
+    let device = host();
+    let flow = (
+        Unconstrain::new(vec![Domain::Above(0.0), Domain::Real]).unwrap(),
+        DiagonalScaling::new(2, &device).unwrap(),
+    );
+    let model: FlowStack<2, _> = FlowStack::single(flow, StandardNormal::new(), &[2]).unwrap();
+    let trainer = Trainer::new(model, Schedule::constant(1e-3));
+    let held_out = Tensor::from_data([[1.0f32, 0.5], [-0.5, 0.5]], &device);
+    let fit = Fit::new(16).with_max_epochs(2);
+    let error = fit
+        .run(trainer, points(64, 1, &device).abs() + 0.1, held_out, |_| ControlFlow::Continue(()))
+        .unwrap_err();
+    assert!(matches!(error, FlowError::OutsideSupport { .. }), "{error}");
 }
 
 #[test]
