@@ -357,6 +357,21 @@ fn tabular_writes_scores_and_samples() {
 }
 
 #[test]
+fn table_ends_with_a_line_that_says_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("table.csv");
+    let mut command = Command::new(program("table"));
+    command.env("XDG_RUNTIME_DIR", std::env::temp_dir()).current_dir(&folder).arg(&data);
+    let missing = complaint(&mut command);
+    assert!(missing.starts_with(&format!("cannot read {}: ", data.display())), "{missing}");
+    // One column is nothing that a coupling could divide.
+    fs::write(&data, "1\n2\n3\n".repeat(10)).unwrap();
+    let narrow = complaint(&mut command);
+    assert!(!narrow.contains("Config {"), "{narrow}");
+    assert!(!folder.path().join("runs").exists(), "a run that did not start left a folder");
+}
+
+#[test]
 fn posterior_writes_samples_and_corner_plots() {
     let folder = tempfile::tempdir().unwrap();
     let (data, reference) = (folder.path().join("x.csv"), folder.path().join("reference.csv"));
