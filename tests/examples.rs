@@ -522,6 +522,15 @@ fn options_that_cannot_be_used() {
         "Glow: num_levels is 3, but must be at most 2, as often as both sides of 28x28 halve; \
          use fewer levels, or pad or crop the images to a multiple of a power of two"
     );
+    for option in ["--levels", "--steps-per-level"] {
+        assert_eq!(
+            complaint(&["--model", "nice", option, "9"]),
+            format!(
+                "{option}: got 9 with nice, which has no levels, needs glow or realnvp; \
+                 leave it out for nice"
+            )
+        );
+    }
     for option in ["--levels", "--steps-per-level", "--hidden"] {
         assert!(complaint(&[option, "0"]).contains("is 0, but must be at least 1"));
     }
@@ -770,7 +779,13 @@ mod interruption {
 
     #[test]
     fn a_model_of_vectors_goes_on() {
-        interrupt_and_resume(small_mnist(SIDE), mnist, &["--model", "nice", "--steps", "40"]);
+        let nice = |data: &Path, out: &Path, options: &[&str]| {
+            let mut command = example("mnist");
+            command.arg("--data").arg(data).arg("--out").arg(out);
+            command.args(["--batch", "8", "--hidden", "8"]).args(options);
+            command
+        };
+        interrupt_and_resume(small_mnist(SIDE), nice, &["--model", "nice", "--steps", "40"]);
     }
 
     pub(super) fn interrupt_and_resume(
