@@ -120,6 +120,16 @@ fn run(arguments: &Arguments) -> Result<()> {
     ] {
         at_least_one(option, Some(count))?;
     }
+    if !(arguments.learning_rate > 0.0 && arguments.learning_rate.is_finite()) {
+        let got = arguments.learning_rate.to_string();
+        let advice = "1e-3 is a good start";
+        return Err(FlowError::invalid("--learning-rate", &got, "a positive number", advice));
+    }
+    if !(arguments.weight_decay >= 0.0 && arguments.weight_decay.is_finite()) {
+        let got = arguments.weight_decay.to_string();
+        let advice = "leave it out for the default";
+        return Err(FlowError::invalid("--weight-decay", &got, "0 or more", advice));
+    }
     if !(0.0..1.0).contains(&arguments.average) {
         let got = arguments.average.to_string();
         return Err(FlowError::invalid(
@@ -142,10 +152,12 @@ fn run(arguments: &Arguments) -> Result<()> {
         .chain(["model.safetensors".into()])
         .collect();
     let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    let training = Training::new(arguments, &device)?;
+    // Last of all that can fail for an option: an earlier run stays, and no folder is left in the way.
     let run = Run::new(&out).with_overwrite(arguments.overwrite);
     run.with_configuration(arguments).make_folder(&outputs)?;
 
-    let posterior = train(arguments, &device)?;
+    let posterior = training.run(arguments)?;
     posterior.save(out.join("model.safetensors"))?;
     let mut accuracies = Vec::new();
     for (index, observation) in observations.iter().enumerate() {
@@ -159,52 +171,68 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn train(arguments: &Arguments, device: &Device) -> Result<ConditionalSplineFlow> {
-    let (task, seed) = (arguments.task, arguments.seed);
-    device.seed(seed);
-    let mut rng = random_for(seed, streams::USER, 0);
-    let theta: Vec<_> = (0..arguments.simulations).map(|_| task.draw(&mut rng)).collect();
-    let data: Vec<_> = theta.iter().map(|theta| task.simulate(theta, &mut rng)).collect();
-    let (theta, data) = (to_tensor(&theta, device), to_tensor(&data, device));
+/// All that a training starts from: the trainer, the parameters and the data simulated from them.
+struct Training {
+    trainer: Trainer<ConditionalSplineFlow>,
+    theta: Tensor<2>,
+    data: Tensor<2>,
+}
 
-    let config = ConditionalSplineFlowConfig::sbi(task.num_parameters(), task.num_data());
-    let mut rng = random_for(seed, streams::PARAMETERS, 0);
-    let model = config.fit(theta.clone(), data.clone(), &mut rng)?;
-    let trainer = Trainer::new(model, Schedule::constant(arguments.learning_rate))
-        .with_optimizer(Adam::new().with_weight_decay(arguments.weight_decay))
-        .with_max_gradient_norm(MAX_GRADIENT_NORM)
-        .with_average(arguments.average);
-    let fit = Fit::new(arguments.batch).with_max_epochs(arguments.epochs).with_seed(seed);
-    let held_out = arguments.simulations / HELD_OUT;
-    let part =
-        |from, count| (theta.clone().narrow(0, from, count), data.clone().narrow(0, from, count));
-    let bar = ProgressBar::no_length();
-    bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is valid"));
-    let start = Instant::now();
-    let fitted = fit.run(
-        trainer,
-        part(held_out, arguments.simulations - held_out),
-        part(0, held_out),
-        |epoch| {
-            bar.set_message(format!(
-                "pass {}: {:.3} nats in training, {:.3} held out",
-                epoch.number, -epoch.train_loss, -epoch.held_out_loss
-            ));
-            ControlFlow::Continue(())
-        },
-    )?;
-    bar.finish_and_clear();
-    if let Stopped::Diverged(error) = &fitted.stopped {
-        say(error);
+impl Training {
+    fn new(arguments: &Arguments, device: &Device) -> Result<Self> {
+        let (task, seed) = (arguments.task, arguments.seed);
+        device.seed(seed);
+        let mut rng = random_for(seed, streams::USER, 0);
+        let theta: Vec<_> = (0..arguments.simulations).map(|_| task.draw(&mut rng)).collect();
+        let data: Vec<_> = theta.iter().map(|theta| task.simulate(theta, &mut rng)).collect();
+        let (theta, data) = (to_tensor(&theta, device), to_tensor(&data, device));
+
+        let config = ConditionalSplineFlowConfig::sbi(task.num_parameters(), task.num_data());
+        let mut rng = random_for(seed, streams::PARAMETERS, 0);
+        let model = config.fit(theta.clone(), data.clone(), &mut rng)?;
+        let trainer = Trainer::new(model, Schedule::constant(arguments.learning_rate))
+            .with_optimizer(Adam::new().with_weight_decay(arguments.weight_decay))
+            .with_max_gradient_norm(MAX_GRADIENT_NORM)
+            .with_average(arguments.average);
+        Ok(Self { trainer, theta, data })
     }
-    say(format_args!(
-        "{:.3} nats over {held_out} held-out simulations after pass {} of {}, {:.1} s",
-        -fitted.held_out_loss,
-        fitted.best_epoch,
-        fitted.num_epochs,
-        start.elapsed().as_secs_f64()
-    ));
-    Ok(fitted.model)
+
+    fn run(self, arguments: &Arguments) -> Result<ConditionalSplineFlow> {
+        let Self { trainer, theta, data } = self;
+        let fit =
+            Fit::new(arguments.batch).with_max_epochs(arguments.epochs).with_seed(arguments.seed);
+        let held_out = arguments.simulations / HELD_OUT;
+        let part = |from, count| {
+            (theta.clone().narrow(0, from, count), data.clone().narrow(0, from, count))
+        };
+        let bar = ProgressBar::no_length();
+        bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is valid"));
+        let start = Instant::now();
+        let fitted = fit.run(
+            trainer,
+            part(held_out, arguments.simulations - held_out),
+            part(0, held_out),
+            |epoch| {
+                bar.set_message(format!(
+                    "pass {}: {:.3} nats in training, {:.3} held out",
+                    epoch.number, -epoch.train_loss, -epoch.held_out_loss
+                ));
+                ControlFlow::Continue(())
+            },
+        )?;
+        bar.finish_and_clear();
+        if let Stopped::Diverged(error) = &fitted.stopped {
+            say(error);
+        }
+        say(format_args!(
+            "{:.3} nats over {held_out} held-out simulations after pass {} of {}, {:.1} s",
+            -fitted.held_out_loss,
+            fitted.best_epoch,
+            fitted.num_epochs,
+            start.elapsed().as_secs_f64()
+        ));
+        Ok(fitted.model)
+    }
 }
 
 /// What was observed, and what is known of it.

@@ -167,6 +167,16 @@ fn run(arguments: &Arguments) -> Result<String> {
     ] {
         at_least_one(option, count)?;
     }
+    if !(arguments.learning_rate > 0.0 && arguments.learning_rate.is_finite()) {
+        let got = arguments.learning_rate.to_string();
+        let advice = "1e-3 is a good start";
+        return Err(FlowError::invalid("--learning-rate", &got, "a positive number", advice));
+    }
+    if !(arguments.weight_decay >= 0.0 && arguments.weight_decay.is_finite()) {
+        let got = arguments.weight_decay.to_string();
+        let advice = "leave it out for the default";
+        return Err(FlowError::invalid("--weight-decay", &got, "0 or more", advice));
+    }
     if !(0.0..1.0).contains(&arguments.average) {
         let got = arguments.average.to_string();
         return Err(FlowError::invalid(
@@ -187,10 +197,12 @@ fn run(arguments: &Arguments) -> Result<String> {
             "a density cannot be learned from fewer",
         ));
     }
+    let training = Training::new(arguments, &table, &device)?;
+    // Last of all that can fail for an option: an earlier run stays, and no folder is left in the way.
     let run = Run::new(out).with_overwrite(arguments.overwrite);
     run.with_configuration(arguments).make_folder(&OUTPUTS)?;
 
-    let (model, held_out) = train(arguments, &table, &device)?;
+    let (model, held_out) = training.run(arguments)?;
     model.save(out.join("model.safetensors"))?;
     let scores = scores(&model, &table, &device);
     let test = mean_of_test(&scores);
@@ -339,48 +351,61 @@ fn flow(arguments: &Arguments, features: usize, device: &Device) -> Result<AnyFl
     })
 }
 
-/// The model and its mean log-density of the held-out rows.
-fn train(arguments: &Arguments, table: &Table, device: &Device) -> Result<(Tabular, f64)> {
-    device.seed(arguments.seed);
-    let rows =
-        |wanted| -> Tensor<2> { table.divide(|row| part(row) == wanted).1.to_tensor(device) };
-    let (train, held_out) = (rows(Part::Train), rows(Part::HeldOut));
-    let features = table.names.len();
-    let start = match arguments.whiten {
-        true => Start::Whiten(Whiten::fit(train.clone())?),
-        false => Start::Standardize(Standardize::fit(train.clone())?),
-    };
-    let flow = (start, flow(arguments, features, device)?);
-    let model = FlowStack::single(flow, StandardNormal::new(), &[features])?;
-    let trainer = Trainer::new(model, Schedule::constant(arguments.learning_rate))
-        .with_optimizer(Adam::new().with_weight_decay(arguments.weight_decay))
-        .with_max_gradient_norm(MAX_GRADIENT_NORM)
-        .with_average(arguments.average);
-    let fit = Fit::new(arguments.batch)
-        .with_max_epochs(arguments.epochs)
-        .with_patience(arguments.patience)
-        .with_seed(arguments.seed);
-    let bar = ProgressBar::no_length();
-    bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is valid"));
-    let start = Instant::now();
-    let fitted = fit.run(trainer, train, held_out, |epoch| {
-        bar.set_message(format!(
-            "pass {}: {:.3} nats in training, {:.3} held out",
-            epoch.number, -epoch.train_loss, -epoch.held_out_loss
-        ));
-        ControlFlow::Continue(())
-    })?;
-    bar.finish_and_clear();
-    if let Stopped::Diverged(error) = &fitted.stopped {
-        say(error);
+/// All that a training starts from.
+struct Training {
+    trainer: Trainer<Tabular>,
+    train: Tensor<2>,
+    held_out: Tensor<2>,
+}
+
+impl Training {
+    fn new(arguments: &Arguments, table: &Table, device: &Device) -> Result<Self> {
+        device.seed(arguments.seed);
+        let rows =
+            |wanted| -> Tensor<2> { table.divide(|row| part(row) == wanted).1.to_tensor(device) };
+        let (train, held_out) = (rows(Part::Train), rows(Part::HeldOut));
+        let features = table.names.len();
+        let start = match arguments.whiten {
+            true => Start::Whiten(Whiten::fit(train.clone())?),
+            false => Start::Standardize(Standardize::fit(train.clone())?),
+        };
+        let flow = (start, flow(arguments, features, device)?);
+        let model = FlowStack::single(flow, StandardNormal::new(), &[features])?;
+        let trainer = Trainer::new(model, Schedule::constant(arguments.learning_rate))
+            .with_optimizer(Adam::new().with_weight_decay(arguments.weight_decay))
+            .with_max_gradient_norm(MAX_GRADIENT_NORM)
+            .with_average(arguments.average);
+        Ok(Self { trainer, train, held_out })
     }
-    say(format_args!(
-        "best pass {} of {}, {:.1} s",
-        fitted.best_epoch,
-        fitted.num_epochs,
-        start.elapsed().as_secs_f64()
-    ));
-    Ok((fitted.model, -fitted.held_out_loss))
+
+    /// The model and its mean log-density of the held-out rows.
+    fn run(self, arguments: &Arguments) -> Result<(Tabular, f64)> {
+        let fit = Fit::new(arguments.batch)
+            .with_max_epochs(arguments.epochs)
+            .with_patience(arguments.patience)
+            .with_seed(arguments.seed);
+        let bar = ProgressBar::no_length();
+        bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is valid"));
+        let start = Instant::now();
+        let fitted = fit.run(self.trainer, self.train, self.held_out, |epoch| {
+            bar.set_message(format!(
+                "pass {}: {:.3} nats in training, {:.3} held out",
+                epoch.number, -epoch.train_loss, -epoch.held_out_loss
+            ));
+            ControlFlow::Continue(())
+        })?;
+        bar.finish_and_clear();
+        if let Stopped::Diverged(error) = &fitted.stopped {
+            say(error);
+        }
+        say(format_args!(
+            "best pass {} of {}, {:.1} s",
+            fitted.best_epoch,
+            fitted.num_epochs,
+            start.elapsed().as_secs_f64()
+        ));
+        Ok((fitted.model, -fitted.held_out_loss))
+    }
 }
 
 /// `ln p` of each row of the table, in nats.

@@ -91,10 +91,12 @@ fn run(arguments: &Arguments) -> Result<String> {
     at_least_one("--steps", arguments.steps)?;
     at_least_one("--batch", arguments.batch)?;
     let (_, device) = backend::named(arguments.device.as_deref())?;
+    let device = device();
+    let trainer = trainer(arguments, &device)?;
+    // Last of all that can fail for an option: an earlier run stays, and no folder is left in the way.
     let run = Run::new(&arguments.out).with_overwrite(arguments.overwrite);
     run.with_configuration(arguments).make_folder(&OUTPUTS)?;
-    let device = device();
-    let model = train(arguments, &device)?;
+    let model = train(trainer, arguments, &device)?;
 
     let mut rng = random_for(arguments.seed, streams::EVALUATE, 0);
     let held_out = two_moons(NUM_HELD_OUT, &mut rng);
@@ -126,15 +128,20 @@ fn run(arguments: &Arguments) -> Result<String> {
     ))
 }
 
-fn train(arguments: &Arguments, device: &Device) -> Result<RealNvpVector> {
+fn trainer(arguments: &Arguments, device: &Device) -> Result<Trainer<RealNvpVector>> {
     device.seed(arguments.seed);
     let config = RealNvpVectorConfig::new(2, NUM_COUPLINGS, vec![HIDDEN, HIDDEN])
         .with_scale_map(ScaleMap::default());
     let schedule = Schedule::new(LEARNING_RATE, arguments.steps)
         .with_warm_up(WARM_UP.min(arguments.steps / 10));
-    let mut trainer =
-        Trainer::new(config.init(device)?, schedule).with_max_gradient_norm(MAX_GRADIENT_NORM);
+    Ok(Trainer::new(config.init(device)?, schedule).with_max_gradient_norm(MAX_GRADIENT_NORM))
+}
 
+fn train(
+    mut trainer: Trainer<RealNvpVector>,
+    arguments: &Arguments,
+    device: &Device,
+) -> Result<RealNvpVector> {
     let bar = ProgressBar::new(arguments.steps as u64);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps  {msg}  {eta} left");
     bar.set_style(style.expect("the template is valid"));

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use burn_flows::coupling::ScaleMap;
 use burn_flows::data::{random_for, streams};
 use burn_flows::models::RealNvpVectorConfig;
@@ -113,14 +113,13 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     at_least_one("--steps", Some(arguments.steps))?;
     at_least_one("--batch", Some(arguments.batch))?;
-    let out = &arguments.out;
-    backend::named(arguments.device.as_deref())?;
-    let run = Run::new(out).with_overwrite(arguments.overwrite);
+    let device = backend::named(arguments.device.as_deref())?.1();
+    let run = Run::new(&arguments.out).with_overwrite(arguments.overwrite);
     run.with_configuration(arguments).make_folder(&OUTPUTS)?;
     let (evidence, window) = ((TAU * 1.5 * 0.6).ln(), Window { x: -5.0..5.0, y: -3.0..7.0 });
-    fit("banana", banana, evidence, window, arguments)?;
+    fit("banana", banana, evidence, window, arguments, &device)?;
     let (evidence, window) = (regression_evidence(), Window { x: -0.6..1.0, y: 0.2..1.8 });
-    fit("regression", regression, evidence, window, arguments)
+    fit("regression", regression, evidence, window, arguments, &device)
 }
 
 /// Fits a flow to the posterior `exp(log_p) / evidence`; the window of the plane is for the picture.
@@ -129,13 +128,13 @@ fn fit(
     log_p: fn(Tensor<2>) -> Tensor<1>,
     log_evidence: f64,
     window: Window,
-    Arguments { steps, batch, seed, device, out, .. }: &Arguments,
+    Arguments { steps, batch, seed, out, .. }: &Arguments,
+    device: &Device,
 ) -> Result<()> {
-    let device = backend::named(device.as_deref())?.1();
     device.seed(*seed);
     let config = RealNvpVectorConfig::new(2, 8, vec![32, 32]).with_scale_map(ScaleMap::default());
     let schedule = Schedule::new(3e-3, *steps).with_warm_up(50usize.min(steps / 10));
-    let mut trainer = Trainer::new(config.init(&device)?, schedule).with_max_gradient_norm(5.0);
+    let mut trainer = Trainer::new(config.init(device)?, schedule).with_max_gradient_norm(5.0);
     for step in 0..*steps {
         let mut rng = random_for(*seed, streams::USER, step as u64);
         let objective = ReverseKl::new(*batch).with_path_gradient(true);
@@ -154,7 +153,7 @@ fn fit(
     write_atomically(out.join(format!("{name}.csv")), csv.as_bytes())?;
 
     let density = |points: &[Point]| {
-        let log_p = log_p(to_tensor(points, &device)) - log_evidence;
+        let log_p = log_p(to_tensor(points, device)) - log_evidence;
         log_p.exp().try_into_vec_as().expect("a density is a float")
     };
     let dots = Layer::Points(&draws[..NUM_DRAWS / 5], BLUE, 2);

@@ -324,6 +324,23 @@ fn tabular_writes_scores_and_samples() {
         let wrong = complaint(&mut run(&["--overwrite", "--noise", entry]));
         assert!(wrong.starts_with("--noise: got "), "{wrong}");
     }
+    // The run that is there stays until the new one can start.
+    let bad = [["--learning-rate", "0"], ["--average", "1"], ["--layers", "0"], ["--drop", "7"]];
+    for [option, value] in bad {
+        let text = complaint(&mut run(&["--overwrite", option, value]));
+        assert!(text.starts_with(&format!("{option}: got {value}, needs ")), "{text}");
+        assert!(out.join("model.safetensors").exists(), "{option}");
+    }
+    let decay = complaint(&mut run(&["--overwrite", "--weight-decay=-1"]));
+    assert!(decay.starts_with("--weight-decay: got -1, needs 0 or more; "), "{decay}");
+    // Numbers beyond f32 are refused where the model starts from them.
+    let large = folder.path().join("large.csv");
+    fs::write(&large, "1e300,2\n".repeat(60)).unwrap();
+    let fresh = folder.path().join("fresh");
+    let mut command = example("tabular");
+    command.arg("--whiten").arg("--data").arg(&large).arg("--out").arg(&fresh);
+    complaint(&mut command);
+    assert!(!fresh.exists(), "a run that did not start left a folder");
     // What was rounded to the same values spreads over the width.
     let noisy =
         ["--overwrite", "--drop", "class", "--noise", "count=0.5,size=0.1", "--epochs", "1"];
@@ -337,6 +354,21 @@ fn tabular_writes_scores_and_samples() {
     assert!(uneven.contains("as many fields in every line as in the first"), "{uneven}");
     fs::write(&data, "").unwrap();
     assert!(complaint(&mut run(&["--overwrite"])).contains("no numbers"));
+}
+
+#[test]
+fn table_ends_with_a_line_that_says_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("table.csv");
+    let mut command = Command::new(program("table"));
+    command.env("XDG_RUNTIME_DIR", std::env::temp_dir()).current_dir(&folder).arg(&data);
+    let missing = complaint(&mut command);
+    assert!(missing.starts_with(&format!("cannot read {}: ", data.display())), "{missing}");
+    // One column is nothing that a coupling could divide.
+    fs::write(&data, "1\n2\n3\n".repeat(10)).unwrap();
+    let narrow = complaint(&mut command);
+    assert!(!narrow.contains("Config {"), "{narrow}");
+    assert!(!folder.path().join("runs").exists(), "a run that did not start left a folder");
 }
 
 #[test]
@@ -382,6 +414,14 @@ fn posterior_writes_samples_and_corner_plots() {
     assert_eq!(posterior.sample(3, 1.0).dims(), [3, 2]);
     let average = refused(&["--average", "1"]);
     assert_eq!(average, "--average: got 1, needs at least 0 and below 1; 0.99 is usual");
+    assert!(refused(&["--learning-rate", "0"]).starts_with("--learning-rate: got 0, needs "));
+    for decay in ["-1", "NaN", "inf"] {
+        let text = refused(&[&format!("--weight-decay={decay}")]);
+        assert!(
+            text.starts_with(&format!("--weight-decay: got {decay}, needs 0 or more")),
+            "{text}"
+        );
+    }
     assert!(refused(&["--task", "slcp"]).contains("with 2 columns, needs 8 for this --task"));
     let reference = reference.to_str().unwrap();
     let both = refused(&["--reference", reference, "--reference", reference]);
@@ -482,6 +522,15 @@ fn options_that_cannot_be_used() {
         "Glow: num_levels is 3, but must be at most 2, as often as both sides of 28x28 halve; \
          use fewer levels, or pad or crop the images to a multiple of a power of two"
     );
+    for option in ["--levels", "--steps-per-level"] {
+        assert_eq!(
+            complaint(&["--model", "nice", option, "9"]),
+            format!(
+                "{option}: got 9 with nice, which has no levels, needs glow or realnvp; \
+                 leave it out for nice"
+            )
+        );
+    }
     for option in ["--levels", "--steps-per-level", "--hidden"] {
         assert!(complaint(&[option, "0"]).contains("is 0, but must be at least 1"));
     }
@@ -730,7 +779,13 @@ mod interruption {
 
     #[test]
     fn a_model_of_vectors_goes_on() {
-        interrupt_and_resume(small_mnist(SIDE), mnist, &["--model", "nice", "--steps", "40"]);
+        let nice = |data: &Path, out: &Path, options: &[&str]| {
+            let mut command = example("mnist");
+            command.arg("--data").arg(data).arg("--out").arg(out);
+            command.args(["--batch", "8", "--hidden", "8"]).args(options);
+            command
+        };
+        interrupt_and_resume(small_mnist(SIDE), nice, &["--model", "nice", "--steps", "40"]);
     }
 
     pub(super) fn interrupt_and_resume(

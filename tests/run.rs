@@ -20,7 +20,7 @@ use burn_flows::run::{
     End, Evaluation, HeldOut, ImageParts, ImageRun, Measured, Metrics, Outcome, Run, Source,
 };
 use burn_flows::training::{Memory, Schedule, Trainable, Trainer};
-use burn_flows::{Density, FlowStack, Result, record};
+use burn_flows::{Density, FlowError, FlowStack, Result, record};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 /// Points on a bent line.
@@ -220,6 +220,41 @@ fn samples_and_contexts_are_trained_on_too() {
     );
 }
 
+#[test]
+fn contexts_of_another_number_than_samples_are_no_source() {
+    let device = device();
+    for contexts in [40, 5] {
+        let pairs = (points(32, 1, &device), points(contexts, 2, &device));
+        let error = Source::rows(pairs, 8, 0).err().expect("these are no pairs").to_string();
+        let got = format!("Source::rows: the contexts: got {contexts} for 32 samples");
+        assert!(error.starts_with(&got), "{error}");
+    }
+    assert!(Source::rows((points(32, 1, &device), points(1, 2, &device)), 8, 0).is_ok());
+}
+
+#[test]
+fn what_cannot_be_held_out_is_refused_before_the_first_step() {
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("run");
+    let trainer = || Trainer::new(maf(&device), Schedule::constant(1e-3));
+    let source = || Source::rows(points(8, 0, &device), 4, 0).unwrap();
+    let run = Run::new(&path).with_steps(3).quiet();
+    let none = HeldOut::rows(points(1, 1, &device).slice([0..0, 0..2]));
+    let error = run.train(trainer(), source(), none).unwrap_err().to_string();
+    assert!(error.starts_with("HeldOut: the held-out samples: got none"), "{error}");
+    assert!(!path.exists(), "a run that did not start left a folder");
+    for names in [&["a"][..], &["a", "b", "c"]] {
+        let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+        let held_out = HeldOut::rows(points(20, 1, &device)).with_names(&names);
+        let error = run.train(trainer(), source(), held_out).unwrap_err().to_string();
+        let got = format!("HeldOut::with_names: got {} names, needs 2", names.len());
+        assert!(error.starts_with(&got), "{error}");
+        assert!(!path.exists(), "a run that did not start left a folder");
+    }
+    // One is enough.
+    run.train(trainer(), source(), HeldOut::rows(points(1, 1, &device))).unwrap();
+}
+
 /// An evaluation of one's own: a figure, and a model that is not all that is trained.
 struct Spread;
 
@@ -256,6 +291,129 @@ fn figures_of_ones_own_are_lines_and_curves() {
     assert!(fs::read_to_string(path.join("report.html")).unwrap().contains("spread"));
     let saved = record::load(outcome.model.clone(), path.join("model.safetensors")).unwrap();
     assert_eq!(saved.num_params(), 2);
+}
+
+/// Figures by the step.
+struct Figures(&'static str, fn(usize) -> f64);
+
+impl Evaluation<Maf> for Figures {
+    type Saved = Maf;
+
+    fn saved(&self, model: Maf) -> Maf {
+        model
+    }
+
+    fn measure(&mut self, _: &Maf, step: usize, _is_final: bool) -> Result<Option<Measured>> {
+        let more = BTreeMap::from([(self.0.to_string(), self.1(step))]);
+        Ok(Some(Measured { loss: 1.0, num_samples: 1, more, ..Measured::default() }))
+    }
+}
+
+#[test]
+fn a_figure_that_is_no_number_once_costs_no_line_of_a_run_that_goes_on() {
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("run");
+    let run = || {
+        let run = Run::new(&path).with_steps(30).with_measure_every(5).with_checkpoint_every(5);
+        run.with_resume(true).quiet()
+    };
+    let source = || Source::rows(points(64, 0, &device), 16, 0).unwrap();
+    let figures = || Figures("spread", |step| if step == 10 { f64::NAN } else { 1.0 });
+    let rate = |step: usize| if step < 20 { 1e-3 } else { 0.0 };
+    run().train(Trainer::new(maf(&device), rate), source(), figures()).unwrap_err();
+    assert_eq!(lines(&path).len(), 4);
+    // The last line as an interruption leaves it.
+    let metrics = path.join("metrics.jsonl");
+    fs::write(&metrics, fs::read_to_string(&metrics).unwrap() + "{\"step\":2").unwrap();
+    let trainer = Trainer::new(maf(&device), Schedule::constant(1e-3));
+    let outcome = run().train(trainer, source(), figures()).unwrap();
+    let after = lines(&path);
+    assert_eq!(after.iter().map(|line| line.step).collect::<Vec<_>>(), [5, 10, 15, 20, 25, 30]);
+    assert!(after[1].more["spread"].is_nan() && after[2].more["spread"] == 1.0);
+    assert_eq!(outcome.metrics.len(), 6);
+}
+
+/// What cannot be had after some steps: the figures, or the pictures.
+struct Failing {
+    measure_at: usize,
+    progress_at: usize,
+}
+
+impl Failing {
+    fn or_fail(step: usize, at: usize) -> Result<()> {
+        match step >= at {
+            true => Err(FlowError::invalid("the figure", "nothing", "something", "look")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Evaluation<Maf> for Failing {
+    type Saved = Maf;
+
+    fn saved(&self, model: Maf) -> Maf {
+        model
+    }
+
+    fn measure(&mut self, _: &Maf, step: usize, _is_final: bool) -> Result<Option<Measured>> {
+        Self::or_fail(step, self.measure_at)?;
+        Ok(Some(Measured { loss: 1.0, num_samples: 1, ..Measured::default() }))
+    }
+
+    fn progress(&mut self, _: &Maf, step: usize, _folder: &Path) -> Result<()> {
+        Self::or_fail(step, self.progress_at)
+    }
+}
+
+/// Model and checkpoint are in the folder, and the run goes on from `step`.
+fn assert_goes_on_from(path: &Path, step: usize, device: &Device) {
+    Maf::load(path.join("model.safetensors"), device).unwrap();
+    let trainer = Trainer::new(maf(device), Schedule::constant(1e-3));
+    let (trainer, note) = trainer.resume(path.join("checkpoint")).unwrap();
+    assert!(note.is_some() && trainer.num_steps() == step, "{}", trainer.num_steps());
+}
+
+#[test]
+fn a_measurement_that_fails_leaves_what_was_trained() {
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
+    for (name, measure_at, progress_at, patience) in [
+        ("first", 20, 99, None),
+        ("later", 40, 99, None),
+        ("pictures", 99, 20, None),
+        ("patience", 20, 99, Some(9)),
+    ] {
+        let path = folder.path().join(name);
+        let trainer = Trainer::new(maf(&device), Schedule::constant(1e-3));
+        let source = Source::rows(points(64, 0, &device), 16, 0).unwrap();
+        let run = Run::new(&path).with_steps(60).with_measure_every(20).with_patience(patience);
+        let failing = Failing { measure_at, progress_at };
+        let error = run.quiet().train(trainer, source, failing).unwrap_err().to_string();
+        assert!(error.starts_with("the figure: got nothing"), "{error}");
+        assert_goes_on_from(&path, measure_at.min(progress_at), &device);
+    }
+}
+
+#[test]
+fn batches_that_end_early_leave_what_was_trained() {
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("run");
+    let trainer = Trainer::new(maf(&device), Schedule::constant(1e-3));
+    let batches: Vec<Tensor<2>> = (0..30).map(|stream| points(16, stream, &device)).collect();
+    let run = Run::new(&path).with_steps(100).quiet();
+    run.train(trainer, Source::iter(batches), ()).unwrap_err();
+    assert_goes_on_from(&path, 30, &device);
+}
+
+#[test]
+fn a_figure_of_a_taken_name_is_refused() {
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
+    for name in ["drift", "seconds"] {
+        let trainer = Trainer::new(maf(&device), Schedule::constant(1e-3));
+        let source = Source::rows(points(64, 0, &device), 16, 0).unwrap();
+        let run = Run::new(folder.path().join(name)).with_steps(4).quiet();
+        let error = run.train(trainer, source, Figures(name, |_| 1.0)).unwrap_err().to_string();
+        assert!(error.contains("the name of a figure") && error.contains(name), "{error}");
+    }
 }
 
 #[test]

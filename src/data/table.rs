@@ -35,7 +35,8 @@ pub struct Table {
 
 impl Table {
     /// Reads a file, unpacked on the way where its name ends in `.gz`. The first line is taken for the names
-    /// of the columns where none of its fields is a number; else they are called `column_1` and so on.
+    /// of the columns where none of its fields is a number; else they are called `column_1` and so on. A byte
+    /// order mark before it is left out.
     ///
     /// # Errors
     /// [`FlowError::Io`] if the file cannot be read; [`FlowError::Format`] with the line if it has no rows, a
@@ -54,6 +55,8 @@ impl Table {
         let mut table = Self { names: Vec::new(), rows: Vec::new() };
         for (number, line) in (1..).zip(BufReader::new(file).lines()) {
             let line = line.map_err(|error| wrong(path, error.to_string(), "text"))?;
+            // What a spreadsheet writes as UTF-8 begins with a mark of it.
+            let line = if number == 1 { line.trim_start_matches('\u{feff}') } else { &line[..] };
             let fields: Vec<&str> = line.split(',').map(str::trim).collect();
             let is_first = table.names.is_empty() && table.rows.is_empty();
             if fields == [""] {
@@ -137,5 +140,20 @@ fn wrong(path: &Path, got: String, needed: &str) -> FlowError {
         got,
         needed: needed.into(),
         advice: "give comma-separated numbers, one sample a line".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_field() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("table.csv");
+        std::fs::write(&path, "\u{feff}length,width\r\n1.5,2\r\n3,4\r\n").unwrap();
+        assert_eq!(Table::read(&path).unwrap().names, ["length", "width"]);
+        std::fs::write(&path, "\u{feff}1.5\n2.5\n3.5\n").unwrap();
+        assert_eq!(Table::read(&path).unwrap().rows, [[1.5], [2.5], [3.5]]);
     }
 }

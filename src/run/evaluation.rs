@@ -10,9 +10,10 @@ use super::corner::Corner;
 use super::{Measured, Metrics, Unit};
 use crate::Density;
 use crate::data::{Table, note_output, random_for, streams};
-use crate::error::Result;
+use crate::error::{FlowError, Result};
 use crate::metrics;
 use crate::training::early::held_out_loss;
+use crate::training::trainable::check_contexts;
 use crate::training::{Batch, Trainable};
 
 /// What a [`Run`](super::Run) measures and shows beside its training, of a model `M` that is trained.
@@ -31,6 +32,14 @@ pub trait Evaluation<M> {
     /// In which unit the loss is told.
     fn unit(&self) -> Unit {
         Unit::Nats
+    }
+
+    /// Checks what can be checked before the run makes its folder.
+    ///
+    /// # Errors
+    /// If the evaluation could not do its work at the end.
+    fn validate(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Before the first step, with the folder of the run.
@@ -56,7 +65,7 @@ pub trait Evaluation<M> {
     /// Pictures of a model on its way, after it was measured.
     ///
     /// # Errors
-    /// If they cannot be written.
+    /// If they cannot be written; the run then ends as it does where a step fails.
     fn progress(&mut self, _model: &Self::Saved, _step: usize, _folder: &Path) -> Result<()> {
         Ok(())
     }
@@ -139,10 +148,14 @@ const ROUND_TRIPS: usize = 1000;
 const MOST_PAIRS: usize = 8;
 
 impl<M: Density<2> + Trainable<Tensor<2>>> HeldOut<Tensor<2>, M> {
-    /// Vectors, of which as many are drawn from the model.
+    /// Vectors, of which as many are drawn from the model. Without any, [`Run::train`](super::Run::train) is an
+    /// error.
     pub fn rows(samples: Tensor<2>) -> Self {
         let count = samples.dims()[0];
-        let some = Batch::narrow(&samples, 0, count.min(ROUND_TRIPS));
+        let some = match count > ROUND_TRIPS {
+            true => Batch::narrow(&samples, 0, ROUND_TRIPS),
+            false => samples.clone(),
+        };
         Self {
             inversion_error: Some(Box::new(move |model: &M| {
                 metrics::inversion_error(model, some.clone())
@@ -160,7 +173,7 @@ impl<B: Batch, M: Trainable<B>> HeldOut<B, M> {
         Self { samples, names: None, draw: None, reference: None, inversion_error: None, seed: 0 }
     }
 
-    /// The names of the features.
+    /// The names of the features, as many as there are.
     pub fn with_names(mut self, names: &[String]) -> Self {
         self.names = Some(names.to_vec());
         self
@@ -186,6 +199,18 @@ impl<B: Batch, M: Trainable<B>> HeldOut<B, M> {
         self.seed = seed;
         self
     }
+
+    fn check_names(&self, features: usize) -> Result<()> {
+        match &self.names {
+            Some(names) if names.len() != features => Err(FlowError::invalid(
+                "HeldOut::with_names",
+                format!("{} names", names.len()),
+                format!("{features}, one for each feature"),
+                "give the names of the columns that are learned",
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl<B: Batch, M: Trainable<B>> Evaluation<M> for HeldOut<B, M> {
@@ -193,6 +218,20 @@ impl<B: Batch, M: Trainable<B>> Evaluation<M> for HeldOut<B, M> {
 
     fn saved(&self, model: M) -> M {
         model
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.samples.num_samples() == 0 {
+            let advice = "hold out a tenth of the data";
+            return Err(FlowError::invalid(
+                "HeldOut: the held-out samples",
+                "none",
+                "at least one",
+                advice,
+            ));
+        }
+        check_contexts("HeldOut", &self.samples)?;
+        self.reference.as_ref().map_or(Ok(()), |rows| self.check_names(rows.dims()[1]))
     }
 
     fn measure(&mut self, model: &M, step: usize, _is_final: bool) -> Result<Option<Measured>> {
@@ -207,9 +246,21 @@ impl<B: Batch, M: Trainable<B>> Evaluation<M> for HeldOut<B, M> {
     fn finish(&mut self, model: &M, folder: &Path) -> Result<()> {
         let Some(draw) = &self.draw else { return Ok(()) };
         let draws = draw(model, &mut random_for(self.seed, streams::SAMPLE, 0))?;
+        let features = draws.dims()[1];
+        self.check_names(features)?;
+        if let Some(reference) = &self.reference
+            && reference.dims()[1] != features
+        {
+            return Err(FlowError::invalid(
+                "HeldOut::with_reference",
+                format!("{} features", reference.dims()[1]),
+                format!("{features}, as the draws have"),
+                "compare with samples of the same kind",
+            ));
+        }
         let number = |column| format!("column_{}", column + 1);
         let names = self.names.clone();
-        let names = names.unwrap_or_else(|| (0..draws.dims()[1]).map(number).collect());
+        let names = names.unwrap_or_else(|| (0..features).map(number).collect());
         let table = Table::of(&names, draws);
         let path = folder.join("samples.csv");
         note_output(&path)?;

@@ -105,17 +105,13 @@ impl RunFolder {
         let metrics_path = path.join("metrics.jsonl");
         let text = fs::read_to_string(&metrics_path)
             .map_err(|source| FlowError::io("read", &metrics_path, source, advice))?;
-        let mut kept = String::new();
-        let mut lines: Vec<Metrics> = Vec::new();
-        for line in text.lines() {
-            match serde_json::from_str::<Metrics>(line) {
-                Ok(metrics) if metrics.step <= step => lines.push(metrics),
-                // Of a later step; or cut off by the interruption, and so of a later step.
-                _ => break,
-            }
-            kept.push_str(line);
-            kept.push('\n');
-        }
+        let all: Vec<&str> = text.lines().collect();
+        // A last line that the interruption cut off says no step, and goes; one that another version wrote
+        // stays in the file.
+        let end = all.iter().rposition(|line| step_of(line).is_some_and(|of| of <= step));
+        let kept = &all[..end.map_or(0, |last| last + 1)];
+        let lines = kept.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let kept: String = kept.iter().map(|line| format!("{line}\n")).collect();
         write_atomically(&metrics_path, kept.as_bytes())?;
         let metrics = File::options()
             .append(true)
@@ -141,6 +137,12 @@ impl RunFolder {
             )
         })
     }
+}
+
+/// The step of a line of `metrics.jsonl`, where it is a whole one.
+fn step_of(line: &str) -> Option<usize> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    line.get("step")?.as_u64()?.try_into().ok()
 }
 
 const WRITABLE: &str = "give Run::new a folder that can be written";

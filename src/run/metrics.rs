@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::error::{FlowError, Result};
 use crate::metrics;
 
-/// One line of `metrics.jsonl`.
+/// One line of `metrics.jsonl`. JSON has no numbers that are not finite: they are written as `null`, and read as
+/// NaN or as what was not measured.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Metrics {
     /// Optimizer steps taken.
@@ -41,7 +43,7 @@ pub struct Metrics {
     /// What the test images' bits/dim are made of: the two numbers of each level, finest first, are
     /// what its log-determinant takes off and what the prior of its part of the latent adds. Together
     /// with the bits of a pixel they add up to `test_bits_per_dim`.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "levels_or_nan")]
     pub level_bits_per_dim: Option<Vec<[f64; 2]>>,
     /// Largest |x - inverse(forward(x))| over a batch, where measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -54,9 +56,10 @@ pub struct Metrics {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub test_marginal_bits_per_dim: Option<f64>,
     /// Figures of an [`Evaluation`](super::Evaluation) of your own, by their names.
-    #[serde(flatten)]
+    #[serde(flatten, deserialize_with = "figures_or_nan")]
     pub more: BTreeMap<String, f64>,
     /// Norm of all gradients before clipping, at the last step.
+    #[serde(deserialize_with = "number_or_nan")]
     pub gradient_norm: f64,
     /// Learning rate of the last step.
     pub learning_rate: f64,
@@ -66,6 +69,43 @@ pub struct Metrics {
     /// before: the error over the root mean square.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub drift: Option<f64>,
+}
+
+/// The names of the fields of [`Metrics`], which no figure in `more` can have.
+const TAKEN: [&str; 18] = [
+    "step",
+    "epoch",
+    "seconds",
+    "seconds_waited",
+    "train_loss",
+    "held_out_loss",
+    "held_out_samples",
+    "train_bits_per_dim",
+    "test_bits_per_dim",
+    "test_images",
+    "level_bits_per_dim",
+    "inversion_error",
+    "test_accuracy",
+    "test_marginal_bits_per_dim",
+    "gradient_norm",
+    "learning_rate",
+    "memory",
+    "drift",
+];
+
+fn number_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+fn figures_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let figures = BTreeMap::<String, Option<f64>>::deserialize(from)?;
+    Ok(figures.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
+}
+
+fn levels_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<[f64; 2]>>, D::Error> {
+    let levels = Option::<Vec<[Option<f64>; 2]>>::deserialize(from)?;
+    let or_nan = |level: [Option<f64>; 2]| level.map(|value| value.unwrap_or(f64::NAN));
+    Ok(levels.map(|levels| levels.into_iter().map(or_nan).collect()))
 }
 
 /// In which unit the loss of a run is told.
@@ -123,13 +163,25 @@ pub struct Measured {
     pub accuracy: Option<f64>,
     /// [`Metrics::test_marginal_bits_per_dim`].
     pub marginal_bits_per_dim: Option<f64>,
-    /// Figures of your own; each has a curve in the report.
+    /// Figures of your own; each has a curve in the report. Their names are none of the fields of [`Metrics`],
+    /// which are beside them in `metrics.jsonl`.
     pub more: BTreeMap<String, f64>,
 }
 
 impl Metrics {
     /// Takes in what was measured.
-    pub(super) fn take(&mut self, measured: Measured, unit: Unit) {
+    ///
+    /// # Errors
+    /// [`FlowError::Invalid`] if a figure has the name of a field.
+    pub(super) fn take(&mut self, measured: Measured, unit: Unit) -> Result<()> {
+        if let Some(name) = measured.more.keys().find(|name| TAKEN.contains(&name.as_str())) {
+            return Err(FlowError::invalid(
+                "Measured::more: the name of a figure",
+                name,
+                "a name that is no field of Metrics",
+                "give the figure another name",
+            ));
+        }
         let (loss, samples) = (Some(unit.of(measured.loss)), Some(measured.num_samples));
         match unit {
             Unit::Nats => (self.held_out_loss, self.held_out_samples) = (loss, samples),
@@ -140,10 +192,57 @@ impl Metrics {
         self.test_accuracy = measured.accuracy;
         self.test_marginal_bits_per_dim = measured.marginal_bits_per_dim;
         self.more = measured.more;
+        Ok(())
     }
 
     /// Whether something was measured.
     pub(super) fn is_measured(&self) -> bool {
         self.held_out_loss.is_some() || self.test_bits_per_dim.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> Metrics {
+        Metrics {
+            epoch: Some(1.0),
+            train_loss: Some(1.0),
+            held_out_loss: Some(1.0),
+            held_out_samples: Some(1),
+            train_bits_per_dim: Some(1.0),
+            test_bits_per_dim: Some(1.0),
+            test_images: Some(1),
+            level_bits_per_dim: Some(vec![[f64::NAN, 1.0]]),
+            inversion_error: Some(1.0),
+            test_accuracy: Some(1.0),
+            test_marginal_bits_per_dim: Some(1.0),
+            drift: Some(1.0),
+            gradient_norm: f64::NAN,
+            ..Metrics::default()
+        }
+    }
+
+    #[test]
+    fn every_field_is_a_taken_name() {
+        let serde_json::Value::Object(fields) = serde_json::to_value(full()).unwrap() else {
+            panic!("a line is an object");
+        };
+        let mut names: Vec<&str> = fields.keys().map(String::as_str).collect();
+        let mut taken = TAKEN;
+        names.sort_unstable();
+        taken.sort_unstable();
+        assert_eq!(names, taken);
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_read_as_they_were_written() {
+        let more = BTreeMap::from([("good".into(), 2.0), ("lost".into(), f64::NAN)]);
+        let line = serde_json::to_string(&Metrics { more, ..full() }).unwrap();
+        let read: Metrics = serde_json::from_str(&line).unwrap();
+        assert_eq!(read.more.keys().collect::<Vec<_>>(), ["good", "lost"]);
+        assert!(read.more["good"] == 2.0 && read.more["lost"].is_nan());
+        assert!(read.gradient_norm.is_nan() && read.level_bits_per_dim.unwrap()[0][0].is_nan());
     }
 }

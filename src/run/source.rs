@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::data::Batches;
 use crate::error::{FlowError, Result};
 use crate::training::Batch;
+use crate::training::trainable::check_contexts;
 
 /// The batches that a run trains on, by the step: batch `n` is the same one whenever it is asked for, so that
 /// a run that was interrupted goes on with the batches that it would have had.
@@ -72,11 +73,13 @@ impl<B: 'static> Source<B> {
     /// not fill a batch are left out of it; other ones in each.
     ///
     /// # Errors
-    /// [`FlowError::Config`] if there are no samples, or `batch_size` is 0.
+    /// [`FlowError::Config`] if there are no samples, or `batch_size` is 0; [`FlowError::Invalid`] if there are
+    /// neither as many contexts as samples nor one for all.
     pub fn rows(samples: B, batch_size: usize, seed: u64) -> Result<Self>
     where
         B: Batch,
     {
+        check_contexts("Source::rows", &samples)?;
         let count = samples.num_samples();
         let batches = Batches::training(count, batch_size.min(count), seed)?;
         let start = move |first: usize, end: usize| {

@@ -95,11 +95,13 @@ impl Run {
     /// [averages](Trainer::with_average), the model that has them is measured and saved.
     ///
     /// # Errors
-    /// - [`FlowError::Invalid`] where a setting cannot be used, the folder has another run, or another
+    /// - [`FlowError::Invalid`] where a setting or the evaluation cannot be used, the folder has another run, or another
     ///   process trains into it; [`FlowError::Record`] where a run of another configuration is to go on;
     ///   [`FlowError::Io`] where the folder cannot be written.
     /// - Those of [`Trainer::step`]. Where the training diverges, the last good model is in
     ///   `model.safetensors` (with [patience](Run::with_patience) the best one) and in the checkpoint.
+    /// - Those of the source and of [`Evaluation::measure`] and [`Evaluation::progress`]; the model is then kept
+    ///   as where a step fails.
     pub fn train<M, B, E>(
         &self,
         trainer: Trainer<M>,
@@ -112,6 +114,7 @@ impl Run {
         E: Evaluation<M>,
     {
         self.validate()?;
+        evaluation.validate()?;
         let start = Instant::now();
         let signals = interrupt::watch();
         let steps_a_pass = source.steps_a_pass();
@@ -133,8 +136,7 @@ impl Run {
         let Started { mut trainer, mut folder, mut batches, mut lines, mut since } = started;
         let (seconds_before, waited_before) = (since.seconds, since.waited);
         let seconds = || seconds_before + start.elapsed().as_secs_f64();
-        let mut stopping =
-            EarlyStopping { patience: self.patience.unwrap_or(usize::MAX), ..since.stopping };
+        since.stopping.patience = self.patience.unwrap_or(usize::MAX);
 
         evaluation.start(&self.folder)?;
         let unit = evaluation.unit();
@@ -149,87 +151,94 @@ impl Run {
         };
         let mut reported: Option<Instant> = None;
         let mut seconds_of_steps = 0.0;
-        let mut end = match self.patience.is_some() && stopping.is_over() {
+        let mut end = match self.patience.is_some() && since.stopping.is_over() {
             true => End::Early,
             false => End::Finished,
         };
-        while trainer.num_steps() < num_steps && end == End::Finished {
-            let batch = batches.next(trainer.num_steps())?;
-            let step_start = Instant::now();
-            let step = match trainer.step(batch) {
-                Ok(step) => step,
-                Err(error) => {
-                    bar.abandon();
-                    if self.patience.is_none() {
-                        record::save(&evaluation.saved(trainer.averaged()), folder.file(MODEL))?;
+        let mut take_steps = || -> Result<()> {
+            while trainer.num_steps() < num_steps && end == End::Finished {
+                let batch = batches.next(trainer.num_steps())?;
+                let step_start = Instant::now();
+                let step = trainer.step(batch)?;
+                seconds_of_steps += step_start.elapsed().as_secs_f64();
+                since.add(unit.of(step.loss));
+                since.drift = step.drift.or(since.drift);
+                let a_second = batches.taken() as f64 / start.elapsed().as_secs_f64();
+                let (name, samples) = (unit.name(), unit.samples());
+                bar.set_message(format!("{:.3} {name}  {a_second:.0} {samples}/s", since.last));
+                bar.inc(1);
+                let last = step.number == num_steps;
+                let measure = last || step.number % measure_every == 0;
+                if measure || step.number % STEPS_A_LINE == 0 {
+                    let mut line = Metrics {
+                        step: step.number,
+                        epoch: steps_a_pass.map(|steps| step.number as f64 / steps as f64),
+                        gradient_norm: step.gradient_norm,
+                        learning_rate: step.learning_rate,
+                        memory: trainer.memory().to_string(),
+                        drift: since.drift.take(),
+                        ..Metrics::default()
+                    };
+                    let mean = Some(since.take_mean());
+                    match unit {
+                        Unit::Nats => line.train_loss = mean,
+                        Unit::BitsPerDim { .. } => line.train_bits_per_dim = mean,
                     }
-                    // In place of one that was written between the last good model and the error.
-                    trainer.save(&checkpoints, &since.to_note())?;
-                    return Err(error);
-                }
-            };
-            seconds_of_steps += step_start.elapsed().as_secs_f64();
-            since.add(unit.of(step.loss));
-            since.drift = step.drift.or(since.drift);
-            let a_second = batches.taken() as f64 / start.elapsed().as_secs_f64();
-            let (name, samples) = (unit.name(), unit.samples());
-            bar.set_message(format!("{:.3} {name}  {a_second:.0} {samples}/s", since.last));
-            bar.inc(1);
-            let last = step.number == num_steps;
-            let measure = last || step.number % measure_every == 0;
-            if measure || step.number % STEPS_A_LINE == 0 {
-                let mut line = Metrics {
-                    step: step.number,
-                    epoch: steps_a_pass.map(|steps| step.number as f64 / steps as f64),
-                    gradient_norm: step.gradient_norm,
-                    learning_rate: step.learning_rate,
-                    memory: trainer.memory().to_string(),
-                    drift: since.drift.take(),
-                    ..Metrics::default()
-                };
-                let mean = Some(since.take_mean());
-                match unit {
-                    Unit::Nats => line.train_loss = mean,
-                    Unit::BitsPerDim { .. } => line.train_bits_per_dim = mean,
-                }
-                if measure {
-                    let model = evaluation.saved(trainer.averaged());
-                    let is_final = last || self.patience.is_some();
-                    if let Some(measured) = evaluation.measure(&model, step.number, is_final)? {
-                        if stopping.take(measured.loss) || self.patience.is_none() {
-                            (since.best_step, since.held_out_loss) =
-                                (step.number, Some(measured.loss));
+                    let mut shown = Ok(());
+                    if measure {
+                        let model = evaluation.saved(trainer.averaged());
+                        let is_final = last || self.patience.is_some();
+                        if let Some(measured) = evaluation.measure(&model, step.number, is_final)? {
+                            let loss = measured.loss;
+                            line.take(measured, unit)?;
+                            if since.stopping.take(loss) || self.patience.is_none() {
+                                (since.best_step, since.held_out_loss) = (step.number, Some(loss));
+                            }
+                        } else {
+                            since.best_step = step.number;
                         }
-                        line.take(measured, unit);
-                    } else {
-                        since.best_step = step.number;
+                        if since.best_step == step.number {
+                            record::save(&model, folder.file(MODEL))?;
+                        }
+                        shown = evaluation.progress(&model, step.number, &self.folder);
                     }
-                    if since.best_step == step.number {
-                        record::save(&model, folder.file(MODEL))?;
+                    line.seconds = seconds();
+                    line.seconds_waited = waited_before + batches.waited();
+                    folder.append(&line)?;
+                    lines.push(line);
+                    shown?;
+                    if measure && reported.is_none_or(|then| then.elapsed() > REPORT_EVERY) {
+                        reported = Some(Instant::now());
+                        curves::write(&folder.file("curve.png"), &title, &lines)?;
+                        report.write(&lines, &evaluation.sections(&lines, false), unit)?;
                     }
-                    evaluation.progress(&model, step.number, &self.folder)?;
                 }
-                line.seconds = seconds();
-                line.seconds_waited = waited_before + batches.waited();
-                folder.append(&line)?;
-                lines.push(line);
-                if measure && reported.is_none_or(|then| then.elapsed() > REPORT_EVERY) {
-                    reported = Some(Instant::now());
-                    curves::write(&folder.file("curve.png"), &title, &lines)?;
-                    report.write(&lines, &evaluation.sections(&lines, false), unit)?;
+                if self.patience.is_some() && since.stopping.is_over() {
+                    end = End::Early;
+                } else if signals.is_asked() && !last {
+                    end = End::Interrupted { step: step.number };
+                }
+                if end != End::Finished || last || step.number % self.checkpoint_every == 0 {
+                    since.seconds = seconds();
+                    since.waited = waited_before + batches.waited();
+                    trainer.save(&checkpoints, &since.to_note())?;
                 }
             }
-            since.stopping = stopping;
-            if self.patience.is_some() && stopping.is_over() {
-                end = End::Early;
-            } else if signals.is_asked() && !last {
-                end = End::Interrupted { step: step.number };
+            Ok(())
+        };
+        if let Err(error) = take_steps() {
+            bar.abandon();
+            if self.patience.is_none() || since.best_step == 0 {
+                record::save(&evaluation.saved(trainer.averaged()), folder.file(MODEL))?;
+                if since.best_step != trainer.num_steps() {
+                    (since.best_step, since.held_out_loss) = (trainer.num_steps(), None);
+                }
             }
-            if end != End::Finished || last || step.number % self.checkpoint_every == 0 {
-                since.seconds = seconds();
-                since.waited = waited_before + batches.waited();
-                trainer.save(&checkpoints, &since.to_note())?;
-            }
+            since.seconds = seconds();
+            since.waited = waited_before + batches.waited();
+            // In place of one that was written between the last good model and the error.
+            trainer.save(&checkpoints, &since.to_note())?;
+            return Err(error);
         }
         let model = evaluation.saved(trainer.averaged());
         let mut outcome = Outcome {

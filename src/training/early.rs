@@ -2,7 +2,7 @@
 
 use super::{Batch, Trainable};
 use crate::error::{FlowError, Result};
-use crate::host;
+use crate::{host, support};
 
 /// The lowest loss of held-out samples so far, and how long ago that was.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,6 +39,7 @@ impl EarlyStopping {
 /// Mean of `-ln p` over held-out samples, in nats, `at_once` of them at a time.
 ///
 /// # Errors
+/// [`FlowError::OutsideSupport`] if samples are where a layer gives no density; else
 /// [`FlowError::NotFinite`] if it is not finite, as after `step` steps.
 pub(crate) fn held_out_loss<M: Trainable<B>, B: Batch>(
     model: &M,
@@ -52,9 +53,13 @@ pub(crate) fn held_out_loss<M: Trainable<B>, B: Batch>(
         let batch = held_out.narrow(start, at_once.min(samples - start));
         let part = host::scalar(model.log_prob(batch.clone()).sum());
         if !part.is_finite() {
+            let mut place = None;
+            if let Some(reason) = support::watch(|| place = model.first_not_finite(batch)) {
+                return Err(reason);
+            }
             return Err(FlowError::NotFinite {
                 step,
-                layer: model.first_not_finite(batch).unwrap_or_else(|| "the prior".into()),
+                layer: place.unwrap_or_else(|| "the prior".into()),
                 what: "the density of held-out samples".into(),
             });
         }

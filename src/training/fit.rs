@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::early::{EarlyStopping, held_out_loss};
+use super::trainable::check_contexts;
 use super::{Batch, Trainable, Trainer};
 use crate::data::Batches;
 use crate::error::{FlowError, Result};
@@ -122,7 +123,8 @@ impl Fit {
     /// each pass and may break off.
     ///
     /// # Errors
-    /// [`FlowError::Config`] where there are no samples, or a number of the configuration is 0; those of
+    /// [`FlowError::Config`] where there are no samples, or a number of the configuration is 0;
+    /// [`FlowError::Invalid`] where there are neither as many contexts as samples nor one for all; those of
     /// [`Trainer::step`] where the samples do not fit the model, or where the training diverges before the first
     /// pass is over. Later it ends by that, see [`Stopped::Diverged`].
     pub fn run<M: Trainable<B>, B: Batch>(
@@ -186,7 +188,10 @@ impl Fit {
             ("held_out samples", held_out.num_samples(), "hold out a tenth of the data"),
         ];
         match counts.into_iter().find(|(_, count, _)| *count == 0) {
-            None => Ok(()),
+            None => {
+                check_contexts("Fit: train", train)?;
+                check_contexts("Fit: held_out", held_out)
+            }
             Some((name, _, advice)) => Err(FlowError::config("Fit", name, 0, "at least 1", advice)),
         }
     }

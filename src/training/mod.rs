@@ -14,7 +14,7 @@ mod repeats;
 pub mod reversible;
 mod schedule;
 mod shared;
-mod trainable;
+pub(crate) mod trainable;
 mod trainer;
 
 pub use adam::Adam;

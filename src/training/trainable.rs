@@ -21,6 +21,11 @@ pub trait Batch: Clone {
     /// The number of samples.
     fn num_samples(&self) -> usize;
 
+    /// The number of contexts, where there are any: as many as samples, or one for all.
+    fn num_contexts(&self) -> Option<usize> {
+        None
+    }
+
     /// `length` samples from `start` on.
     fn narrow(&self, start: usize, length: usize) -> Self;
 
@@ -54,6 +59,10 @@ impl<const D: usize, const C: usize> Batch for (Tensor<D>, Tensor<C>) {
         self.0.num_samples()
     }
 
+    fn num_contexts(&self) -> Option<usize> {
+        Some(self.1.dims()[0])
+    }
+
     fn narrow(&self, start: usize, length: usize) -> Self {
         let (x, context) = self;
         let context = match is_for_all(context) {
@@ -74,6 +83,20 @@ impl<const D: usize, const C: usize> Batch for (Tensor<D>, Tensor<C>) {
 
     fn is_finite(&self) -> bool {
         Batch::is_finite(&self.0) && Batch::is_finite(&self.1)
+    }
+}
+
+/// An error where samples, `what` they are, have contexts that are not theirs.
+pub(crate) fn check_contexts<B: Batch>(what: &str, batch: &B) -> Result<()> {
+    let samples = batch.num_samples();
+    match batch.num_contexts() {
+        Some(contexts) if contexts != samples && contexts != 1 => Err(FlowError::invalid(
+            format!("{what}: the contexts"),
+            format!("{contexts} for {samples} samples"),
+            "one for each sample, or one for all",
+            "give samples and contexts in pairs",
+        )),
+        _ => Ok(()),
     }
 }
 

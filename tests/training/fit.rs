@@ -3,10 +3,13 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
+use burn_flows::linear::DiagonalScaling;
 use burn_flows::models::{Maf, MafConfig, SplineFlowConfig};
+use burn_flows::preprocess::{Domain, Unconstrain};
+use burn_flows::prior::StandardNormal;
 use burn_flows::testing::seeded;
 use burn_flows::training::{Epoch, Fit, Fitted, Schedule, Stopped, Trainer};
-use burn_flows::{FlowError, Result};
+use burn_flows::{FlowError, FlowStack, Result};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -113,6 +116,45 @@ fn batches_of_pairs_and_larger_than_the_data() {
         assert_eq!(fitted.num_epochs, 2);
         assert!(fitted.held_out_loss.is_finite());
     }
+}
+
+#[test]
+fn contexts_of_another_number_than_samples_are_refused() {
+    let device = host();
+    let pairs = |samples, contexts| (points(samples, 1, &device), points(contexts, 2, &device));
+    for (train, held_out, what) in [
+        ((64, 70), (8, 8), "train: the contexts: got 70 for 64 samples"),
+        ((64, 60), (8, 8), "train: the contexts: got 60 for 64 samples"),
+        ((32, 32), (8, 5), "held_out: the contexts: got 5 for 8 samples"),
+        ((32, 32), (8, 12), "held_out: the contexts: got 12 for 8 samples"),
+    ] {
+        let config = SplineFlowConfig::new(2, 2, vec![16]).with_context(2);
+        let model = config.init(&mut StdRng::seed_from_u64(0), &device).unwrap();
+        let trainer = Trainer::new(model, Schedule::constant(1e-3));
+        let (train, held_out) = (pairs(train.0, train.1), pairs(held_out.0, held_out.1));
+        let fitted = Fit::new(16)
+            .with_max_epochs(1)
+            .run(trainer, train, held_out, |_| ControlFlow::Continue(()));
+        let text = fitted.unwrap_err().to_string();
+        assert!(text.contains(what), "{text}");
+    }
+}
+
+#[test]
+fn held_out_samples_outside_of_the_support_are_named() {
+    let device = host();
+    let flow = (
+        Unconstrain::new(vec![Domain::Above(0.0), Domain::Real]).unwrap(),
+        DiagonalScaling::new(2, &device).unwrap(),
+    );
+    let model: FlowStack<2, _> = FlowStack::single(flow, StandardNormal::new(), &[2]).unwrap();
+    let trainer = Trainer::new(model, Schedule::constant(1e-3));
+    let held_out = Tensor::from_data([[1.0f32, 0.5], [-0.5, 0.5]], &device);
+    let fit = Fit::new(16).with_max_epochs(2);
+    let error = fit
+        .run(trainer, points(64, 1, &device).abs() + 0.1, held_out, |_| ControlFlow::Continue(()))
+        .unwrap_err();
+    assert!(matches!(error, FlowError::OutsideSupport { .. }), "{error}");
 }
 
 #[test]

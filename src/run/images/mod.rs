@@ -54,9 +54,9 @@ pub struct ImageRun {
     pub subject: Subject,
     /// The model.
     pub model: ImageModelName,
-    /// Levels of Glow, scales of RealNVP.
+    /// Levels of Glow, scales of RealNVP; NICE has none.
     pub levels: Option<usize>,
-    /// Steps a level of Glow, blocks of RealNVP's nets.
+    /// Steps a level of Glow, blocks of RealNVP's nets; NICE has none.
     pub steps_per_level: Option<usize>,
     /// Hidden width of the couplings' nets.
     pub hidden: Option<usize>,
@@ -179,6 +179,17 @@ impl ImageRun {
         if self.conditional && self.model != ImageModelName::Glow {
             let (got, advice) = (self.model.to_string(), "the other models have no classes");
             return Err(FlowError::invalid("ImageRun::conditional", &got, "glow", advice));
+        }
+        let of_levels = [
+            ("ImageRun::levels", self.levels),
+            ("ImageRun::steps_per_level", self.steps_per_level),
+        ];
+        for (what, count) in of_levels {
+            if let (ImageModelName::Nice, Some(count)) = (self.model, count) {
+                let got = format!("{count} with nice, which has no levels");
+                let advice = "leave it out for nice";
+                return Err(FlowError::invalid(what, got, "glow or realnvp", advice));
+            }
         }
         Ok(())
     }
