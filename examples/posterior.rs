@@ -272,7 +272,7 @@ fn observations(arguments: &Arguments) -> Result<Vec<Observation>> {
                     let advice = "give each observation a file of its own";
                     FlowError::invalid(
                         "--observation",
-                        &format!("{} rows", rows.len()),
+                        format!("{} rows", rows.len()),
                         "one row",
                         advice,
                     )
@@ -293,7 +293,7 @@ fn table(path: &Path, columns: usize) -> Result<Table> {
     Err(FlowError::invalid(
         "a file",
         &got,
-        &format!("{columns} for this --task"),
+        format!("{columns} for this --task"),
         "check the file and the task",
     ))
 }

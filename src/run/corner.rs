@@ -70,7 +70,7 @@ impl Corner<'_> {
         let empty = [("names", self.names.len()), ("samples", self.samples.len())];
         if let Some((what, _)) = empty.into_iter().find(|(_, count)| *count == 0) {
             return Err(FlowError::invalid(
-                &format!("Corner: the {what}"),
+                format!("Corner: the {what}"),
                 "none",
                 "at least one",
                 "give some",

@@ -285,7 +285,7 @@ impl<const D: usize, M: Density<D>> Explore for Session<D, M> {
         if steps < 2 {
             return Err(FlowError::invalid(
                 "Explorer::steps",
-                &steps.to_string(),
+                steps.to_string(),
                 "at least 2",
                 "both ends count",
             ));
@@ -310,7 +310,7 @@ impl<const D: usize, M: Density<D>> Explore for Session<D, M> {
         if let Some(alpha) = alphas.iter().find(|alpha| !alpha.is_finite()) {
             return Err(FlowError::invalid(
                 "Explorer::alphas",
-                &alpha.to_string(),
+                alpha.to_string(),
                 "numbers",
                 "1 goes one mean far",
             ));
@@ -598,7 +598,7 @@ impl<const D: usize, M: Density<D>> Session<D, M> {
         if bad > 0 {
             return Err(FlowError::invalid(
                 name,
-                &format!("{bad} values that are not finite"),
+                format!("{bad} values that are not finite"),
                 "finite ones",
                 "use a lower temperature or smaller steps; if the model diverged, an earlier one",
             ));
@@ -627,7 +627,7 @@ fn check_temperature(temperature: f64) -> Result<()> {
     let advice = "0.7 is usual, 1 draws from the model";
     Err(FlowError::invalid(
         "Explorer::temperature",
-        &temperature.to_string(),
+        temperature.to_string(),
         "a number of at least 0",
         advice,
     ))

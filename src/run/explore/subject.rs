@@ -209,7 +209,7 @@ fn check_shape(name: &str, images: &Images, image_shape: [usize; 3]) -> Result<(
     let needed = format!("{image_shape:?}, channels, height and width of the model's images");
     Err(FlowError::invalid(
         name,
-        &format!("{shape:?}"),
+        format!("{shape:?}"),
         &needed,
         "give Explorer::idx the data set of the model",
     ))

@@ -157,7 +157,7 @@ impl ImageRun {
             && !(1..=8).contains(&bits)
         {
             let advice = "8 keeps the pixels as they are, 5 is what Glow uses for faces";
-            return Err(FlowError::invalid("ImageRun::bits", &bits.to_string(), "1 to 8", advice));
+            return Err(FlowError::invalid("ImageRun::bits", bits.to_string(), "1 to 8", advice));
         }
         for &temperature in self.temperature.iter().flatten() {
             if !(temperature >= 0.0 && temperature.is_finite()) {
@@ -252,7 +252,7 @@ impl ImageRun {
             let advice = "build the model for the shape of the images";
             return Err(FlowError::invalid(
                 "ImageRun: values of an image",
-                &len.to_string(),
+                len.to_string(),
                 &needed,
                 advice,
             ));

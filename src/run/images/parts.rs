@@ -85,7 +85,7 @@ impl PictureFolder {
         let advice = "32 is the quickest";
         Err(FlowError::invalid(
             "PictureFolder::size",
-            &self.size.to_string(),
+            self.size.to_string(),
             "32, 64 or 128",
             advice,
         ))
@@ -144,7 +144,7 @@ impl PictureFolder {
                 let advice = "leave it out";
                 return Err(FlowError::invalid(
                     "PictureFolder::size",
-                    &size.to_string(),
+                    size.to_string(),
                     "32 for CIFAR-10",
                     advice,
                 ));
