@@ -61,7 +61,7 @@ impl Corner<'_> {
     /// Writes the picture as PNG.
     ///
     /// # Errors
-    /// [`FlowError::Io`](crate::FlowError::Io) if it cannot be written; [`FlowError::Invalid`](crate::FlowError::Invalid)
+    /// [`FlowError::Io`] if it cannot be written; [`FlowError::Invalid`]
     /// without names or samples.
     ///
     /// # Panics

@@ -138,7 +138,7 @@ impl ImageRun {
     /// Checks what does not depend on the images.
     ///
     /// # Errors
-    /// [`FlowError::Invalid`](crate::FlowError::Invalid) for a value that cannot be used, by the name of its field.
+    /// [`FlowError::Invalid`] for a value that cannot be used, by the name of its field.
     pub fn validate(&self) -> Result<()> {
         at_least_one("ImageRun::batch", self.batch)?;
         at_least_one("ImageRun::micro_batch", self.micro_batch)?;

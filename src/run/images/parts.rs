@@ -77,7 +77,7 @@ impl PictureFolder {
     /// Checks what does not depend on the data.
     ///
     /// # Errors
-    /// [`FlowError::Invalid`](crate::FlowError::Invalid) for another size.
+    /// [`FlowError::Invalid`] for another size.
     pub fn validate(&self) -> Result<()> {
         if SIZES.contains(&self.size) {
             return Ok(());
@@ -118,7 +118,7 @@ impl PictureFolder {
     ///
     /// # Errors
     /// Those of [`validate`](PictureFolder::validate), of what reads the layout, and
-    /// [`FlowError::Io`](crate::FlowError::Io) where there is no folder for a cache.
+    /// [`FlowError::Io`] where there is no folder for a cache.
     pub fn parts(&self, run: &Path) -> Result<ImageParts> {
         self.validate()?;
         let Self { folder, pictures, size, .. } = self;
