@@ -24,7 +24,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_flows::data::{Table, random_for, streams};
 use burn_flows::metrics::c2st;
 use burn_flows::models::{ConditionalSplineFlow, ConditionalSplineFlowConfig};
-use burn_flows::run::{Corner, Run, at_least_one, end_program, say};
+use burn_flows::run::{Corner, Run, at_least_one, end_program, positive, say, zero_or_more};
 use burn_flows::training::{Adam, Fit, Schedule, Stopped, Trainer};
 use burn_flows::{FlowError, Result, backend};
 use clap::{Parser, ValueEnum};
@@ -120,28 +120,23 @@ fn run(arguments: &Arguments) -> Result<()> {
     ] {
         at_least_one(option, Some(count))?;
     }
-    if !(arguments.learning_rate > 0.0 && arguments.learning_rate.is_finite()) {
-        let got = arguments.learning_rate.to_string();
-        let advice = "1e-3 is a good start";
-        return Err(FlowError::invalid("--learning-rate", &got, "a positive number", advice));
-    }
-    if !(arguments.weight_decay >= 0.0 && arguments.weight_decay.is_finite()) {
-        let got = arguments.weight_decay.to_string();
-        let advice = "leave it out for the default";
-        return Err(FlowError::invalid("--weight-decay", &got, "0 or more", advice));
-    }
+    positive("--learning-rate", arguments.learning_rate, "1e-3 is a good start")?;
+    zero_or_more("--weight-decay", arguments.weight_decay, "leave it out for the default")?;
     if !(0.0..1.0).contains(&arguments.average) {
-        let got = arguments.average.to_string();
         return Err(FlowError::invalid(
             "--average",
-            &got,
+            arguments.average,
             "at least 0 and below 1",
             "0.99 is usual",
         ));
     }
     if arguments.simulations < 2 * HELD_OUT {
-        let got = arguments.simulations.to_string();
-        return Err(FlowError::invalid("--simulations", &got, "at least 20", "10000 is usual"));
+        return Err(FlowError::invalid(
+            "--simulations",
+            arguments.simulations,
+            "at least 20",
+            "10000 is usual",
+        ));
     }
     let (task, device) = (arguments.task, backend::named(arguments.device.as_deref())?.1());
     let observations = observations(arguments)?;
@@ -251,7 +246,7 @@ fn observations(arguments: &Arguments) -> Result<Vec<Observation>> {
         let got = format!("{} for {} observations", references.len(), given.len());
         return Err(FlowError::invalid(
             "--reference",
-            &got,
+            got,
             "one for each observation",
             "leave it out, or give all",
         ));
@@ -292,7 +287,7 @@ fn table(path: &Path, columns: usize) -> Result<Table> {
     let got = format!("{} with {} columns", path.display(), table.columns());
     Err(FlowError::invalid(
         "a file",
-        &got,
+        got,
         format!("{columns} for this --task"),
         "check the file and the task",
     ))

@@ -30,7 +30,7 @@ use burn_flows::models::{
 use burn_flows::preprocess::{Standardize, Whiten};
 use burn_flows::prior::StandardNormal;
 use burn_flows::record::write_atomically;
-use burn_flows::run::{Run, at_least_one, end_program, say};
+use burn_flows::run::{Run, at_least_one, end_program, positive, say, zero_or_more};
 use burn_flows::training::{Adam, Fit, Schedule, Stopped, Trainer};
 use burn_flows::{Flow, FlowError, FlowStack, Result, backend};
 use clap::{Parser, ValueEnum};
@@ -167,21 +167,12 @@ fn run(arguments: &Arguments) -> Result<String> {
     ] {
         at_least_one(option, count)?;
     }
-    if !(arguments.learning_rate > 0.0 && arguments.learning_rate.is_finite()) {
-        let got = arguments.learning_rate.to_string();
-        let advice = "1e-3 is a good start";
-        return Err(FlowError::invalid("--learning-rate", &got, "a positive number", advice));
-    }
-    if !(arguments.weight_decay >= 0.0 && arguments.weight_decay.is_finite()) {
-        let got = arguments.weight_decay.to_string();
-        let advice = "leave it out for the default";
-        return Err(FlowError::invalid("--weight-decay", &got, "0 or more", advice));
-    }
+    positive("--learning-rate", arguments.learning_rate, "1e-3 is a good start")?;
+    zero_or_more("--weight-decay", arguments.weight_decay, "leave it out for the default")?;
     if !(0.0..1.0).contains(&arguments.average) {
-        let got = arguments.average.to_string();
         return Err(FlowError::invalid(
             "--average",
-            &got,
+            arguments.average,
             "at least 0 and below 1",
             "0.99 is usual",
         ));
@@ -192,7 +183,7 @@ fn run(arguments: &Arguments) -> Result<String> {
         let got = format!("{} rows", table.rows.len());
         return Err(FlowError::invalid(
             "--data",
-            &got,
+            got,
             "at least 50",
             "a density cannot be learned from fewer",
         ));
@@ -268,7 +259,7 @@ fn table(arguments: &Arguments) -> Result<Table> {
                 table.names.join(", "),
                 table.names.len()
             );
-            FlowError::invalid(option, column, &needed, "look at the first line of the file")
+            FlowError::invalid(option, column, needed, "look at the first line of the file")
         })
     };
     let numbers = |option, columns: &[String]| {

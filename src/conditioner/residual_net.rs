@@ -1,6 +1,6 @@
 //! The residual net of RealNVP's couplings.
 
-use burn::module::{Flag, Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, activation};
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use crate::coupling::per_channel;
 use crate::error::{FlowError, Result};
 use crate::flow::Pass;
 use crate::norm::{BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, Moments, RunningMoments};
+use crate::param::first_trained;
 use crate::record::Setting;
 
 /// Configuration of a [`ResidualNet`].
@@ -314,38 +315,8 @@ impl NetBatchNorm {
 /// The path of the first [`NetBatchNorm`] in `module` that is trained, whose gradients follow the
 /// moments of the batch.
 pub(crate) fn first_following_norm<M: Module>(module: &M) -> Option<String> {
-    const NORM: &str = "Struct:NetBatchNorm";
-
-    #[derive(Default)]
-    struct Find {
-        /// Name of each field on the way, and the type that it is a field of.
-        path: Vec<(String, String)>,
-        moments_move: bool,
-        found: Option<String>,
-    }
-    impl ModuleVisitor for Find {
-        fn enter_module(&mut self, name: &str, container_type: &str) {
-            self.path.push((name.into(), container_type.into()));
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-        }
-        fn visit_flag(&mut self, flag: &Param<Flag>) {
-            self.moments_move = flag.is_enabled();
-        }
-        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
-            let Some(((field, container), place)) = self.path.split_last() else { return };
-            // The moments come before the weight.
-            let follows = container == NORM && field == "weight" && self.moments_move;
-            if follows && self.found.is_none() && param.is_require_grad() {
-                let place: Vec<&str> = place.iter().map(|(name, _)| name.as_str()).collect();
-                self.found = Some(place.join("."));
-            }
-        }
-    }
-    let mut find = Find::default();
-    module.visit(&mut find);
-    find.found
+    // The moments, whose flag says whether they move, come before the weight.
+    first_trained(module, "Struct:NetBatchNorm", "weight", |moments_move| moments_move)
 }
 
 #[cfg(test)]

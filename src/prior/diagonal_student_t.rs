@@ -1,6 +1,6 @@
 //! Heavy tails that are learned feature by feature.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 use rand::Rng;
 use rand_distr::{ChiSquared, Distribution};
@@ -11,6 +11,7 @@ use crate::chain::{assert_size, zero_log_det};
 use crate::coupling::{softplus, sum_per_sample};
 use crate::error::{FlowError, Result};
 use crate::host;
+use crate::param::first_trained;
 
 const LAYER: &str = "DiagonalStudentT";
 
@@ -171,32 +172,8 @@ impl Prior<2> for DiagonalStudentT {
 
 /// The path of the first degrees of freedom in a model in training that are trained.
 pub(crate) fn first_trained_degrees<M: Module>(module: &M) -> Option<String> {
-    #[derive(Default)]
-    struct Find {
-        /// Name of each field on the way, and the type that it is a field of.
-        path: Vec<(String, String)>,
-        found: Option<String>,
-    }
-    impl ModuleVisitor for Find {
-        fn enter_module(&mut self, name: &str, container_type: &str) {
-            self.path.push((name.into(), container_type.into()));
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
-            let Some((field, container)) = self.path.last() else { return };
-            let is_it = container == "Struct:DiagonalStudentT" && field == "raw_degrees";
-            let is_trained = param.device().is_autodiff() && param.is_require_grad();
-            if is_it && is_trained && self.found.is_none() {
-                let path: Vec<&str> = self.path.iter().map(|(name, _)| name.as_str()).collect();
-                self.found = Some(path.join("."));
-            }
-        }
-    }
-    let mut find = Find::default();
-    module.visit(&mut find);
-    find.found
+    let place = first_trained(module, "Struct:DiagonalStudentT", "raw_degrees", |_| true)?;
+    Some(format!("{place}.raw_degrees"))
 }
 
 #[cfg(test)]

@@ -61,8 +61,7 @@ impl Corner<'_> {
     /// Writes the picture as PNG.
     ///
     /// # Errors
-    /// [`FlowError::Io`] if it cannot be written; [`FlowError::Invalid`]
-    /// without names or samples.
+    /// [`FlowError::Io`] if it cannot be written; [`FlowError::Invalid`] without names or samples.
     ///
     /// # Panics
     /// If a row has fewer values than there are names.

@@ -89,8 +89,7 @@ pub(super) fn write(path: &Path, title: &str, metrics: &[Metrics]) -> Result<()>
 /// Writes panels as one picture, PNG.
 ///
 /// # Errors
-/// [`FlowError::Io`] if it cannot be written; [`FlowError::Invalid`]
-/// without a panel.
+/// [`FlowError::Io`] if it cannot be written; [`FlowError::Invalid`] without a panel.
 pub fn write_panels(path: impl AsRef<Path>, title: &str, panels: &[Panel]) -> Result<()> {
     if panels.is_empty() {
         return Err(FlowError::invalid(

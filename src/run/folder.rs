@@ -67,7 +67,7 @@ impl RunFolder {
             let advice = "Run::with_overwrite instead starts from the beginning";
             return Err(FlowError::invalid(
                 "Run::with_resume",
-                &got,
+                got,
                 "a checkpoint to go on from",
                 advice,
             ));
@@ -158,7 +158,7 @@ pub(super) fn refuse_to_replace(path: &Path, outputs: &[&str], advice: &str) -> 
         None => Ok(()),
         Some(name) => {
             let got = format!("{}, which has a {name} already", path.display());
-            Err(FlowError::invalid("Run::new", &got, "a folder without a run", advice))
+            Err(FlowError::invalid("Run::new", got, "a folder without a run", advice))
         }
     }
 }
@@ -212,7 +212,7 @@ fn lock(path: &Path) -> Result<File> {
             let got = format!("{}, which another process trains into", path.display());
             Err(FlowError::invalid(
                 "Run::new",
-                &got,
+                got,
                 "a folder of its own",
                 "wait for it, or give another",
             ))

@@ -59,6 +59,8 @@ mod settings;
 mod source;
 mod training;
 
+use std::fmt::Display;
+
 pub use corner::Corner;
 pub use evaluation::{Evaluation, HeldOut, Section, Shown};
 pub use explore::{AttributeFaces, CropName, Explore, Explored, Explorer, Library};
@@ -73,6 +75,34 @@ pub use source::Source;
 pub use training::{End, Loading, Outcome};
 
 use crate::error::{FlowError, Result};
+
+/// Checks a setting that is a number above 0, by the name that its user knows it by.
+///
+/// # Errors
+/// [`FlowError::Invalid`] for another number.
+pub fn positive(setting: &str, value: impl Into<f64> + Copy + Display, advice: &str) -> Result<()> {
+    let number = value.into();
+    match number > 0.0 && number.is_finite() {
+        true => Ok(()),
+        false => Err(FlowError::invalid(setting, value, "a positive number", advice)),
+    }
+}
+
+/// Checks a setting that is a number from 0 on, by the name that its user knows it by.
+///
+/// # Errors
+/// [`FlowError::Invalid`] for another number.
+pub fn zero_or_more(
+    setting: &str,
+    value: impl Into<f64> + Copy + Display,
+    advice: &str,
+) -> Result<()> {
+    let number = value.into();
+    match number >= 0.0 && number.is_finite() {
+        true => Ok(()),
+        false => Err(FlowError::invalid(setting, value, "0 or more", advice)),
+    }
+}
 
 /// Checks a setting that counts something, by the name that its user knows it by.
 ///

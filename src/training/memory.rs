@@ -7,9 +7,8 @@ use super::{Batch, Trainable};
 use crate::tape::{Memory, Tape};
 
 /// A choice and why it was made.
-pub(crate) struct Choice {
+pub(super) struct Choice {
     pub memory: Memory,
-    #[cfg_attr(not(feature = "run"), allow(dead_code))] // a run says it
     pub reason: String,
 }
 

@@ -90,7 +90,7 @@ impl<const D: usize, const C: usize> Batch for (Tensor<D>, Tensor<C>) {
 pub(crate) fn check_contexts<B: Batch>(what: &str, batch: &B) -> Result<()> {
     let samples = batch.num_samples();
     match batch.num_contexts() {
-        Some(contexts) if contexts != samples && contexts != 1 => Err(FlowError::invalid(
+        Some(contexts) if !are_enough(contexts, samples) => Err(FlowError::invalid(
             format!("{what}: the contexts"),
             format!("{contexts} for {samples} samples"),
             "one for each sample, or one for all",
@@ -98,6 +98,11 @@ pub(crate) fn check_contexts<B: Batch>(what: &str, batch: &B) -> Result<()> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether there are as many contexts as the samples need: one for each, or one for all.
+fn are_enough(contexts: usize, samples: usize) -> bool {
+    contexts == 1 || contexts == samples
 }
 
 /// Whether a context is not one a sample.
@@ -208,10 +213,10 @@ where
     }
 }
 
-/// Whether there are as many contexts as the samples need.
+/// [`are_enough`], as an error of a step.
 fn check_rows<const D: usize, const C: usize>(x: &Tensor<D>, context: &Tensor<C>) -> Result<()> {
     let (samples, rows) = (x.dims()[0], context.dims()[0]);
-    if rows == 1 || rows == samples {
+    if are_enough(rows, samples) {
         return Ok(());
     }
     Err(FlowError::invalid(

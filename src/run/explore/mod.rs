@@ -182,7 +182,7 @@ impl Explorer {
         if let Some(out) = self.out.as_ref().filter(|out| is_run(out)) {
             let got = format!("{}, which holds a run", out.display());
             let advice = "left out, it is explore in the folder of the run";
-            return Err(FlowError::invalid("Explorer::out", &got, "a folder of its own", advice));
+            return Err(FlowError::invalid("Explorer::out", got, "a folder of its own", advice));
         }
         let Self { out, seed, class, crop, idx, from, image_size, bits } = self;
         let opened = Opened {
@@ -252,7 +252,7 @@ fn of_class<M: Given>(model: M, class: Option<usize>) -> Result<M> {
         (None, Ok(classes)) => {
             let needed = format!("one below {}", classes.dims()[1]);
             let advice = "the model is class-conditional: say of which class to draw or to judge";
-            Err(FlowError::invalid("Explorer::class", "none", &needed, advice))
+            Err(FlowError::invalid("Explorer::class", "none", needed, advice))
         }
     }
 }
@@ -285,7 +285,7 @@ impl<const D: usize, M: Density<D>> Explore for Session<D, M> {
         if steps < 2 {
             return Err(FlowError::invalid(
                 "Explorer::steps",
-                steps.to_string(),
+                steps,
                 "at least 2",
                 "both ends count",
             ));
@@ -310,7 +310,7 @@ impl<const D: usize, M: Density<D>> Explore for Session<D, M> {
         if let Some(alpha) = alphas.iter().find(|alpha| !alpha.is_finite()) {
             return Err(FlowError::invalid(
                 "Explorer::alphas",
-                alpha.to_string(),
+                alpha,
                 "numbers",
                 "1 goes one mean far",
             ));
@@ -507,7 +507,7 @@ impl<const D: usize, M: Density<D>> Session<D, M> {
             let got = format!("{width}x{height}");
             return Err(FlowError::invalid(
                 "attribute",
-                &got,
+                got,
                 "a model of square images",
                 "use one",
             ));
@@ -553,7 +553,7 @@ impl<const D: usize, M: Density<D>> Session<D, M> {
         if unknown == 0 || unknown == plane.len() {
             let got = format!("{mask}, which is white at {unknown} of {} pixels", plane.len());
             let advice = "paint white what is to be filled in and black what is known";
-            return Err(FlowError::invalid("the mask", &got, "both white and black", advice));
+            return Err(FlowError::invalid("the mask", got, "both white and black", advice));
         }
         let values = plane.iter().map(|&unknown| f32::from(!unknown));
         Ok(values.cycle().take(channels * plane.len()).collect())
@@ -625,12 +625,7 @@ fn check_temperature(temperature: f64) -> Result<()> {
         return Ok(());
     }
     let advice = "0.7 is usual, 1 draws from the model";
-    Err(FlowError::invalid(
-        "Explorer::temperature",
-        temperature.to_string(),
-        "a number of at least 0",
-        advice,
-    ))
+    Err(FlowError::invalid("Explorer::temperature", temperature, "a number of at least 0", advice))
 }
 
 /// At most `limit` of `0..len`, spread evenly.

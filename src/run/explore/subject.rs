@@ -86,7 +86,7 @@ impl Reader {
                         return Err(FlowError::invalid(
                             "the picture",
                             name,
-                            &needed,
+                            needed,
                             "they count from 0",
                         ));
                     }
@@ -210,7 +210,7 @@ fn check_shape(name: &str, images: &Images, image_shape: [usize; 3]) -> Result<(
     Err(FlowError::invalid(
         name,
         format!("{shape:?}"),
-        &needed,
+        needed,
         "give Explorer::idx the data set of the model",
     ))
 }

@@ -19,7 +19,7 @@ pub use self::parts::ImageParts;
 pub use self::parts::PictureFolder;
 pub use self::recipe::{ImageModelName, Subject};
 use self::task::{Alone, ByClass, Task};
-use super::{End, Loading, Outcome, Run, at_least_one, say_skipped};
+use super::{End, Loading, Outcome, Run, at_least_one, positive, say_skipped, zero_or_more};
 use crate::Density;
 use crate::data::{Preparation, random_for, streams};
 use crate::error::{FlowError, Result};
@@ -142,43 +142,24 @@ impl ImageRun {
     pub fn validate(&self) -> Result<()> {
         at_least_one("ImageRun::batch", self.batch)?;
         at_least_one("ImageRun::micro_batch", self.micro_batch)?;
-        if let Some(rate) = self.learning_rate
-            && !(rate > 0.0 && rate.is_finite())
-        {
-            let (got, advice) = (rate.to_string(), "1e-3 is a good start");
-            return Err(FlowError::invalid(
-                "ImageRun::learning_rate",
-                &got,
-                "a positive number",
-                advice,
-            ));
+        if let Some(rate) = self.learning_rate {
+            positive("ImageRun::learning_rate", rate, "1e-3 is a good start")?;
         }
         if let Some(bits) = self.bits
             && !(1..=8).contains(&bits)
         {
             let advice = "8 keeps the pixels as they are, 5 is what Glow uses for faces";
-            return Err(FlowError::invalid("ImageRun::bits", bits.to_string(), "1 to 8", advice));
+            return Err(FlowError::invalid("ImageRun::bits", bits, "1 to 8", advice));
         }
         for &temperature in self.temperature.iter().flatten() {
-            if !(temperature >= 0.0 && temperature.is_finite()) {
-                let (got, advice) = (temperature.to_string(), "0.7 is what Glow uses for faces");
-                return Err(FlowError::invalid("ImageRun::temperature", &got, "0 or more", advice));
-            }
+            zero_or_more("ImageRun::temperature", temperature, "0.7 is what Glow uses for faces")?;
         }
-        if let Some(weight) = self.classifier_weight
-            && !(weight >= 0.0 && weight.is_finite())
-        {
-            let got = weight.to_string();
-            return Err(FlowError::invalid(
-                "ImageRun::classifier_weight",
-                &got,
-                "0 or more",
-                "0.01 is Glow's",
-            ));
+        if let Some(weight) = self.classifier_weight {
+            zero_or_more("ImageRun::classifier_weight", weight, "0.01 is Glow's")?;
         }
         if self.conditional && self.model != ImageModelName::Glow {
-            let (got, advice) = (self.model.to_string(), "the other models have no classes");
-            return Err(FlowError::invalid("ImageRun::conditional", &got, "glow", advice));
+            let advice = "the other models have no classes";
+            return Err(FlowError::invalid("ImageRun::conditional", self.model, "glow", advice));
         }
         let of_levels = [
             ("ImageRun::levels", self.levels),
@@ -250,12 +231,7 @@ impl ImageRun {
         if len != model.num_dims() {
             let needed = format!("{}, as many as a sample of the model has", model.num_dims());
             let advice = "build the model for the shape of the images";
-            return Err(FlowError::invalid(
-                "ImageRun: values of an image",
-                len.to_string(),
-                &needed,
-                advice,
-            ));
+            return Err(FlowError::invalid("ImageRun: values of an image", len, needed, advice));
         }
         let run = self.prepare(run, &plan, &parts, None);
         train(Alone, model, parts, plan, &run, device)

@@ -83,12 +83,7 @@ impl PictureFolder {
             return Ok(());
         }
         let advice = "32 is the quickest";
-        Err(FlowError::invalid(
-            "PictureFolder::size",
-            self.size.to_string(),
-            "32, 64 or 128",
-            advice,
-        ))
+        Err(FlowError::invalid("PictureFolder::size", self.size, "32, 64 or 128", advice))
     }
 
     /// The folder of the decoded pictures of a run into `run`.
@@ -144,7 +139,7 @@ impl PictureFolder {
                 let advice = "leave it out";
                 return Err(FlowError::invalid(
                     "PictureFolder::size",
-                    size.to_string(),
+                    size,
                     "32 for CIFAR-10",
                     advice,
                 ));

@@ -93,8 +93,8 @@ impl ByClass {
             let needed = format!("classes below {num_classes}, those of the training images");
             return Err(FlowError::invalid(
                 "ImageRun::conditional",
-                &got,
-                &needed,
+                got,
+                needed,
                 "take both from one data set",
             ));
         }
