@@ -127,9 +127,9 @@ fn masked(masked: MaskedScale) -> RealNvpOptions {
 }
 
 exports! {
-    rosinality_affine: "golden-libraries/rosinality_affine_lu", |w| rosinality::model(w, [16, 24]), rosinality::weights;
-    rosinality_additive: "golden-libraries/rosinality_additive", |w| rosinality::model(w, [8, 12]), rosinality::weights;
-    rosinality_plain: "golden-libraries/rosinality_plain_conv", |w| rosinality::model(w, [8, 12]), rosinality::weights;
+    rosinality_affine: "golden-libraries/rosinality_affine_lu", |w| rosinality::model(w, [16, 24]), |m| rosinality::weights(m).unwrap();
+    rosinality_additive: "golden-libraries/rosinality_additive", |w| rosinality::model(w, [8, 12]), |m| rosinality::weights(m).unwrap();
+    rosinality_plain: "golden-libraries/rosinality_plain_conv", |w| rosinality::model(w, [8, 12]), |m| rosinality::weights(m).unwrap();
     y0ast_affine: "golden-libraries/y0ast_affine_lu", |w| y0ast::model(w, &CONV), |m| y0ast::weights(m).unwrap();
     y0ast_no_learned_top: "golden-libraries/y0ast_no_learned_top", |w| y0ast::model(w, &CONV), |m| y0ast::weights(m).unwrap();
     y0ast_reverse: "golden-libraries/y0ast_reverse", |w| y0ast::model(w, &y0ast::Mixing::Reverse), |m| y0ast::weights(m).unwrap();

@@ -17,6 +17,7 @@ use super::{Array, Weights};
 use crate::error::{FlowError, Result};
 use crate::host;
 use crate::param::frozen;
+use crate::record;
 use crate::stack::device_and_dtype;
 
 /// The other library's tensors in the making, or in the reading.
@@ -511,4 +512,25 @@ fn own_shape<const D: usize>(theirs: &[usize]) -> [usize; D] {
 /// A number that a layer keeps beside its parameters, in their precision, so that it comes back as it was.
 pub(super) fn rounded(value: f64, dtype: DType) -> f64 {
     if dtype == DType::F32 { f64::from(value as f32) } else { value }
+}
+
+/// The weights of a model, if it is what they read back as: with settings that `library` does not have they would
+/// be another one's there.
+pub(super) fn that_read_back<M: Module>(
+    library: &str,
+    model: &M,
+    weights: Weights,
+    read: impl FnOnce(&Weights) -> Result<M>,
+) -> Result<Weights> {
+    let expected = record::to_bytes(model)?;
+    let again = read(&weights.clone().with_dtype(device_and_dtype(model).1));
+    if again.and_then(|again| record::to_bytes(&again)).is_ok_and(|again| again == expected) {
+        return Ok(weights);
+    }
+    Err(FlowError::invalid(
+        format!("weights for {library}"),
+        "a model with a layer, a setting or a shape that its file cannot tell",
+        "one that reads back as it is, with the same options",
+        "export a model that was read from there, or save it as a record",
+    ))
 }

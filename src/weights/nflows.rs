@@ -34,7 +34,7 @@ use burn::module::Module;
 
 use super::Weights;
 use super::embedding::{Embedding, embedding};
-use super::exchange::{Exchange, Rows};
+use super::exchange::{Exchange, Rows, that_read_back};
 use super::vectors::{
     Common, Couplings, Made, autoregressive, coupling, lu_linear, permutation, standardize,
 };
@@ -180,38 +180,50 @@ pub fn estimator(weights: &Weights, options: &Options) -> Result<Estimator> {
 }
 
 /// The state dict of a flow, which `Flow.load_state_dict` takes.
-pub fn weights(model: &Model) -> Weights {
+///
+/// # Errors
+/// [`FlowError::Invalid`](crate::FlowError::Invalid) if [`model`] would not read it back as it is, with the same
+/// options: if it has a setting that the library does not have.
+pub fn weights(model: &Model, options: &Options) -> Result<Weights> {
     let mut io = Exchange::writing(model);
     write(&mut io, model);
-    io.into_weights()
+    that_read_back(NAME, model, io.into_weights(), |weights| self::model(weights, options))
 }
 
 /// The state dict of a flow and its embedding net, which nflows' `Flow.load_state_dict` takes; with
 /// [`below`](Weights::below) `"net"` the one of sbi's `NFlowsFlow`.
-pub fn estimator_weights(estimator: &Estimator) -> Weights {
+///
+/// # Errors
+/// As [`weights`].
+pub fn estimator_weights(estimator: &Estimator, options: &Options) -> Result<Weights> {
     let mut io = Exchange::writing(&estimator.model);
     write(&mut io, &estimator.model);
     io.under(EMBEDDING, |io| {
         embedding(io, 0, Default::default(), Some(&estimator.embedding));
     });
-    io.into_weights()
+    let read = |weights: &Weights| self::estimator(weights, options);
+    that_read_back(NAME, estimator, io.into_weights(), read)
 }
 
 /// Writes the state dict of a flow: a file for `torch.load` where the name ends in `.pt` or `.pth`, else
 /// safetensors.
 ///
 /// # Errors
-/// As [`Weights::write`].
-pub fn save(model: &Model, path: impl AsRef<Path>) -> Result<()> {
-    weights(model).write(path)
+/// As [`weights`] and [`Weights::write`].
+pub fn save(model: &Model, path: impl AsRef<Path>, options: &Options) -> Result<()> {
+    weights(model, options)?.write(path)
 }
 
 /// Writes the state dict of a density estimator as sbi's `NFlowsFlow` keeps it; see [`save`].
 ///
 /// # Errors
-/// As [`Weights::write`].
-pub fn save_estimator(estimator: &Estimator, path: impl AsRef<Path>) -> Result<()> {
-    estimator_weights(estimator).below("net").write(path)
+/// As [`weights`] and [`Weights::write`].
+pub fn save_estimator(
+    estimator: &Estimator,
+    path: impl AsRef<Path>,
+    options: &Options,
+) -> Result<()> {
+    estimator_weights(estimator, options)?.below("net").write(path)
 }
 
 /// Layers, each made or not, and the base.

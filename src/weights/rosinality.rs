@@ -14,7 +14,7 @@ use std::path::Path;
 
 use burn::tensor::DType;
 
-use super::exchange::{Exchange, Rows};
+use super::exchange::{Exchange, Rows, that_read_back};
 use super::layers::{PluNames, conv, is_plu, plain_conv1x1, zero_conv};
 use super::{MOST_CHANNELS, Weights, check_invertible};
 use crate::backend;
@@ -91,7 +91,11 @@ pub fn model(weights: &Weights, [height, width]: [usize; 2]) -> Result<Model> {
 }
 
 /// The state dict of a model, which `Glow.load_state_dict` takes.
-pub fn weights(model: &Model) -> Weights {
+///
+/// # Errors
+/// [`FlowError::Invalid`](crate::FlowError::Invalid) if it is not the state dict of this model: of a scale map or
+/// another setting that the class does not have.
+pub fn weights(model: &Model) -> Result<Weights> {
     let mut io = Exchange::writing(model);
     let net = net_of(&model.levels[0].1[0].2);
     let sizes = Sizes {
@@ -100,16 +104,17 @@ pub fn weights(model: &Model) -> Weights {
         steps: model.levels.iter().map(|(_, steps)| steps.len()).collect(),
     };
     blocks(&mut io, &sizes, Some(model));
-    io.into_weights()
+    let &[_, height, width] = model.sample_shape() else { unreachable!("a model of images") };
+    that_read_back(NAME, model, io.into_weights(), |weights| self::model(weights, [height, width]))
 }
 
 /// Writes the state dict of a model: a file for `torch.load` where the name ends in `.pt` or `.pth`, else
 /// safetensors.
 ///
 /// # Errors
-/// As [`Weights::write`].
+/// As [`weights`] and [`Weights::write`].
 pub fn save(model: &Model, path: impl AsRef<Path>) -> Result<()> {
-    weights(model).write(path)
+    weights(model)?.write(path)
 }
 
 /// The model for pixels in [0, 1), as everything else in this crate takes them: what is taken off the

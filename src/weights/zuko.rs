@@ -32,7 +32,7 @@ use burn::tensor::DType;
 
 use super::Weights;
 use super::embedding::{Embedding, embedding};
-use super::exchange::{Exchange, Rows};
+use super::exchange::{Exchange, Rows, that_read_back};
 use super::vectors::{by_feature, first_layer, keeps_to, linear, masked_net, standardize};
 use crate::autoregressive::{Autoregressive, AutoregressiveNet, MaskedNet};
 use crate::conditioner::{Activation, Block};
@@ -187,37 +187,49 @@ pub fn estimator(weights: &Weights, options: &Options) -> Result<Estimator> {
 }
 
 /// The state dict of a flow, which the `load_state_dict` of its class takes.
-pub fn weights(model: &Model) -> Weights {
+///
+/// # Errors
+/// [`FlowError::Invalid`](crate::FlowError::Invalid) if [`model`] would not read it back as it is, with the same
+/// options: if it has a setting that the library does not have.
+pub fn weights(model: &Model, options: &Options) -> Result<Weights> {
     let mut io = Exchange::writing(model);
     write(&mut io, model);
-    io.into_weights()
+    that_read_back(NAME, model, io.into_weights(), |weights| self::model(weights, options))
 }
 
 /// The state dict of a flow and the net that makes its contexts, which sbi's `ZukoFlow.load_state_dict` takes.
-pub fn estimator_weights(estimator: &Estimator) -> Weights {
+///
+/// # Errors
+/// As [`weights`].
+pub fn estimator_weights(estimator: &Estimator, options: &Options) -> Result<Weights> {
     let mut io = Exchange::writing(&estimator.model);
     io.under(FLOW, |io| write(io, &estimator.model));
     io.under(EMBEDDING, |io| {
         embedding(io, 0, Default::default(), Some(&estimator.embedding));
     });
-    io.into_weights()
+    let read = |weights: &Weights| self::estimator(weights, options);
+    that_read_back(NAME, estimator, io.into_weights(), read)
 }
 
 /// Writes the state dict of a flow: a file for `torch.load` where the name ends in `.pt` or `.pth`, else
 /// safetensors.
 ///
 /// # Errors
-/// As [`Weights::write`].
-pub fn save(model: &Model, path: impl AsRef<Path>) -> Result<()> {
-    weights(model).write(path)
+/// As [`weights`] and [`Weights::write`].
+pub fn save(model: &Model, path: impl AsRef<Path>, options: &Options) -> Result<()> {
+    weights(model, options)?.write(path)
 }
 
 /// Writes the state dict of a density estimator as sbi's `ZukoFlow` keeps it; see [`save`].
 ///
 /// # Errors
-/// As [`Weights::write`].
-pub fn save_estimator(estimator: &Estimator, path: impl AsRef<Path>) -> Result<()> {
-    estimator_weights(estimator).write(path)
+/// As [`weights`] and [`Weights::write`].
+pub fn save_estimator(
+    estimator: &Estimator,
+    path: impl AsRef<Path>,
+    options: &Options,
+) -> Result<()> {
+    estimator_weights(estimator, options)?.write(path)
 }
 
 /// Layers, each made or not, and the base.

@@ -54,11 +54,7 @@ pub fn compute(golden: &Golden) -> Result<Computed, String> {
         "model.Glow" if golden.meta("source").starts_with("rosinality") => {
             let [_, height, width] = golden.sizes("shape")?;
             let model = rosinality::model(&params, [height, width]);
-            written_back(
-                golden,
-                &params,
-                model.as_ref().map(|model| Ok(rosinality::weights(model))),
-            )?;
+            written_back(golden, &params, model.as_ref().map(rosinality::weights))?;
             stack(golden, model, in_order)
         }
         "model.Glow" if golden.meta("source").starts_with("y0ast") => {

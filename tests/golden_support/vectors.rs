@@ -20,30 +20,34 @@ pub fn case(golden: &Golden) -> Result<Computed, String> {
     let library = golden.meta("class").strip_prefix(CLASS).unwrap_or_default();
     match library {
         "nflows" => {
-            let model = nflows::model(&params, &nflows_options(golden)?).map_err(text)?;
-            written_back(golden, &params, Ok(Ok(nflows::weights(&model))))?;
+            let options = nflows_options(golden)?;
+            let model = nflows::model(&params, &options).map_err(text)?;
+            written_back(golden, &params, Ok(nflows::weights(&model, &options)))?;
             compute(golden, given(golden, &model)?)
         }
         "sbi nflows" => {
-            let model = nflows::estimator(&params, &nflows_options(golden)?).map_err(text)?;
-            let written = nflows::estimator_weights(&model).below("net");
-            written_back(golden, &params, Ok(Ok(written)))?;
+            let options = nflows_options(golden)?;
+            let model = nflows::estimator(&params, &options).map_err(text)?;
+            let written = nflows::estimator_weights(&model, &options);
+            written_back(golden, &params, Ok(written.map(|written| written.below("net"))))?;
             estimated(golden, &model)
         }
         "zuko" => {
-            let model = zuko::model(&params, &zuko_options(golden)?).map_err(text)?;
-            written_back(golden, &params, Ok(Ok(zuko::weights(&model))))?;
+            let options = zuko_options(golden)?;
+            let model = zuko::model(&params, &options).map_err(text)?;
+            written_back(golden, &params, Ok(zuko::weights(&model, &options)))?;
             compute(golden, given(golden, &model)?)
         }
         "sbi zuko" => {
-            let model = zuko::estimator(&params, &zuko_options(golden)?).map_err(text)?;
-            written_back(golden, &params, Ok(Ok(zuko::estimator_weights(&model))))?;
+            let options = zuko_options(golden)?;
+            let model = zuko::estimator(&params, &options).map_err(text)?;
+            written_back(golden, &params, Ok(zuko::estimator_weights(&model, &options)))?;
             estimated(golden, &model)
         }
         "normflows" => {
             let options = SplineFlowOptions::default();
             let model = normflows::spline_flow(&params, &options).map_err(text)?;
-            written_back(golden, &params, Ok(Ok(normflows::spline_flow_weights(&model))))?;
+            written_back(golden, &params, Ok(normflows::spline_flow_weights(&model, &options)))?;
             compute(golden, given(golden, &model)?)
         }
         "normflows classes" => {

@@ -3,10 +3,12 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
-use burn_flows::FlowError;
 use burn_flows::conditioner::Activation;
+use burn_flows::linear::LuLinear;
+use burn_flows::prior::StandardNormal;
 use burn_flows::training::{Batch, Trainable};
 use burn_flows::weights::{Weights, chrischute, nflows, normflows, rosinality, torch, y0ast, zuko};
+use burn_flows::{FlowError, FlowStack};
 
 use super::{device, folder, golden, tensors};
 
@@ -59,32 +61,55 @@ fn elu() -> zuko::Options {
     zuko::Options { activation: Activation::Elu, ..Default::default() }
 }
 
-fn of_sbi(estimator: &nflows::Estimator) -> Weights {
-    nflows::estimator_weights(estimator).below("net")
+fn of_sbi(estimator: &nflows::Estimator, options: &nflows::Options) -> Weights {
+    nflows::estimator_weights(estimator, options).unwrap().below("net")
 }
 
 exports! {
-    nflows_maf_residual: alone, |w| nflows::model(w, &Default::default()), nflows::weights;
-    nflows_maf_random: alone, |w| nflows::model(w, &Default::default()), nflows::weights;
-    nflows_affine_couplings: with_context, |w| nflows::model(w, &Default::default()), nflows::weights;
-    nflows_spline_couplings: alone, |w| nflows::model(w, &Default::default()), nflows::weights;
-    nflows_spline_unit: alone, |w| nflows::model(w, &Default::default()), nflows::weights;
-    sbi_maf: with_context, |w| nflows::estimator(w, &nflows::Options::sbi_maf()), of_sbi;
-    sbi_maf_rqs: with_context, |w| nflows::estimator(w, &nflows::Options::sbi_maf()), of_sbi;
-    sbi_nsf: with_context, |w| nflows::estimator(w, &nflows::Options::sbi_nsf()), of_sbi;
-    sbi_nsf_embedding: with_context, |w| nflows::estimator(w, &nflows::Options::sbi_nsf()), of_sbi;
-    sbi_nsf_one_feature: with_context, |w| nflows::estimator(w, &nflows::Options::sbi_nsf()), of_sbi;
-    sbi_zuko_maf: with_context, |w| zuko::estimator(w, &Default::default()), zuko::estimator_weights;
-    sbi_zuko_nsf: with_context, |w| zuko::estimator(w, &Default::default()), zuko::estimator_weights;
-    zuko_maf_random: alone, |w| zuko::model(w, &Default::default()), zuko::weights;
-    zuko_maf_narrow: alone, |w| zuko::model(w, &Default::default()), zuko::weights;
-    zuko_nsf_residual: with_context, |w| zuko::model(w, &elu()), zuko::weights;
-    zuko_nsf_coupling: alone, |w| zuko::model(w, &Default::default()), zuko::weights;
-    zuko_ncsf_circle: with_context, |w| zuko::model(w, &Default::default()), zuko::weights;
-    normflows_rqs_coupled: alone, |w| normflows::spline_flow(w, &Default::default()), normflows::spline_flow_weights;
-    normflows_rqs_autoregressive: alone, |w| normflows::spline_flow(w, &Default::default()), normflows::spline_flow_weights;
-    normflows_conditional: with_context, |w| normflows::spline_flow(w, &Default::default()), normflows::spline_flow_weights;
+    nflows_maf_residual: alone, |w| nflows::model(w, &Default::default()), |m| nflows::weights(m, &Default::default()).unwrap();
+    nflows_maf_random: alone, |w| nflows::model(w, &Default::default()), |m| nflows::weights(m, &Default::default()).unwrap();
+    nflows_affine_couplings: with_context, |w| nflows::model(w, &Default::default()), |m| nflows::weights(m, &Default::default()).unwrap();
+    nflows_spline_couplings: alone, |w| nflows::model(w, &Default::default()), |m| nflows::weights(m, &Default::default()).unwrap();
+    nflows_spline_unit: alone, |w| nflows::model(w, &Default::default()), |m| nflows::weights(m, &Default::default()).unwrap();
+    sbi_maf: with_context, |w| nflows::estimator(w, &nflows::Options::sbi_maf()), |m| of_sbi(m, &nflows::Options::sbi_maf());
+    sbi_maf_rqs: with_context, |w| nflows::estimator(w, &nflows::Options::sbi_maf()), |m| of_sbi(m, &nflows::Options::sbi_maf());
+    sbi_nsf: with_context, |w| nflows::estimator(w, &nflows::Options::sbi_nsf()), |m| of_sbi(m, &nflows::Options::sbi_nsf());
+    sbi_nsf_embedding: with_context, |w| nflows::estimator(w, &nflows::Options::sbi_nsf()), |m| of_sbi(m, &nflows::Options::sbi_nsf());
+    sbi_nsf_one_feature: with_context, |w| nflows::estimator(w, &nflows::Options::sbi_nsf()), |m| of_sbi(m, &nflows::Options::sbi_nsf());
+    sbi_zuko_maf: with_context, |w| zuko::estimator(w, &Default::default()), |m| zuko::estimator_weights(m, &Default::default()).unwrap();
+    sbi_zuko_nsf: with_context, |w| zuko::estimator(w, &Default::default()), |m| zuko::estimator_weights(m, &Default::default()).unwrap();
+    zuko_maf_random: alone, |w| zuko::model(w, &Default::default()), |m| zuko::weights(m, &Default::default()).unwrap();
+    zuko_maf_narrow: alone, |w| zuko::model(w, &Default::default()), |m| zuko::weights(m, &Default::default()).unwrap();
+    zuko_nsf_residual: with_context, |w| zuko::model(w, &elu()), |m| zuko::weights(m, &elu()).unwrap();
+    zuko_nsf_coupling: alone, |w| zuko::model(w, &Default::default()), |m| zuko::weights(m, &Default::default()).unwrap();
+    zuko_ncsf_circle: with_context, |w| zuko::model(w, &Default::default()), |m| zuko::weights(m, &Default::default()).unwrap();
+    normflows_rqs_coupled: alone, |w| normflows::spline_flow(w, &Default::default()), |m| normflows::spline_flow_weights(m, &Default::default()).unwrap();
+    normflows_rqs_autoregressive: alone, |w| normflows::spline_flow(w, &Default::default()), |m| normflows::spline_flow_weights(m, &Default::default()).unwrap();
+    normflows_conditional: with_context, |w| normflows::spline_flow(w, &Default::default()), |m| normflows::spline_flow_weights(m, &Default::default()).unwrap();
     normflows_classes: with_context, |w| normflows::class_real_nvp(w, &Default::default()), |m| normflows::class_real_nvp_weights(m).unwrap();
+}
+
+/// What is written for another library is what it reads: another floor is another function there.
+#[test]
+fn what_the_library_has_not_is_not_written() {
+    let mut linear = LuLinear::new(3, 0.5, &device()).unwrap();
+    linear.raw_diagonal = linear.raw_diagonal.map(|raw| raw - 2.0);
+    let layers = vec![nflows::Layer::Linear(linear)];
+    let base = nflows::Base::Standard(StandardNormal::new());
+    let model: nflows::Model = FlowStack::single(layers, base, &[3]).unwrap();
+    let error = nflows::weights(&model, &Default::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "weights for flows.Flow of nflows: got a model with a layer, a setting or a shape that its file cannot \
+         tell, needs one that reads back as it is, with the same options; export a model that was read from \
+         there, or save it as a record"
+    );
+    let (params, _) = golden::<2>("golden-libraries/nflows_maf_residual", DType::F32);
+    let tanh =
+        nflows::Options { masked_activation: Activation::Tanh, ..nflows::Options::default() };
+    let model = nflows::model(&params, &tanh).unwrap();
+    assert!(nflows::weights(&model, &nflows::Options::default()).is_err(), "of another activation");
+    nflows::weights(&model, &tanh).unwrap();
 }
 
 /// What reads the models of a file, if it is read.

@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::module::Module;
 
 use super::super::Weights;
-use super::super::exchange::Exchange;
+use super::super::exchange::{Exchange, that_read_back};
 use super::super::vectors::{
     Common, Couplings, Made, SplineOptions, VectorLayer, autoregressive, coupling, lu_linear,
     permutation,
@@ -120,7 +120,10 @@ pub fn spline_flow(weights: &Weights, options: &SplineFlowOptions) -> Result<Spl
 const MOST_FLOWS: usize = 1 << 16;
 
 /// The state dict of a model that [`spline_flow`] made, which the `load_state_dict` of its class takes.
-pub fn spline_flow_weights(model: &SplineModel) -> Weights {
+///
+/// # Errors
+/// [`FlowError::Invalid`] if [`spline_flow`] would not read it back as it is, with the same options.
+pub fn spline_flow_weights(model: &SplineModel, options: &SplineFlowOptions) -> Result<Weights> {
     let [features]: [usize; 1] = model.sample_shape().try_into().expect("a model of vectors");
     let steps = &model.levels[0];
     let of_flows = steps.iter().map(|step| match step {
@@ -139,16 +142,20 @@ pub fn spline_flow_weights(model: &SplineModel) -> Weights {
         written.expect("a flow that exists can be written");
     }
     io.under("q0", |io| base(io, &common, Some(&model.prior)));
-    io.into_weights()
+    that_read_back(NAME, model, io.into_weights(), |weights| spline_flow(weights, options))
 }
 
 /// Writes the state dict of a spline flow: a file for `torch.load` where the name ends in `.pt` or `.pth`,
 /// else safetensors.
 ///
 /// # Errors
-/// As [`Weights::write`].
-pub fn save_spline_flow(model: &SplineModel, path: impl AsRef<Path>) -> Result<()> {
-    spline_flow_weights(model).write(path)
+/// As [`spline_flow_weights`] and [`Weights::write`].
+pub fn save_spline_flow(
+    model: &SplineModel,
+    path: impl AsRef<Path>,
+    options: &SplineFlowOptions,
+) -> Result<()> {
+    spline_flow_weights(model, options)?.write(path)
 }
 
 fn common(features: usize, context: usize, options: &SplineFlowOptions) -> Common {
