@@ -3,6 +3,9 @@
 //! A pickle is a program that builds objects and may call any function of Python. Here nothing is called:
 //! the functions that build tensors are recognized by name, and a pickle that names any other is refused,
 //! even where it would throw the result away.
+//!
+//! Not burn-store, whose reader (pytorch-reader 0.22) passes over calls that it does not know: a file that would
+//! run a command when PyTorch loads it is read without a word there.
 
 use std::collections::{BTreeMap, HashMap};
 
