@@ -126,7 +126,9 @@ pub fn reorder_channels<T: Scalar>(x: &[T], order: &[usize], shape: Shape) -> Ve
         "reorder_channels: a channel for each place"
     );
     let mut z = vec![T::ZERO; x.len()];
-    let (chunks, sample, pixels) = (Chunks::new(shape, 1), shape.sample(), shape.pixels());
+    // To place one number takes as long as some twenty multiplications.
+    let chunks = Chunks::new(shape, 20 * shape.channels);
+    let (sample, pixels) = (shape.sample(), shape.pixels());
     let parts = chunks.split(x, sample).into_iter().zip(chunks.split_mut(&mut z, sample));
     chunks.run(parts.collect(), |(x, z)| {
         for (x, z) in x.chunks_exact(sample).zip(z.chunks_exact_mut(sample)) {

@@ -19,6 +19,11 @@ const BLOCK: std::ops::RangeInclusive<usize> = 512..=2048;
 /// pass. Above (one picture of 256 x 256, say) a tile's activations are computed a second time.
 const KEPT: usize = 48 << 20;
 
+/// How many times the packed weights the kept activations have to be for the weights to stay packed with them.
+/// Packing is the more of the work the smaller the batch is beside the net, and the two packings of a step are
+/// most of what one thread does alone in a masked autoregressive flow of 16 features.
+const PER_PACKED: usize = 4;
+
 /// What a [`Conditioner`] is made ready for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pass {
@@ -48,6 +53,8 @@ pub(super) struct Conditioner<'a, T: Scalar> {
     tile: usize,
     /// Whether a block's inputs and hidden activations are kept between forward and backward.
     pub keep: bool,
+    /// Whether the packed weights are for the backward pass of another conditioner too.
+    pub keep_packed: bool,
     /// The output that stands in each row of what the last layer gives, if not the one of its number.
     order: Option<&'a [usize]>,
 }
@@ -65,36 +72,41 @@ pub(super) struct Buffers<T> {
 }
 
 impl<'a, T: Scalar> Conditioner<'a, T> {
-    /// `order`: the output that stands in each row of the result; `batch`: pictures one thread will see.
+    /// `order`: the output that stands in each row of the result; `batch`: pictures one thread will see;
+    /// `packed`: the weights, if a conditioner of the same net has packed them for gradients.
     pub fn new(
         net: &'a Net<'a, T>,
+        packed: Option<Vec<PackedLayer<T>>>,
         order: Option<&'a [usize]>,
         size: [usize; 2],
         batch: usize,
         pass: Pass,
     ) -> Self {
-        Self::with_ops(T::ops(), net, order, size, batch, pass)
+        Self::with_ops(T::ops(), net, packed, order, size, batch, pass)
     }
 
     pub fn with_ops(
         ops: &'static Ops<T>,
         net: &'a Net<'a, T>,
+        packed: Option<Vec<PackedLayer<T>>>,
         order: Option<&'a [usize]>,
         [height, width]: [usize; 2],
         batch: usize,
         pass: Pass,
     ) -> Self {
-        let with_gradient = pass == Pass::Gradients;
         let geometry = Geometry { height, width, panel: ops.panel };
         let pictures = block_pictures(&geometry, batch);
+        let columns = net.layers.iter().map(|layer| layer.inputs.next_multiple_of(ops.lanes));
+        let kept = columns.sum::<usize>() * geometry.panels(pictures) * ops.panel;
+        let keep = pass != Pass::Outputs && kept * size_of::<T>() <= KEPT;
+        let keep_packed = keep && pass == Pass::Keeping && 2 * net.weights() * PER_PACKED <= kept;
         let last = net.layers.len() - 1;
         let pack = |(index, layer)| {
             let order = order.filter(|_| index == last);
+            let with_gradient = keep_packed || pass == Pass::Gradients;
             PackedLayer::new(layer, order, net.taps_behind(index), ops, with_gradient)
         };
-        let layers: Vec<_> = net.layers.iter().enumerate().map(pack).collect();
-        let channels: usize = layers.iter().map(|layer| layer.columns).sum();
-        let kept = channels * geometry.panels(pictures) * ops.panel * size_of::<T>();
+        let layers = packed.unwrap_or_else(|| net.layers.iter().enumerate().map(pack).collect());
         Self {
             net,
             ops,
@@ -104,7 +116,8 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
             last: Masks::new(ops, &geometry, net.last, true, pictures),
             pictures,
             tile: (TILE / ops.panel).min(geometry.panels(pictures)),
-            keep: pass != Pass::Outputs && kept <= KEPT,
+            keep,
+            keep_packed,
             order,
         }
     }

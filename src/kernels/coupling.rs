@@ -7,6 +7,7 @@ use super::batch::{Chunks, Shape};
 use super::conditioner::{Buffers, Conditioner, FIRST_KEPT, Pass};
 use super::log_scale::{LogScale, MapRow, Task};
 use super::masked::Places;
+use super::net::PackedLayer;
 use super::spline::{MOST_BINS, SplineRow};
 use super::window::{Channels, Planes};
 use super::workspace::{Lease, lease, lease_zeros};
@@ -68,6 +69,13 @@ pub struct Gradient<T> {
 pub struct Activations<T> {
     /// One list a thread, one entry a block.
     parts: Vec<Vec<Kept<T>>>,
+    pub(super) packed: Option<Packed<T>>,
+}
+
+/// A net's weights as the products read them, and where its outputs stand.
+pub(super) struct Packed<T> {
+    layers: Vec<PackedLayer<T>>,
+    places: Option<Places>,
 }
 
 impl<T: Scalar> Activations<T> {
@@ -76,7 +84,9 @@ impl<T: Scalar> Activations<T> {
         let block = |kept: &Kept<T>| {
             kept.params.len() + kept.inputs.iter().map(|input| input.len()).sum::<usize>()
         };
-        self.parts.iter().flatten().map(block).sum::<usize>() * size_of::<T>()
+        let layers = self.packed.iter().flat_map(|packed| &packed.layers);
+        let numbers = self.parts.iter().flatten().map(block).chain(layers.map(PackedLayer::len));
+        numbers.sum::<usize>() * size_of::<T>()
     }
 }
 
@@ -354,13 +364,15 @@ impl<T: Scalar> Coupling<'_, T> {
 
     fn conditioner<'a>(
         &'a self,
+        packed: Option<Vec<PackedLayer<T>>>,
         places: Option<&'a Places>,
         shape: Shape,
         chunks: &Chunks,
         pass: Pass,
     ) -> Conditioner<'a, T> {
         let order = places.map(|places| &places.order[..]);
-        Conditioner::new(&self.net, order, [shape.height, shape.width], chunks.largest(), pass)
+        let size = [shape.height, shape.width];
+        Conditioner::new(&self.net, packed, order, size, chunks.largest(), pass)
     }
 
     /// Data to latent: `z` and, for each sample, `ln |det dz/dx|`.
@@ -397,7 +409,7 @@ impl<T: Scalar> Coupling<'_, T> {
         let (mut z, mut log_det) = (vec![T::ZERO; x.len()], vec![T::ZERO; shape.batch]);
         let chunks = Chunks::new(shape, self.net.weights());
         let places = self.places();
-        let conditioner = self.conditioner(places.as_ref(), shape, &chunks, pass);
+        let conditioner = self.conditioner(None, places.as_ref(), shape, &chunks, pass);
         let tasks = (chunks.split(x, shape.sample()).into_iter())
             .zip(chunks.split(self.context, self.context_width))
             .zip(chunks.split_mut(&mut z, shape.sample()))
@@ -409,7 +421,9 @@ impl<T: Scalar> Coupling<'_, T> {
             worker.map(x, context, z, Some(log_det), keeps);
             kept
         });
-        (z, log_det, conditioner.keep.then_some(Activations { parts }))
+        let Conditioner { layers, keep, keep_packed, .. } = conditioner;
+        let packed = keep_packed.then_some(Packed { layers, places });
+        (z, log_det, keep.then_some(Activations { parts, packed }))
     }
 
     /// Latent to data.
@@ -425,7 +439,7 @@ impl<T: Scalar> Coupling<'_, T> {
         shape.check("Coupling: z", z.len());
         let mut x = vec![T::ZERO; z.len()];
         let chunks = Chunks::new(shape, self.net.weights());
-        let conditioner = self.conditioner(None, shape, &chunks, Pass::Outputs);
+        let conditioner = self.conditioner(None, None, shape, &chunks, Pass::Outputs);
         let tasks = chunks
             .split(z, shape.sample())
             .into_iter()
@@ -502,12 +516,16 @@ impl<T: Scalar> Coupling<'_, T> {
         let mut dx = vec![T::ZERO; input.len()];
         let mut dcontext = vec![T::ZERO; self.context.len()];
         let chunks = Chunks::new(shape, self.net.weights());
-        let places = self.places();
-        let conditioner = self.conditioner(places.as_ref(), shape, &chunks, Pass::Gradients);
-        let kept: Vec<_> = match kept {
-            Some(kept) => kept.parts.into_iter().map(Some).collect(),
-            None => chunks.ranges.iter().map(|_| None).collect(),
+        let (kept, packed): (Vec<_>, _) = match kept {
+            Some(kept) => (kept.parts.into_iter().map(Some).collect(), kept.packed),
+            None => (chunks.ranges.iter().map(|_| None).collect(), None),
         };
+        let (packed, places) = match packed {
+            Some(Packed { layers, places }) => (Some(layers), places),
+            None => (None, self.places()),
+        };
+        let conditioner =
+            self.conditioner(packed, places.as_ref(), shape, &chunks, Pass::Gradients);
         assert_eq!(kept.len(), chunks.ranges.len(), "Coupling: kept of another batch");
         let xs: Vec<_> = match x {
             Some(x) => chunks.split_mut(x, sample).into_iter().map(Some).collect(),

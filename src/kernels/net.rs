@@ -216,6 +216,14 @@ impl<T: Scalar> PackedLayer<T> {
     }
 }
 
+impl<T: Scalar> PackedLayer<T> {
+    /// Numbers in it.
+    pub fn len(&self) -> usize {
+        let Self { weight, back, bias, .. } = self;
+        weight.len() + back.as_ref().map_or(0, |back| back.len()) + bias.len()
+    }
+}
+
 /// `[channels, inputs, taps]` as `[channels, taps, inputs]`.
 fn rows_of_taps<T: Scalar>(weight: &[T], inputs: usize, taps: usize) -> Lease<T> {
     let mut rows = lease(weight.len());

@@ -115,6 +115,7 @@ fn single_precision_agrees_with_double() {
 /// blocks a thread, and a last one that is not full.
 #[test]
 fn backward_from_kept_activations_is_backward() {
+    let (mut with_weights, mut without) = (0, 0);
     for case in cases().into_iter().chain([glow_case()]) {
         let (parameters, gain, (x, dz, dlog_det)) =
             (case.net.parameters(), case.gain(), data(&case));
@@ -122,11 +123,13 @@ fn backward_from_kept_activations_is_backward() {
         let (z, log_det, kept) = coupling.forward_keeping(&x, case.shape());
         assert_eq!((z, log_det), coupling.forward(&x, case.shape()));
         let kept = kept.expect("small enough to keep");
+        *(if kept.packed.is_some() { &mut with_weights } else { &mut without }) += 1;
         let from_kept = coupling.backward_from(kept, &x, &dz, &dlog_det, case.shape());
         let direct = coupling.backward(&x, &dz, &dlog_det, case.shape());
         assert_eq!(from_kept.dx, direct.dx);
         assert_eq!(from_kept.gradients, direct.gradients);
     }
+    assert!(with_weights > 0 && without > 0, "{with_weights} nets stay packed, {without} do not");
 }
 
 /// Step of a central difference in f64, whose error is then about 1e-10.
@@ -289,8 +292,15 @@ fn run<T: Scalar>(
     let parameters = case.parameters::<T>();
     let net = case.net(&parameters);
     let (batch, pixels) = (case.batch, case.height * case.width);
-    let mut conditioner =
-        Conditioner::with_ops(ops, &net, None, [case.height, case.width], batch, Pass::Gradients);
+    let mut conditioner = Conditioner::with_ops(
+        ops,
+        &net,
+        None,
+        None,
+        [case.height, case.width],
+        batch,
+        Pass::Gradients,
+    );
     conditioner.keep = keep;
     // The batch must be one block here, as the buffers of a backward pass hold one.
     assert!(conditioner.pictures == batch);

@@ -83,6 +83,11 @@ fn marks<M: Module>(module: &M) -> Vec<Mark> {
     }
     impl Find {
         fn leave(&mut self) {
+            // Most have none, and this is asked at every step: their paths are not put together.
+            if self.path.last().is_some_and(|entered| entered.mark.is_none()) {
+                self.path.pop();
+                return;
+            }
             let names: Vec<&str> = self.path.iter().skip(1).map(|entered| &*entered.name).collect();
             let path = names.join(".");
             let entered = self.path.pop();
