@@ -64,6 +64,13 @@
 //! | save and load | [`record`] |
 //! | take records of PyTorch libraries, and write theirs | [`weights`] |
 //!
+//! # The guide
+//!
+//! The module [`guide`] teaches all of it page by page: the [change of variables](guide::change_of_variables)
+//! from scratch, [which flow](guide::which_flow) for which job, [a flow of your own](guide::your_own_flow),
+//! [training](guide::training), [bits per dimension](guide::bits_per_dim), moving over
+//! [from Python](guide::from_python), and [symptoms](guide::troubleshooting) with their causes.
+//!
 //! # Features
 //!
 //! The backend is chosen at compile time, one feature each: `ndarray` (CPU, the default), `flex`
@@ -88,6 +95,7 @@ mod density;
 mod error;
 mod files;
 mod flow;
+pub mod guide;
 mod host;
 mod inverse;
 #[allow(unsafe_code)] // each block says why it is sound

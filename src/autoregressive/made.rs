@@ -18,6 +18,17 @@ use crate::param::frozen;
 const LAYER: &str = "Made";
 
 /// Configuration of a [`Made`].
+///
+/// ```
+/// use burn_flows::autoregressive::MadeConfig;
+///
+/// let device = burn_flows::backend::device();
+/// let config = MadeConfig::new(3, vec![8], 2);
+/// assert_eq!(config.init(&device)?.steps(), [0, 1, 2]);
+/// // The last feature is known first.
+/// assert_eq!(config.with_order(vec![2, 1, 0]).init(&device)?.steps(), [2, 1, 0]);
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct MadeConfig {
     num_features: usize,

@@ -16,6 +16,16 @@ use crate::param::frozen;
 const LAYER: &str = "MaskedNet";
 
 /// Configuration of a [`MaskedNet`].
+///
+/// ```
+/// use burn_flows::autoregressive::{AutoregressiveNet, MaskedNetConfig};
+///
+/// let device = burn_flows::backend::device();
+/// let net = MaskedNetConfig::new(3, 8, 2, 2).init(&device)?;
+/// // Two numbers for each of three features, known one after the other.
+/// assert_eq!((net.num_outputs(), net.steps()), (6, vec![0, 1, 2]));
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct MaskedNetConfig {
     net: BlockNetConfig,

@@ -18,7 +18,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Elementwise.
+    /// The activation of every value of a tensor.
     pub fn of<const D: usize>(self, u: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Relu => activation::relu(u),

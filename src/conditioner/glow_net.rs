@@ -26,6 +26,19 @@ pub enum NetNorm {
 }
 
 /// Configuration of a [`GlowNet`].
+///
+/// ```
+/// use burn::tensor::Tensor;
+/// use burn_flows::conditioner::{Conditioner, GlowNetConfig};
+///
+/// let device = burn_flows::backend::device();
+/// let net = GlowNetConfig::new(2, 8, 6).init(&device)?;
+/// let y = net.forward(Tensor::ones([1, 2, 4, 4], &device));
+/// assert_eq!(y.dims(), [1, 6, 4, 4]);
+/// // It ends in a convolution that starts at zero.
+/// assert_eq!(y.abs().max().into_scalar::<f32>(), 0.0);
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct GlowNetConfig {
     channels_in: usize,

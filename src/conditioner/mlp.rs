@@ -12,6 +12,17 @@ use crate::flow::add_grad;
 use crate::host;
 
 /// Configuration of an [`Mlp`].
+///
+/// ```
+/// use burn::module::Module;
+/// use burn_flows::conditioner::MlpConfig;
+///
+/// let device = burn_flows::backend::device();
+/// let mlp = MlpConfig::new(2, vec![16], 4).init(&device)?;
+/// // 2 * 16 weights and 16 biases, then 16 * 4 and 4.
+/// assert_eq!(mlp.num_params(), 48 + 68);
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct MlpConfig {
     features_in: usize,

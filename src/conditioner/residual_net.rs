@@ -15,6 +15,16 @@ use crate::param::first_trained;
 use crate::record::Setting;
 
 /// Configuration of a [`ResidualNet`].
+///
+/// ```
+/// use burn::tensor::Tensor;
+/// use burn_flows::conditioner::{Conditioner, ResidualNetConfig};
+///
+/// let device = burn_flows::backend::device();
+/// let net = ResidualNetConfig::new(2, 8, 6, 1).init(&device)?;
+/// assert_eq!(net.forward(Tensor::ones([1, 2, 4, 4], &device)).dims(), [1, 6, 4, 4]);
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResidualNetConfig {
     /// Channels of the input.

@@ -2,7 +2,8 @@
 //!
 //! A layer that depends on a context holds a [`Context`], a place for it that is empty at first.
 //! [`Given::given`] puts a context into all places of a model, whatever the model is composed of, and
-//! returns what is then an ordinary flow or density: `p(x | context)` has the methods of `p(x)`.
+//! returns what is then an ordinary flow or density: `p(x | context)` has the methods of `p(x)`. In the guide:
+//! [conditional densities](crate::guide::conditional).
 //!
 //! | to condition | write |
 //! |---|---|

@@ -44,7 +44,7 @@ impl<T: Transform> Mapped<T> {
         Ok(Self { transform, map: map.into() })
     }
 
-    /// The map.
+    /// The map that each value goes through.
     pub fn map(&self) -> ScalarMap {
         *self.map
     }

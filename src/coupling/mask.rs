@@ -6,6 +6,14 @@ use serde::{Deserialize, Serialize};
 use crate::constants;
 
 /// One of the two ways to apply a [`Mask`].
+///
+/// ```
+/// use burn_flows::coupling::Parity;
+///
+/// let in_turn = [0, 1, 2].map(Parity::of);
+/// assert_eq!(in_turn, [Parity::Even, Parity::Odd, Parity::Even]);
+/// assert_eq!(Parity::Even.flip(), Parity::Odd);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Parity {
     /// The identity part is the first half, the even channels, or the squares with `row + column`

@@ -10,6 +10,18 @@ use crate::kernels::MOST_BINS;
 use crate::record::Setting;
 
 /// Configuration of a [`RationalQuadratic`] spline.
+///
+/// ```
+/// use burn_flows::coupling::{RationalQuadraticConfig, SplineTails, Transform};
+///
+/// // 8 widths, 8 heights and the slopes of the 7 knots between them.
+/// let config = RationalQuadraticConfig::new(8, 3.0);
+/// assert_eq!(config.init()?.params_per_channel(), 23);
+/// // On a circle the slopes at both ends are one, which is learned too.
+/// let circle = config.with_tails(SplineTails::Circular);
+/// assert_eq!(circle.init()?.params_per_channel(), 24);
+/// # Ok::<(), burn_flows::FlowError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RationalQuadraticConfig {
     /// Bins `K` of each spline.

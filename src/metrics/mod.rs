@@ -1,4 +1,6 @@
 //! Figures by which flows are compared.
+//!
+//! In the guide: [Bits per dimension](crate::guide::bits_per_dim).
 
 mod score;
 mod two_sample;

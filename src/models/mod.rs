@@ -1,4 +1,6 @@
 //! Ready-made models: configurations and paper presets, no tensor arithmetic.
+//!
+//! In the guide: [Which flow for which job](crate::guide::which_flow).
 
 mod conditional_spline_flow;
 mod glow;

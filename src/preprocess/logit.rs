@@ -90,12 +90,12 @@ impl Logit {
         *self.alpha
     }
 
-    /// Where it is taken.
+    /// Where the logit is taken, by the code or by the paper.
     pub fn form(&self) -> LogitForm {
         *self.form
     }
 
-    /// `dp/dx`.
+    /// `dp/dx`, how much narrower than the data the interval of `p` is.
     pub fn slope(&self) -> f64 {
         match *self.form {
             LogitForm::Code => 1.0 - 2.0 * *self.alpha,

@@ -13,7 +13,7 @@ use crate::host;
 use crate::linalg::Lu;
 use crate::record::Setting;
 
-/// Configuration of a [`Residual`] flow.
+/// Configuration of a [`Residual`] flow: the widths of its net, and how steep it may be.
 #[derive(Debug, Clone)]
 pub struct ResidualConfig {
     num_features: usize,

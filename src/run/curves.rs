@@ -55,7 +55,7 @@ pub struct Curve {
     pub dots: bool,
 }
 
-/// One pair of axes.
+/// One pair of axes with its curves, which share the level axis.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Panel {
     /// Above the axes.

@@ -3,7 +3,7 @@
 //! [`check_laws`] moves a flow's parameters off their start by seeded noise and checks every law on a
 //! batch that you give; what breaks is a [`LawViolation`] that names the law, the flow and the
 //! figures. [`Laws`] is the same with options, [`check_density`] its counterpart for a
-//! [`FlowStack`](crate::FlowStack) with its priors.
+//! [`FlowStack`](crate::FlowStack) with its priors. In the guide: [a flow of your own](crate::guide::your_own_flow).
 //!
 //! ```
 //! use burn::tensor::DType;

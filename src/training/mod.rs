@@ -1,4 +1,6 @@
 //! Training: maximum likelihood, reversible backpropagation, schedules, checkpoints.
+//!
+//! In the guide: [Training](crate::guide::training).
 
 mod adam;
 mod available;

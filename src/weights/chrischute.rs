@@ -54,7 +54,7 @@ const MOST_SCALES: usize = 24;
 pub type Level =
     (Option<Logit>, Vec<RealNvpStep>, Option<Squeeze>, Vec<RealNvpStep>, Option<Permutation>);
 
-/// `RealNVP`.
+/// `RealNVP`, scale by scale: what [`load`] reads and [`save`] writes.
 pub type Model = FlowStack<4, Level>;
 
 /// Reads the model that `train.py` saved, of images of 32x32 pixels, on the compiled-in device in f32.

@@ -17,6 +17,8 @@
 //! - [`zuko`]: `MAF`, `NSF` and `NCSF` of zuko, and sbi's density estimators of them
 //! - [`torch`]: plain PyTorch layers, and NICE and RealNVP written with them
 //!
+//! In the guide: [from Python](crate::guide::from_python), with code side by side.
+//!
 //! Glow, RealNVP and NICE are written as ONNX as well, for what is no library of flows: room `onnx`, a feature.
 //!
 //! ```no_run

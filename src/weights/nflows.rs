@@ -48,7 +48,7 @@ use crate::inverse::Inverse;
 use crate::prior::{DiagonalNormal, Prior, StandardNormal};
 use crate::stack::FlowStack;
 
-/// `Flow(CompositeTransform(...), ...)`.
+/// `Flow(CompositeTransform(...), ...)`: what [`load`] reads and [`save`] writes.
 pub type Model = FlowStack<2, Vec<Layer>, Base>;
 
 /// A flow and the net that makes its contexts: `Flow(..., embedding_net)`, as sbi builds them.

@@ -50,7 +50,7 @@ const PLU: PluNames =
 /// ActNorm, 1x1 convolution, coupling: `Flow`.
 pub type Step = (LinearActNorm, InvertibleConv1x1, GlowCoupling);
 
-/// `Glow`: levels of squeeze and steps.
+/// `Glow`, levels of squeeze and steps: what [`load`] reads and [`save`] writes.
 pub type Model = FlowStack<4, (Squeeze, Vec<Step>), BlankNormal, ConditionalNormal<ZeroConv>>;
 
 /// Reads the model that `train.py` saved, of images of 64x64 pixels, on the compiled-in device in f32.

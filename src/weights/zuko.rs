@@ -87,7 +87,7 @@ pub enum Base {
     Uniform(Uniform),
 }
 
-/// `flows.MAF`, `flows.NSF` or `flows.NCSF`.
+/// `flows.MAF`, `flows.NSF` or `flows.NCSF`: what [`load`] reads and [`save`] writes.
 pub type Model = FlowStack<2, Vec<Layer>, Base>;
 
 /// A flow and the net that makes its contexts, as sbi's `ZukoFlow` has them.

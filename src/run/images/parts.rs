@@ -9,7 +9,7 @@ use crate::data::{CelebA, CelebAPartition, Cifar10, ImageFolder, SkippedPicture}
 use crate::data::{Crop, Images, Mnist};
 use crate::error::{FlowError, Result};
 
-/// Images in two parts.
+/// Images to train on and images to test on, and how pictures became both.
 #[derive(Debug)]
 pub struct ImageParts {
     /// To train on.
