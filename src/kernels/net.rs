@@ -149,6 +149,48 @@ impl<T: Scalar> Layer<'_, T> {
     }
 }
 
+/// Bytes of weights above which a layer is packed piece by piece by each thread, right before the products with
+/// the piece: packed as a whole they would be written to memory and read from there for every panel, as
+/// they do not stay in the L2 cache. In tests few, so that both ways are taken.
+pub(super) const STREAMED: usize = if cfg!(test) { 1 << 11 } else { 1 << 20 };
+
+/// Numbers in a piece, which stays in the L2 cache with the activations of a tile.
+const PIECE: usize = if cfg!(test) { 1 << 9 } else { 1 << 16 };
+
+/// Rows in a piece of a matrix with so many columns, a multiple of `block`.
+pub(super) fn rows_of_piece(columns: usize, block: usize) -> usize {
+    (PIECE / columns / block * block).max(block)
+}
+
+/// Packs rows of a layer's weight from number `first` on, those of its transpose if `back`; rows that are missing
+/// are zero.
+pub(super) fn pack_rows<T: Scalar>(
+    layer: &Layer<T>,
+    back: bool,
+    first: usize,
+    block: usize,
+    to: &mut [T],
+) {
+    let &Layer { inputs, outputs, weight, transposed, .. } = layer;
+    let (count, depth) = if back { (inputs, outputs) } else { (outputs, inputs) };
+    if transposed == back {
+        for (index, part) in to.chunks_mut(depth * block).enumerate() {
+            let from = &weight[((first + index * block) * depth).min(weight.len())..];
+            interleave_rows(from, depth, part);
+        }
+        return;
+    }
+    // Row by row of what is in memory: the pieces of a row stand beside each other.
+    for (step, row) in weight.chunks_exact(count).enumerate() {
+        for (part, from) in to.chunks_mut(depth * block).zip(row[first..].chunks(block)) {
+            let height = part.len() / depth;
+            let (there, rest) = part[step * height..][..height].split_at_mut(from.len());
+            there.copy_from_slice(from);
+            rest.fill(T::ZERO);
+        }
+    }
+}
+
 /// A layer with its weights in the order the products read them.
 pub(super) struct PackedLayer<T> {
     pub inputs: usize,
@@ -158,7 +200,8 @@ pub(super) struct PackedLayer<T> {
     pub back_rows: usize,
     /// Inputs, rounded up to whole vectors.
     pub columns: usize,
-    pub weight: Lease<T>,
+    /// None of a layer that is packed [piece by piece](pack_rows) when it is used.
+    pub weight: Option<Lease<T>>,
     /// The transposed weight, for the gradient by the input.
     pub back: Option<Lease<T>>,
     /// Of masked weights, the inputs that each block of `weight` sees, and the outputs that see each block of
@@ -191,10 +234,23 @@ impl<T: Scalar> PackedLayer<T> {
                 rows,
                 back_rows,
                 columns,
-                weight,
+                weight: Some(weight),
                 back,
                 steps,
                 bias: packed_bias,
+            };
+        }
+        if taps == 1 && size_of_val(weight) > STREAMED {
+            let (weight, back, bias) = (None, None, packed_bias);
+            return Self {
+                inputs,
+                rows,
+                back_rows,
+                columns,
+                weight,
+                back,
+                steps: [None, None],
+                bias,
             };
         }
         let rows_of_taps = (taps > 1).then(|| rows_of_taps(weight, inputs, taps));
@@ -208,7 +264,7 @@ impl<T: Scalar> PackedLayer<T> {
             rows,
             back_rows,
             columns,
-            weight: forward(weight, wide, rows, block),
+            weight: Some(forward(weight, wide, rows, block)),
             back: with_gradient.then(|| back(weight, wide, back_rows, block)),
             steps: [None, None],
             bias: packed_bias,
@@ -220,7 +276,8 @@ impl<T: Scalar> PackedLayer<T> {
     /// Numbers in it.
     pub fn len(&self) -> usize {
         let Self { weight, back, bias, .. } = self;
-        weight.len() + back.as_ref().map_or(0, |back| back.len()) + bias.len()
+        let weights = [weight, back].into_iter().flatten().map(|weight| weight.len());
+        weights.sum::<usize>() + bias.len()
     }
 }
 
@@ -247,16 +304,21 @@ fn pack<T: Scalar>(matrix: &[T], columns: usize, rows: usize, block: usize) -> L
     let mut packed = lease(rows * columns);
     for_blocks(&mut packed, columns * block, |index, part| {
         let there = &matrix[(index * block * columns).min(matrix.len())..];
-        match part.len() / columns {
-            2 => interleave::<T, 2>(there, columns, part),
-            4 => interleave::<T, 4>(there, columns, part),
-            6 => interleave::<T, 6>(there, columns, part),
-            8 => interleave::<T, 8>(there, columns, part),
-            12 => interleave::<T, 12>(there, columns, part),
-            height => unreachable!("{height} rows in a block"),
-        }
+        interleave_rows(there, columns, part);
     });
     packed
+}
+
+/// [`interleave`] for as many rows as there is place for.
+fn interleave_rows<T: Scalar>(matrix: &[T], columns: usize, to: &mut [T]) {
+    match to.len() / columns {
+        2 => interleave::<T, 2>(matrix, columns, to),
+        4 => interleave::<T, 4>(matrix, columns, to),
+        6 => interleave::<T, 6>(matrix, columns, to),
+        8 => interleave::<T, 8>(matrix, columns, to),
+        12 => interleave::<T, 12>(matrix, columns, to),
+        height => unreachable!("{height} rows in a block"),
+    }
 }
 
 /// Writes the first `N` rows of a matrix column by column; rows that are missing are zero.

@@ -27,6 +27,7 @@ pub(super) enum Finish<T> {
 }
 
 /// `c[panel] = finish(bias + a · b[panel])` for each panel.
+#[derive(Clone, Copy)]
 pub(super) struct Product<T> {
     /// Packed weights.
     pub a: *const T,
