@@ -37,7 +37,7 @@ pub(super) fn samples<const D: usize>(x: &Tensor<D>) -> usize {
 /// Refuses a model in training, or the part of one at `path`, with a layer of Burn's kind that acts otherwise in
 /// training.
 pub(super) fn refuse_flags<M: Module>(model: &M, path: &[&str]) -> Result<()> {
-    let path = path.iter().map(|name| Field { name: name.to_string(), container: String::new() });
+    let path = path.iter().map(|name| Field { name: (*name).into(), container: String::new() });
     let mut find = FindFlag { path: path.collect(), module: None };
     model.visit(&mut find);
     let Some(module) = find.module else { return Ok(()) };
