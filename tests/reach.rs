@@ -267,6 +267,7 @@ impl Prior<2> for Chained {
 }
 
 #[derive(Module, Debug, burn_flows::prior::Prior)]
+#[allow(clippy::large_enum_variant)] // there are two of it
 enum Base {
     Chained(Chained),
     #[allow(dead_code)]
