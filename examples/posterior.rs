@@ -150,7 +150,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let training = Training::new(arguments, &device)?;
     // Last of all that can fail for an option: an earlier run stays, and no folder is left in the way.
     let run = Run::new(&out).with_overwrite(arguments.overwrite);
-    run.with_configuration(arguments).make_folder(&outputs)?;
+    let _claim = run.with_configuration(arguments).make_folder(&outputs)?;
 
     let posterior = training.run(arguments)?;
     posterior.save(out.join("model.safetensors"))?;

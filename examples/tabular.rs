@@ -191,7 +191,7 @@ fn run(arguments: &Arguments) -> Result<String> {
     let training = Training::new(arguments, &table, &device)?;
     // Last of all that can fail for an option: an earlier run stays, and no folder is left in the way.
     let run = Run::new(out).with_overwrite(arguments.overwrite);
-    run.with_configuration(arguments).make_folder(&OUTPUTS)?;
+    let _claim = run.with_configuration(arguments).make_folder(&OUTPUTS)?;
 
     let (model, held_out) = training.run(arguments)?;
     model.save(out.join("model.safetensors"))?;

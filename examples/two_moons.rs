@@ -95,7 +95,7 @@ fn run(arguments: &Arguments) -> Result<String> {
     let trainer = trainer(arguments, &device)?;
     // Last of all that can fail for an option: an earlier run stays, and no folder is left in the way.
     let run = Run::new(&arguments.out).with_overwrite(arguments.overwrite);
-    run.with_configuration(arguments).make_folder(&OUTPUTS)?;
+    let _claim = run.with_configuration(arguments).make_folder(&OUTPUTS)?;
     let model = train(trainer, arguments, &device)?;
 
     let mut rng = random_for(arguments.seed, streams::EVALUATE, 0);

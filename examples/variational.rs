@@ -115,7 +115,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     at_least_one("--batch", Some(arguments.batch))?;
     let device = backend::named(arguments.device.as_deref())?.1();
     let run = Run::new(&arguments.out).with_overwrite(arguments.overwrite);
-    run.with_configuration(arguments).make_folder(&OUTPUTS)?;
+    let _claim = run.with_configuration(arguments).make_folder(&OUTPUTS)?;
     let (evidence, window) = ((TAU * 1.5 * 0.6).ln(), Window { x: -5.0..5.0, y: -3.0..7.0 });
     fit("banana", banana, evidence, window, arguments, &device)?;
     let (evidence, window) = (regression_evidence(), Window { x: -0.6..1.0, y: 0.2..1.8 });

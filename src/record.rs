@@ -42,6 +42,7 @@ pub use setting::Setting;
 use header::{ENTRY, entry, not_whole, read_file};
 use setting::settings;
 
+use crate::context::shaped_by;
 use crate::error::{FlowError, Result};
 pub use crate::files::write_atomically;
 
@@ -73,7 +74,8 @@ pub fn save<M: Module>(module: &M, path: impl AsRef<Path>) -> Result<()> {
 }
 
 /// Reads a record written by [`save`] into `module`, which must have the same parameters and the same
-/// settings. (A record of version 0.1.0 has no settings: those of `module` are taken.)
+/// settings. (A record of version 0.1.0 has no settings: those of `module` are taken.) What comes back is the
+/// model as it was saved, with the context that it was [given](crate::context::Given::given), or with none.
 ///
 /// # Errors
 /// [`FlowError::Io`] if the file cannot be read; [`FlowError::Record`] if it is not a whole
@@ -105,7 +107,7 @@ pub fn from_bytes<M: Module>(module: M, bytes: Vec<u8>, origin: &Path) -> Result
 
 /// [`from_bytes`] where the header was read before.
 fn from_bytes_with<M: Module>(
-    mut module: M,
+    module: M,
     header: Header,
     bytes: Vec<u8>,
     origin: &Path,
@@ -123,7 +125,11 @@ fn from_bytes_with<M: Module>(
         differences = difference::of_settings(found, &needed);
     }
     let mut store = SafetensorsStore::from_bytes(Some(bytes));
-    let found = described(store.get_all_tensors().map_err(|error| not_whole(origin, error))?);
+    let tensors = store.get_all_tensors().map_err(|error| not_whole(origin, error))?;
+    let found = described(tensors);
+    let shapes: BTreeMap<&str, &[usize]> =
+        tensors.values().map(|tensor| (&*tensor.name, &*tensor.shape)).collect();
+    let mut module = shaped_by(module, |path| shapes.get(path).map(|shape| shape.to_vec()));
     let needed: BTreeMap<String, String> =
         module.collect(None, None, false).iter().map(describe).collect();
     differences.extend(difference::of_tensors(&found, &needed));

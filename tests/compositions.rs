@@ -393,8 +393,8 @@ impl SplitPrior<2> for Odd {
         noise * 5.0
     }
 
-    fn data_pass(mut self, _kept: Tensor<2>, _pass: Pass) -> Self {
-        self.scale = self.scale.map(|scale| scale * 6.0);
+    fn data_pass(mut self, z: Tensor<2>, _kept: Tensor<2>, _pass: Pass) -> Self {
+        self.scale = self.scale.map(|scale| scale * 3.0 * z.max());
         self
     }
 
@@ -428,7 +428,7 @@ fn every_method_of_a_split_prior_is_that_of_the_variant() {
     assert_eq!(flat(prior.unstandardize(x(), x())), [5.0, 10.0]);
     let (dz, dkept) = prior.backward(x(), x(), 2.0, &mut GradientsParams::new());
     assert_eq!([flat(dz), flat(dkept)], [[14.0, 28.0], [8.0, 16.0]]);
-    match prior.data_pass(x(), Pass::Initialize) {
+    match prior.data_pass(x(), x(), Pass::Initialize) {
         OddOrNormal::Odd(odd) => assert_eq!(flat(odd.scale.val()), [6.0]),
         OddOrNormal::Normal(_) => unreachable!("it was odd"),
     }
@@ -437,7 +437,9 @@ fn every_method_of_a_split_prior_is_that_of_the_variant() {
 #[test]
 fn every_method_of_a_prior_is_that_of_the_variant() {
     #[derive(Module, Debug)]
-    struct OddPrior {}
+    struct OddPrior {
+        scale: Param<Tensor<1>>,
+    }
     impl<const D: usize> Prior<D> for OddPrior {
         fn log_prob(&self, z: Tensor<D>) -> Tensor<1> {
             z.narrow(1, 0, 1).reshape([-1]) * 2.0
@@ -454,6 +456,11 @@ fn every_method_of_a_prior_is_that_of_the_variant() {
             Tensor::full(shape, 3.0 * temperature, (device, dtype))
         }
 
+        fn data_pass(mut self, z: Tensor<D>, _pass: Pass) -> Self {
+            self.scale = self.scale.map(|scale| scale * 3.0 * z.max());
+            self
+        }
+
         fn backward(&self, z: Tensor<D>, weight: f64, _grads: &mut GradientsParams) -> Tensor<D> {
             z * (7.0 * weight)
         }
@@ -465,13 +472,24 @@ fn every_method_of_a_prior_is_that_of_the_variant() {
         Normal(StandardNormal),
     }
     let device = host();
-    let base = Base::Odd(OddPrior {});
+    let base = Base::Odd(OddPrior { scale: Param::from_data([1.0], &device) });
     let x = || Tensor::<2>::from_data([[1.0, 2.0]], &device);
     let rng = &mut StdRng::seed_from_u64(0);
     assert_eq!(flat(Prior::log_prob(&base, x())), [2.0]);
     assert_eq!(flat(Prior::sample(&base, [1, 2], 0.5, rng, &device, DType::F32)), [1.5, 1.5]);
     let grads = &mut GradientsParams::new();
     assert_eq!(flat(Prior::backward(&base, x(), 2.0, grads)), [14.0, 28.0]);
+    // As the prior of a split it is the same.
+    let passes = [
+        |base: Base, x: Tensor<2>| Prior::data_pass(base, x, Pass::Initialize),
+        |base: Base, x: Tensor<2>| SplitPrior::data_pass(base, x.clone(), x, Pass::Initialize),
+    ];
+    for pass in passes {
+        match pass(base.clone(), x()) {
+            Base::Odd(odd) => assert_eq!(flat(odd.scale.val()), [6.0]),
+            Base::Normal(_) => unreachable!("it was odd"),
+        }
+    }
 }
 
 #[test]

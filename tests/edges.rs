@@ -192,9 +192,13 @@ mod no_samples {
 mod one_sample {
     use super::*;
 
-    const NEEDS_TWO: &str = "Trainer: the samples of a batch: got 1, needs at least 2: BatchNorm has no \
-                             variance of one value a channel; pass over the batch, or join it to \
-                             another one";
+    fn needs_two(shape: &str) -> String {
+        format!(
+            "BatchNorm: the values of a channel: got 1 in a batch of shape {shape}, needs at least 2, which \
+             have a variance; give it a larger batch (one context for all samples is a batch of one), or \
+             freeze it"
+        )
+    }
 
     /// Batch normalization of vectors, and of pictures of one pixel: refused, and the model as it was.
     #[test]
@@ -205,7 +209,7 @@ mod one_sample {
             let mut trainer = Trainer::new(vectors, Schedule::constant(1e-3));
             let before = record::to_bytes(&trainer.model()).unwrap();
             let error = trainer.step(inputs([1, 4], 1, &device, dtype)).unwrap_err();
-            assert_eq!(error.to_string(), NEEDS_TWO);
+            assert_eq!(error.to_string(), needs_two("[1, 4]"));
             assert!(record::to_bytes(&trainer.model()).unwrap() == before);
             trainer.step(inputs([2, 4], 1, &device, dtype)).unwrap();
 
@@ -215,7 +219,20 @@ mod one_sample {
                     .unwrap();
             let mut trainer = Trainer::new(pixel, Schedule::constant(1e-3));
             let error = trainer.step(inputs([1, 1, 2, 2], 1, &device, dtype)).unwrap_err();
-            assert_eq!(error.to_string(), NEEDS_TWO);
+            assert_eq!(error.to_string(), needs_two("[1, 4, 1, 1]"));
+        }
+    }
+
+    /// What is frozen takes nothing in, and can be trained around sample by sample.
+    #[test]
+    fn needs_no_variance_where_it_is_frozen() {
+        for (_, device, dtype) in devices() {
+            let norm = BatchNorm::new(4, &device).unwrap().freeze();
+            let flow = (norm, DiagonalScaling::new(4, &device).unwrap());
+            let stack: FlowStack<2, _> =
+                FlowStack::single(in_dtype(flow, dtype), StandardNormal::new(), &[4]).unwrap();
+            let mut trainer = Trainer::new(stack, Schedule::constant(1e-3));
+            trainer.step(inputs([1, 4], 1, &device, dtype)).unwrap();
         }
     }
 
@@ -232,12 +249,6 @@ mod one_sample {
 
     #[test]
     fn has_no_variance_and_panics_by_name_elsewhere() {
-        let needs_two = |shape: &str| {
-            format!(
-                "BatchNorm: a batch of shape {shape} has 1 value a channel, and no variance; give it at \
-                 least 2 samples"
-            )
-        };
         for (_, device, dtype) in devices() {
             let norm = in_dtype(BatchNorm::new(3, &device).unwrap(), dtype);
             let x = || inputs::<2>([1, 3], 1, &device, dtype);

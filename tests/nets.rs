@@ -194,6 +194,19 @@ fn the_net_of_a_split_prior_is_refused() {
 }
 
 #[test]
+fn the_net_of_an_embedding_is_refused_by_its_path() {
+    let device = host();
+    let (first, last) = (LinearConfig::new(5, 8), LinearConfig::new(8, 3));
+    let (first, last) = (first.init(&device), last.init(&device));
+    let net = Net { first, middle: DropoutConfig::new(0.5).init(), last };
+    let stack = build(1, &device, |_, device| conditional_stack(device));
+    let mut trainer = Trainer::new(Embedded::new(net, stack), Schedule::constant(1e-3));
+    let raw = inputs([8, 5], 3, &device, DType::F32);
+    let message = trainer.step((batch(&device), raw)).unwrap_err().to_string();
+    assert!(message.starts_with("embedding.middle (Dropout) "), "{message}");
+}
+
+#[test]
 fn gradients_without_a_trainer_refuse_them_too() {
     let device = host();
     let model = stack(DropoutConfig::new(0.5).init(), false, &device).train();

@@ -10,7 +10,7 @@ use burn_flows::prior::Prior;
 use burn_flows::testing::to_f64;
 use burn_flows::training::{Schedule, Trainer};
 use burn_flows::variational::ReverseKl;
-use burn_flows::{FlowError, linalg, metrics, record};
+use burn_flows::{FlowError, Pass, linalg, metrics, record};
 use common::{flat, host};
 use fixtures::*;
 
@@ -198,6 +198,132 @@ fn a_split_behind_the_last_channel_says_so() {
             "{error}"
         );
     }
+}
+
+/// A net with all that takes something from data.
+#[derive(Module, Debug)]
+struct Normed {
+    act: ActNorm,
+    batch: BatchNorm,
+    net: Mlp,
+}
+
+impl Normed {
+    fn new(features: usize, outputs: usize, device: &Device) -> Self {
+        let (act, batch) = (ActNorm::new(features, device), BatchNorm::new(features, device));
+        let net = mlp(features, outputs, device).unwrap();
+        Self { act: act.unwrap(), batch: batch.unwrap(), net }
+    }
+
+    fn has_seen_data(&self) -> bool {
+        self.act.is_initialized() && self.batch.is_initialized()
+    }
+}
+
+impl Conditioner<2> for Normed {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        self.net.forward(self.batch.forward(self.act.forward(x).0).0)
+    }
+
+    fn data_pass(self, x: Tensor<2>, pass: Pass) -> (Self, Tensor<2>) {
+        let (act, x) = self.act.data_pass(x, pass);
+        let (batch, x) = self.batch.data_pass(x, pass);
+        let y = self.net.forward(x);
+        (Self { act, batch, ..self }, y)
+    }
+}
+
+/// A normal about what its net makes of the first feature.
+#[derive(Module, Debug)]
+struct Chained {
+    net: Normed,
+}
+
+impl Prior<2> for Chained {
+    fn log_prob(&self, z: Tensor<2>) -> Tensor<1> {
+        let mean = self.net.forward(z.clone().narrow(1, 0, 1));
+        let rest = z.clone().narrow(1, 1, 1) - mean;
+        StandardNormal::new().log_prob(Tensor::cat(vec![z.narrow(1, 0, 1), rest], 1))
+    }
+
+    fn sample(
+        &self,
+        shape: [usize; 2],
+        temperature: f64,
+        rng: &mut impl rand::Rng,
+        device: &Device,
+        dtype: DType,
+    ) -> Tensor<2> {
+        let z = Prior::<2>::sample(&StandardNormal::new(), shape, temperature, rng, device, dtype);
+        let first = z.clone().narrow(1, 0, 1);
+        let rest = z.narrow(1, 1, 1) + self.net.forward(first.clone());
+        Tensor::cat(vec![first, rest], 1)
+    }
+
+    fn data_pass(mut self, z: Tensor<2>, pass: Pass) -> Self {
+        self.net = self.net.data_pass(z.narrow(1, 0, 1), pass).0;
+        self
+    }
+}
+
+#[derive(Module, Debug, burn_flows::prior::Prior)]
+#[allow(clippy::large_enum_variant)] // there are two of it
+enum Base {
+    Chained(Chained),
+    #[allow(dead_code)]
+    Normal(StandardNormal),
+}
+
+/// A prior takes its start and its moments from data as layers do, at the end of a model and of its levels.
+#[test]
+fn data_reach_the_nets_of_priors() {
+    let device = host();
+    let base = || Base::Chained(Chained { net: Normed::new(1, 1, &device) });
+    let scaling = |features| DiagonalScaling::new(features, &device).unwrap();
+    let levels = vec![scaling(4), scaling(2)];
+    let stack: FlowStack<2, _, Base, Base> =
+        FlowStack::new(levels, vec![base()], base(), &[4]).unwrap();
+    let mut trainer = Trainer::new(stack, Schedule::constant(1e-3));
+    let x = inputs([64, 4], 1, &device, DType::F32) * 50.0 + 1000.0;
+    trainer.step(x.clone()).unwrap();
+    let stack = trainer.model();
+    for prior in [&stack.split_priors[0], &stack.prior] {
+        let Base::Chained(prior) = prior else { unreachable!("it was chained") };
+        assert!(prior.net.has_seen_data());
+    }
+    assert!(is_finite(stack.log_prob(x)));
+}
+
+fn is_finite(values: Tensor<1>) -> bool {
+    flat(values).iter().all(|value| value.is_finite())
+}
+
+/// Where the net sees the contexts, it takes its start from them.
+#[test]
+fn contexts_reach_the_nets_of_priors() {
+    let device = host();
+    let contexts = inputs([64, 3], 2, &device, DType::F32) * 50.0 + 1000.0;
+    let x = inputs([64, 2], 1, &device, DType::F32);
+    let numbers = ContextMixture::<Normed>::num_numbers(2, 2);
+    let mixture = ContextMixture::new(Normed::new(3, numbers, &device), 2, 3, &device).unwrap();
+    let stack: FlowStack<2, _, _> =
+        FlowStack::single(DiagonalScaling::new(2, &device).unwrap(), mixture, &[2]).unwrap();
+    let mut trainer = Trainer::new(stack, Schedule::constant(1e-3));
+    trainer.step((x.clone(), contexts.clone())).unwrap();
+    let net = trainer.model().prior.net;
+    assert!(net.has_seen_data());
+    let normed = net.act.forward(contexts.clone()).0;
+    assert!(normed.mean().abs().into_scalar::<f64>() < 0.1, "not from the contexts");
+
+    let normal = ContextNormal::new(Normed::new(3, 4, &device), 3, &device);
+    let stack: FlowStack<2, _, _> =
+        FlowStack::single(DiagonalScaling::new(2, &device).unwrap(), normal, &[2]).unwrap();
+    // A prior without a context waits for it.
+    let (stack, _) = stack.initialize(x.clone());
+    assert!(!stack.prior.net.has_seen_data());
+    let mut trainer = Trainer::new(stack, Schedule::constant(1e-3));
+    trainer.step((x, contexts)).unwrap();
+    assert!(trainer.model().prior.net.has_seen_data());
 }
 
 #[derive(Module, Debug, Flow)]

@@ -182,6 +182,54 @@ fn what_cannot_be_used_is_said_by_the_name_of_its_method() {
     assert!(error.starts_with("Source: the batches of a run: got 3, needs more"), "{error}");
 }
 
+/// A run that came to nothing is in nobody's way; what is not a run's is.
+#[test]
+fn a_run_that_came_to_nothing_is_not_in_the_way() {
+    let (device, folder) = (device(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("run");
+    let run = || Run::new(&path).with_steps(1).quiet();
+    let nothing = Tensor::<2>::full([30, 2], f32::NAN, &device);
+    let trainer = || Trainer::new(waiting(&device), Schedule::constant(1e-3));
+    let source = Source::rows(nothing, 30, 1).unwrap();
+    run().train(trainer(), source, HeldOut::rows(points(40, 1, &device))).unwrap_err();
+    assert!(path.join("config.json").exists() && !path.join("model.safetensors").exists());
+    // Beside another's results it is that one's.
+    fs::write(path.join("density.png"), "mine").unwrap();
+    let error = train(&run(), 1e-3, &device).unwrap_err().to_string();
+    assert!(error.contains("which has a config.json already"), "{error}");
+    fs::remove_file(path.join("density.png")).unwrap();
+    for resume in [true, false] {
+        train(&run().with_resume(resume), 1e-3, &device).unwrap();
+        fs::remove_file(path.join("checkpoint/checkpoint.txt")).unwrap();
+        let error = train(&run().with_resume(resume), 1e-3, &device).unwrap_err().to_string();
+        assert!(error.contains("which has a"), "{error}");
+        fs::remove_dir_all(&path).unwrap();
+    }
+    // A configuration that no run wrote.
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("config.json"), "mine").unwrap();
+    for resume in [true, false] {
+        let error = train(&run().with_resume(resume), 1e-3, &device).unwrap_err().to_string();
+        assert!(error.contains("which has a config.json"), "{error}");
+    }
+    let error = run().make_folder(&["density.png"]).unwrap_err().to_string();
+    assert!(error.contains("which has a config.json already"), "{error}");
+    assert_eq!(fs::read_to_string(path.join("config.json")).unwrap(), "mine");
+
+    // Of a program that writes its files itself: while it runs no other may, later it is as good as empty.
+    fs::remove_dir_all(&path).unwrap();
+    let claim = run().make_folder(&["density.png"]).unwrap();
+    let error = run().make_folder(&["density.png"]).unwrap_err().to_string();
+    assert!(error.contains("which another process trains into"), "{error}");
+    drop(claim);
+    let _claim = run().make_folder(&["density.png"]).unwrap();
+}
+
+/// A model that starts from its first batch.
+fn waiting(device: &Device) -> FlowStack<2, ActNorm> {
+    FlowStack::single(ActNorm::new(2, device).unwrap(), StandardNormal::new(), &[2]).unwrap()
+}
+
 /// A flow whose couplings see the context.
 type Conditional = FlowStack<2, Vec<(ActNorm, AffineCoupling<WithContext<Mlp>>)>>;
 

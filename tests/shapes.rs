@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use burn_flows::FlowError;
 use burn_flows::metrics::inversion_error;
+use burn_flows::prior::{Prior, SplitPrior};
 use fixtures::*;
 use proptest::prelude::*;
 
@@ -376,5 +377,31 @@ fn wrong_shapes_panic_in_the_name_of_the_layer() {
     ];
     for (action, text) in cases {
         assert_eq!(panic_message(action), text);
+    }
+}
+
+/// What broadcasts is not taken for what fits: the density would be that of other values.
+#[test]
+fn priors_of_other_shapes_panic_in_their_own_name() {
+    let device = &device();
+    let vectors = |shape| inputs::<2>(shape, 1, device, DType::F32);
+    let normal = DiagonalNormal::<2>::per_channel(3, device);
+    let text = "DiagonalNormal: got latents of shape [2, 1], but was built for those of shape [1, 3], where 1 fits \
+                any size";
+    assert_eq!(panic_message(|| Prior::log_prob(&normal, vectors([2, 1]))), text);
+    let draw = || Prior::sample(&normal, [2, 1], 1.0, &mut rng(0), device, DType::F32);
+    assert_eq!(panic_message(draw), text);
+
+    // Two numbers for each of three channels are needed; as many as one needs would serve them all.
+    for outputs in [2, 4, 5] {
+        let conditional = ConditionalNormal::new(mlp(3, outputs, device).unwrap());
+        let text = format!(
+            "ConditionalNormal: the net gave numbers of shape [2, {outputs}], but 3 channels are factored out; \
+             give it 6 outputs"
+        );
+        let [z, kept] = [1, 2].map(|seed| inputs::<2>([2, 3], seed, device, DType::F32));
+        assert_eq!(panic_message(|| conditional.log_prob(z.clone(), kept.clone())), text);
+        let draw = || conditional.sample([2, 3], kept.clone(), 1.0, &mut rng(0));
+        assert_eq!(panic_message(draw), text);
     }
 }

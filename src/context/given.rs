@@ -1,6 +1,7 @@
 //! Putting a context into the places for it.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
@@ -97,6 +98,12 @@ impl<M: Module> Given for M {}
 /// The module with `context` in every place for contexts of its rank, whatever its width.
 pub(crate) fn filled_with<const C: usize, M: Module>(module: &M, context: &Param<Tensor<C>>) -> M {
     module.clone().map(&mut Fill::new(|_| context.clone()))
+}
+
+/// The module with as many contexts in its places, or none, as a record has there, which tells the shape of a
+/// parameter by its path. Their values are still to come; as after [`Given::given`] they are one parameter.
+pub(crate) fn shaped_by<M: Module>(module: M, shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> M {
+    module.map(&mut Shape { shape_of, path: Vec::new(), inside: 0, given: BTreeMap::new() })
 }
 
 /// The gradient with respect to the context of rank `C` that `module` was [given](Given::given).
@@ -339,5 +346,50 @@ impl<const C: usize, W: FnMut(Param<Tensor<C>>) -> Param<Tensor<C>>> ModuleMappe
         let param = (self.with)(*param.downcast().expect("the ranks are the same"));
         let param: Box<dyn Any> = Box::new(param);
         *param.downcast().expect("the ranks are the same")
+    }
+}
+
+/// [`shaped_by`].
+struct Shape<S> {
+    shape_of: S,
+    path: Vec<String>,
+    inside: usize,
+    /// The parameter of each rank.
+    given: BTreeMap<usize, Box<dyn Any>>,
+}
+
+impl<S: Fn(&str) -> Option<Vec<usize>>> ModuleMapper for Shape<S> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.inside += usize::from(container_type == CONTAINER);
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        self.inside -= usize::from(container_type == CONTAINER);
+        self.path.pop();
+    }
+
+    fn map_float<const N: usize>(&mut self, param: Param<Tensor<N>>) -> Param<Tensor<N>> {
+        let width = param.dims()[1..].first().copied().unwrap_or(0);
+        if self.inside == 0 || width == 0 {
+            return param;
+        }
+        let shape = (self.shape_of)(&self.path.join("."));
+        let Some(Ok(shape)) = shape.map(<[usize; N]>::try_from) else { return param };
+        if shape == param.dims() || shape[1] != width {
+            return param;
+        }
+        if shape[0] == 0 {
+            return frozen(host::empty_like(&param.val(), shape));
+        }
+        let known = self.given.get(&N).and_then(|known| known.downcast_ref::<Param<Tensor<N>>>());
+        if let Some(known) = known.filter(|known| known.dims() == shape) {
+            return known.clone();
+        }
+        let value = param.val();
+        let zeros = Tensor::zeros(shape, (&value.device(), value.dtype()));
+        let given = Param::from_tensor(zeros);
+        self.given.insert(N, Box::new(given.clone()));
+        given
     }
 }

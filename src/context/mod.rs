@@ -52,7 +52,7 @@ pub(crate) use embedded::assert_rows;
 pub use embedded::{Embedded, Embedding};
 pub use given::{Given, gradient};
 pub(crate) use given::{
-    all_classes, depends_on_vectors, filled_with, first_empty, first_empty_beside,
+    all_classes, depends_on_vectors, filled_with, first_empty, first_empty_beside, shaped_by,
 };
 pub use with_context::WithContext;
 

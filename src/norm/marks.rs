@@ -11,9 +11,9 @@ const MARK: &str = "initialized";
 /// The type that `#[derive(Module)]` tells with every field of a [`RunningMoments`](super::RunningMoments).
 const RUNNING_MOMENTS: &str = "RunningMoments";
 
-/// Whether a model has running statistics: running moments anywhere inside.
-pub(crate) fn has_running_moments<M: Module>(module: &M) -> bool {
-    marks(module).iter().any(Mark::is_of_moments)
+/// The path of the first running moments of a model in training that observe batches.
+pub(crate) fn first_moments<M: Module>(module: &M) -> Option<String> {
+    marks(module).into_iter().find(Mark::observes_moments).map(|mark| mark.path)
 }
 
 /// The path of the first layer of a model in training that starts from data, is trained and has not seen
@@ -26,7 +26,7 @@ pub(crate) fn first_uninitialized<M: Module>(module: &M) -> Option<String> {
 
 /// The path of the first running moments of a model in training that observe batches and have seen none.
 pub(crate) fn first_unobserved<M: Module>(module: &M) -> Option<String> {
-    let waits = |mark: &Mark| mark.is_of_moments() && mark.observes && mark.is_unset();
+    let waits = |mark: &Mark| mark.observes_moments() && mark.is_unset();
     marks(module).into_iter().find(waits).map(|mark| mark.path)
 }
 
@@ -58,6 +58,10 @@ struct Mark {
 impl Mark {
     fn is_of_moments(&self) -> bool {
         self.layer == RUNNING_MOMENTS
+    }
+
+    fn observes_moments(&self) -> bool {
+        self.is_of_moments() && self.observes
     }
 
     fn is_unset(&self) -> bool {

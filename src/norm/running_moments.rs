@@ -11,6 +11,7 @@ use crate::host;
 use crate::kernels::MOST_DEVIATION;
 use crate::param::{frozen, replace};
 use crate::record::Setting;
+use crate::support::{self, Question};
 
 /// Mean and variance of every channel over batch and space, `[channels]` each.
 #[derive(Debug, Clone)]
@@ -36,16 +37,24 @@ impl Moments {
     }
 }
 
+/// Whether a batch of this shape has at least two values a channel. A training step
+/// [asks](Question::Variance); elsewhere it has to.
+///
 /// # Panics
-/// In the name of batch normalization, if a batch of this shape has fewer than two values a channel.
+/// In the name of batch normalization, if it has not and nobody asked.
 pub(crate) fn assert_variance<const D: usize>(shape: [usize; D]) {
     let values = shape[0] * shape[2..].iter().product::<usize>();
-    assert!(
-        values >= 2,
-        "BatchNorm: a batch of shape {shape:?} has {values} value{} a channel, and no variance; give it \
-         at least 2 samples",
-        if values == 1 { "" } else { "s" }
+    if values >= 2 {
+        return;
+    }
+    let error = FlowError::invalid(
+        "BatchNorm: the values of a channel",
+        format!("{values} in a batch of shape {shape:?}"),
+        "at least 2, which have a variance",
+        "give it a larger batch (one context for all samples is a batch of one), or freeze it",
     );
+    let text = error.to_string();
+    assert!(support::report(Question::Variance, || Some(error)), "{text}");
 }
 
 /// `[batch, channels, ...] -> [channels, values]`.
@@ -176,12 +185,14 @@ impl RunningMoments {
         (self.variance.val() + *self.epsilon).recip()
     }
 
-    /// Takes in the moments of `x`, as [`data_pass`](Self::data_pass); an empty batch has none.
+    /// Takes in the moments of `x`, as [`data_pass`](Self::data_pass); an empty batch has none, and frozen
+    /// moments ask for none.
     ///
     /// # Panics
     /// As [`Moments::of`].
     pub(crate) fn take_in<const D: usize>(self, x: &Tensor<D>, pass: Pass) -> Self {
-        if x.dims()[0] == 0 { self } else { self.data_pass(Moments::of(x.clone()), pass) }
+        let stays = x.dims()[0] == 0 || self.is_frozen();
+        if stays { self } else { self.data_pass(Moments::of(x.clone()), pass) }
     }
 
     /// Takes the moments of the first batch as they are; later ones change nothing.

@@ -41,12 +41,18 @@ impl<C: Module> ConditionalNormal<C> {
         Self { conditioner }
     }
 
-    fn parameters<const D: usize>(&self, kept: Tensor<D>) -> (Tensor<D>, Tensor<D>)
+    fn parameters<const D: usize>(&self, kept: Tensor<D>, channels: usize) -> (Tensor<D>, Tensor<D>)
     where
         C: Conditioner<D>,
     {
         let parameters = self.conditioner.forward(kept);
-        let channels = parameters.dims()[1] / 2;
+        assert!(
+            parameters.dims()[1] == 2 * channels,
+            "ConditionalNormal: the net gave numbers of shape {:?}, but {channels} channels are factored out; \
+             give it {} outputs",
+            parameters.dims(),
+            2 * channels
+        );
         let mean = parameters.clone().narrow(1, 0, channels);
         let log_std = parameters.narrow(1, channels, channels);
         (mean, log_std.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT))
@@ -117,7 +123,7 @@ where
             let (joined, log_det) = fused.forward(joined);
             return Prior::log_prob(&StandardNormal::new(), split_channels(joined).1) + log_det;
         }
-        let (mean, log_std) = self.parameters(kept);
+        let (mean, log_std) = self.parameters(kept, z.dims()[1]);
         normal_log_prob(z, mean, log_std)
     }
 
@@ -139,7 +145,7 @@ where
         if let Some((fused, joined)) = self.fused(&kept, &z) {
             return split_channels(fused.forward(joined).0).1;
         }
-        let (mean, log_std) = self.parameters(kept);
+        let (mean, log_std) = self.parameters(kept, z.dims()[1]);
         (z - mean) * log_std.neg().exp()
     }
 
@@ -150,11 +156,11 @@ where
         if let Some((fused, joined)) = self.fused(&kept, &noise) {
             return split_channels(fused.inverse(joined)).1;
         }
-        let (mean, log_std) = self.parameters(kept);
+        let (mean, log_std) = self.parameters(kept, noise.dims()[1]);
         noise * log_std.exp() + mean
     }
 
-    fn data_pass(mut self, kept: Tensor<D>, pass: Pass) -> Self {
+    fn data_pass(mut self, _z: Tensor<D>, kept: Tensor<D>, pass: Pass) -> Self {
         self.conditioner = self.conditioner.data_pass(kept, pass).0;
         self
     }

@@ -6,11 +6,12 @@ use rand::Rng;
 
 use super::full_mixture::Components;
 use super::mixture::draw_components;
-use super::{Prior, standard_normal};
+use super::{Prior, context_pass, standard_normal};
 use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
 use crate::context::Context;
 use crate::error::{FlowError, Result};
+use crate::flow::Pass;
 use crate::host;
 use crate::record::Setting;
 
@@ -130,5 +131,10 @@ where
         let rows = log_weights.chunks(*self.components);
         let choices = rows.map(|logits| draw_components(logits, 1, rng, device, dtype)).collect();
         components.draw(Tensor::cat(choices, 0), noise * temperature)
+    }
+
+    fn data_pass(mut self, z: Tensor<2>, pass: Pass) -> Self {
+        self.net = context_pass(self.net, &self.context, z.dims()[0], pass);
+        self
     }
 }

@@ -5,11 +5,12 @@ use burn::tensor::{DType, Device, Tensor};
 use rand::Rng;
 
 use super::diagonal_normal::normal_log_prob;
-use super::{Prior, scaled_normal};
+use super::{Prior, context_pass, scaled_normal};
 use crate::chain::zero_log_det;
 use crate::conditioner::Conditioner;
 use crate::context::Context;
 use crate::coupling::LOG_SCALE_LIMIT;
+use crate::flow::Pass;
 use crate::host;
 
 /// Independent normals whose means and log standard deviations a net computes from the
@@ -84,5 +85,10 @@ where
         }
         let (mean, log_std) = self.parameters(shape);
         noise * log_std.exp() + mean
+    }
+
+    fn data_pass(mut self, z: Tensor<D>, pass: Pass) -> Self {
+        self.net = context_pass(self.net, &self.context, z.dims()[0], pass);
+        self
     }
 }

@@ -38,6 +38,17 @@ impl<const D: usize> DiagonalNormal<D> {
         shape[1] = num_channels;
         Self::new(shape, device)
     }
+
+    /// Broadcast to more values than there are, the parameters would give the density of those.
+    fn assert_fits(&self, shape: [usize; D]) {
+        let own = self.mean.dims();
+        let fits = |axis: usize| own[axis] == 1 || (axis > 0 && own[axis] == shape[axis]);
+        assert!(
+            (0..D).all(fits),
+            "DiagonalNormal: got latents of shape {shape:?}, but was built for those of shape {own:?}, where 1 \
+             fits any size"
+        );
+    }
 }
 
 /// `ln N(z; mean, exp(log_std))` summed over all but the batch; the parameters broadcast.
@@ -55,6 +66,7 @@ pub(crate) fn normal_log_prob<const D: usize>(
 
 impl<const D: usize> Prior<D> for DiagonalNormal<D> {
     fn log_prob(&self, z: Tensor<D>) -> Tensor<1> {
+        self.assert_fits(z.dims());
         normal_log_prob(z, self.mean.val(), self.log_std.val())
     }
 
@@ -66,6 +78,7 @@ impl<const D: usize> Prior<D> for DiagonalNormal<D> {
         device: &Device,
         dtype: DType,
     ) -> Tensor<D> {
+        self.assert_fits(shape);
         let noise = scaled_normal(shape, temperature, rng, device, dtype);
         if host::has_no_samples(&noise) {
             return noise;

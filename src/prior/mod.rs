@@ -58,6 +58,8 @@ pub use per_feature::{FeatureDensity, PerFeature};
 pub use student_t::StudentT;
 pub use uniform::Uniform;
 
+use crate::conditioner::Conditioner;
+use crate::context::Context;
 use crate::flow::{Pass, pull_back_through, pull_back_with};
 use crate::host;
 
@@ -79,6 +81,12 @@ pub trait Prior<const D: usize>: Module {
         device: &Device,
         dtype: DType,
     ) -> Tensor<D>;
+
+    /// Sends a batch of latents through, by which what is inside may change: ActNorm in a net is initialized,
+    /// running statistics take the batch in. Default: unchanged.
+    fn data_pass(self, _z: Tensor<D>, _pass: Pass) -> Self {
+        self
+    }
 
     /// The gradient of `weight * sum ln p(z)` with respect to `z`; those of the parameters are added
     /// to `grads`. `self` is a model in training, `z` and the result are plain tensors.
@@ -117,9 +125,9 @@ pub trait SplitPrior<const D: usize>: Module {
         noise
     }
 
-    /// Sends the kept half of a batch through what depends on it, which may change by that: a net's ActNorm
-    /// is initialized, its running statistics take the batch in. Default: unchanged.
-    fn data_pass(self, _kept: Tensor<D>, _pass: Pass) -> Self {
+    /// Sends a batch through, by which what is inside may change: ActNorm in a net is initialized, running
+    /// statistics take the batch in. Default: unchanged.
+    fn data_pass(self, _z: Tensor<D>, _kept: Tensor<D>, _pass: Pass) -> Self {
         self
     }
 
@@ -165,6 +173,14 @@ macro_rules! __one_of_priors {
                 $(Self::$variant { $field: prior } => {
                     $crate::prior::Prior::sample(prior, shape, temperature, rng, device, dtype)
                 })+
+            }
+        }
+
+        fn data_pass(self, z: $crate::__private::Tensor<$D>, pass: $crate::Pass) -> Self {
+            match self {
+                $(Self::$variant { $field: prior } => Self::$variant {
+                    $field: $crate::prior::Prior::data_pass(prior, z, pass),
+                },)+
             }
         }
 
@@ -234,12 +250,13 @@ macro_rules! __one_of_priors {
 
         fn data_pass(
             self,
+            z: $crate::__private::Tensor<$D>,
             kept: $crate::__private::Tensor<$D>,
             pass: $crate::Pass,
         ) -> Self {
             match self {
                 $(Self::$variant { $field: prior } => Self::$variant {
-                    $field: $crate::prior::SplitPrior::data_pass(prior, kept, pass),
+                    $field: $crate::prior::SplitPrior::data_pass(prior, z, kept, pass),
                 },)+
             }
         }
@@ -275,6 +292,10 @@ impl<const D: usize, P: Prior<D>> SplitPrior<D> for P {
         Prior::sample(self, shape, temperature, rng, &kept.device(), kept.dtype())
     }
 
+    fn data_pass(self, z: Tensor<D>, _kept: Tensor<D>, pass: Pass) -> Self {
+        Prior::data_pass(self, z, pass)
+    }
+
     fn backward(
         &self,
         z: Tensor<D>,
@@ -304,6 +325,12 @@ fn backward_by_autodiff<const D: usize, S: SplitPrior<D>>(
         grads,
     );
     (dz, dkept.unwrap_or_else(|| kept.inner().zeros_like()))
+}
+
+/// The net of a prior after a data pass of the contexts of `batch` samples; one that waits for its context
+/// waits for its data as well.
+fn context_pass<N: Conditioner<2>>(net: N, context: &Context, batch: usize, pass: Pass) -> N {
+    if context.is_given() { net.data_pass(context.rows(batch), pass).0 } else { net }
 }
 
 /// `ln(2 pi) / 2`, the constant of a normal log-density.

@@ -36,6 +36,9 @@ const RESULTS: [&str; 7] = [
     "report.html",
 ];
 
+/// The file by which a folder is one of runs, and by which one process at a time runs into it.
+const LOCK: &str = ".lock";
+
 /// What a training without a checkpoint to go on from does with a run that is in its folder.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Earlier {
@@ -59,9 +62,9 @@ impl RunFolder {
     pub(super) fn create(path: &Path, config: &str, earlier: Earlier) -> Result<Self> {
         if earlier == Earlier::Keep {
             let advice = "Run::with_resume goes on with a run, Run::with_overwrite replaces it";
-            refuse_to_replace(path, &[&BEGINNINGS[..], &RESULTS].concat(), advice)?;
+            refuse_to_replace(path, &RESULTS, advice)?;
         } else if earlier == Earlier::KeepResults
-            && let Some(name) = first_of(&RESULTS, path)
+            && let Some(name) = first_of(&RESULTS, path).or_else(|| in_the_way(path, &[]))
         {
             let got = format!("{}, which has a {name} and no checkpoint", path.display());
             let advice = "Run::with_overwrite instead starts from the beginning";
@@ -152,9 +155,10 @@ pub(super) fn checkpoint(run: &Path) -> PathBuf {
     run.join("checkpoint")
 }
 
-/// An error if one of `outputs` is in the folder of a run that is about to start.
-pub(super) fn refuse_to_replace(path: &Path, outputs: &[&str], advice: &str) -> Result<()> {
-    match first_of(outputs, path) {
+/// An error if something of an earlier run, or of the user's, is in the folder of a run with these `results`
+/// that is about to start.
+fn refuse_to_replace(path: &Path, results: &[&str], advice: &str) -> Result<()> {
+    match in_the_way(path, results) {
         None => Ok(()),
         Some(name) => {
             let got = format!("{}, which has a {name} already", path.display());
@@ -166,6 +170,26 @@ pub(super) fn refuse_to_replace(path: &Path, outputs: &[&str], advice: &str) -> 
 /// Whether a folder is that of a run, whose pictures are not to be replaced by others.
 pub(super) fn is_run(path: &Path) -> bool {
     first_of(&BEGINNINGS, path).is_some()
+}
+
+/// What would be lost by a run with these `results`.
+fn in_the_way<'a>(path: &Path, results: &[&'a str]) -> Option<&'a str> {
+    let beginnings = first_of(&BEGINNINGS, path).filter(|_| !is_of_nothing(path));
+    beginnings.or_else(|| first_of(results, path))
+}
+
+/// Whether a run has begun in the folder and come to nothing: it diverged before its first step, or was killed.
+/// Without a [`LOCK`] the files are the user's; what else there is may be the result of another program's run.
+fn is_of_nothing(path: &Path) -> bool {
+    let is_empty =
+        |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    let is_nothing = |entry: fs::DirEntry| {
+        let name = entry.file_name();
+        BEGINNINGS.iter().chain([&LOCK]).any(|known| name == **known) || is_empty(&entry.path())
+    };
+    path.join(LOCK).exists()
+        && fs::read_dir(path)
+            .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(is_nothing)))
 }
 
 fn first_of<'a>(outputs: &[&'a str], path: &Path) -> Option<&'a str> {
@@ -200,7 +224,7 @@ fn remove_progress(path: &Path) -> Result<()> {
 
 /// Keeps the folder of a run for this process as long as the answer lives.
 fn lock(path: &Path) -> Result<File> {
-    let lock = path.join(".lock");
+    let lock = path.join(LOCK);
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -239,14 +263,25 @@ pub(super) fn config_text(config: &impl Serialize) -> String {
     format!("{text}\n")
 }
 
-/// Makes the folder of a program that has these outputs, with its configuration.
-pub(super) fn claim(path: &Path, outputs: &[&str], overwrite: bool, config: &str) -> Result<()> {
-    let outputs = [&["config.json"], outputs].concat();
-    if !overwrite {
-        let advice = "Run::with_overwrite replaces it, another folder keeps it";
-        refuse_to_replace(path, &outputs, advice)?;
+/// A folder that a program writes its own files into ([`Run::make_folder`](super::Run::make_folder)): as long
+/// as this lives, no other process runs into it.
+#[derive(Debug)]
+#[must_use = "another process can run into the folder once this is dropped"]
+pub struct Claim {
+    _lock: File,
+}
+
+impl Claim {
+    /// Makes the folder of a program that has these results, with its configuration.
+    pub(super) fn of(path: &Path, results: &[&str], overwrite: bool, config: &str) -> Result<Self> {
+        if !overwrite {
+            let advice = "Run::with_overwrite replaces it, another folder keeps it";
+            refuse_to_replace(path, results, advice)?;
+        }
+        create_folder(path)?;
+        let lock = lock(path)?;
+        remove(path, results)?;
+        write_config(path, config)?;
+        Ok(Self { _lock: lock })
     }
-    create_folder(path)?;
-    remove(path, &outputs)?;
-    write_config(path, config)
 }

@@ -64,6 +64,7 @@ use std::fmt::Display;
 pub use corner::Corner;
 pub use evaluation::{Evaluation, HeldOut, Section, Shown};
 pub use explore::{AttributeFaces, CropName, Explore, Explored, Explorer, Library};
+pub use folder::Claim;
 pub use images::{
     ImageModelName, ImageOutcome, ImageParts, ImageRun, OfClasses, PictureFolder, Subject,
 };

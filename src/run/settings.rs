@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::folder::{self, config_text};
+use super::folder::{Claim, config_text};
 use super::{at_least_one, say};
 use crate::error::{FlowError, Result};
 use crate::training::Memory;
@@ -22,7 +22,8 @@ use crate::training::Memory;
 /// - `checkpoint/`, and what the [`Evaluation`](super::Evaluation) draws.
 ///
 /// A folder that has a run already is left alone, unless [`with_resume`](Run::with_resume) or
-/// [`with_overwrite`](Run::with_overwrite) is said. Ctrl-C, SIGTERM and SIGHUP end the run after the step at
+/// [`with_overwrite`](Run::with_overwrite) is said; one in which a run came to no model and no checkpoint is as
+/// good as empty. Ctrl-C, SIGTERM and SIGHUP end the run after the step at
 /// work, with a checkpoint; a second signal ends the program at once.
 ///
 /// ```
@@ -177,13 +178,15 @@ impl Run {
     }
 
     /// Makes the folder for a program that writes `outputs` into it by itself, with `config.json`; one that
-    /// has some of them already is an error, unless [`with_overwrite`](Run::with_overwrite) is said.
+    /// has some of them already, or a `config.json` that is no run's, is an error, unless
+    /// [`with_overwrite`](Run::with_overwrite) is said.
     ///
     /// # Errors
-    /// [`FlowError::Invalid`] if it has, [`FlowError::Io`] if it cannot be made or written.
-    pub fn make_folder(&self, outputs: &[&str]) -> Result<()> {
+    /// [`FlowError::Invalid`] if it has, or another process runs into it; [`FlowError::Io`] if it cannot be made
+    /// or written.
+    pub fn make_folder(&self, outputs: &[&str]) -> Result<Claim> {
         let config = self.config.as_deref().unwrap_or("{}\n");
-        folder::claim(&self.folder, outputs, self.overwrite, config)
+        Claim::of(&self.folder, outputs, self.overwrite, config)
     }
 
     /// The steps of the whole run, where a pass has so many.

@@ -15,8 +15,8 @@ use crate::reshape::{Squeeze, merge_channels, split_channels};
 use crate::tape::Tape;
 
 /// As a flow, a stack is its map alone: the latent's parts put back together in the shape of `x`
-/// (each level's squeezes undone), the priors left out. A [`data_pass`](Flow::data_pass) sends the kept
-/// halves through the split priors as well.
+/// (each level's squeezes undone), the priors left out. A [`data_pass`](Flow::data_pass) sends the parts
+/// through the priors as well.
 impl<const D: usize, F: Flow<D>, P: Prior<D>, S: SplitPrior<D>> Flow<D> for FlowStack<D, F, P, S>
 where
     Self: Module,
@@ -99,13 +99,14 @@ where
             let (level, z) = level.data_pass(h, pass);
             levels.push(level);
             if index == last {
+                self.prior = self.prior.data_pass(z.clone(), pass);
                 parts.push(z);
                 break;
             }
             let (kept, out) = split_channels(z);
-            parts.push(out);
             let prior = priors.next().expect("a split prior between every two levels");
-            self.split_priors.push(prior.data_pass(kept.clone(), pass));
+            self.split_priors.push(prior.data_pass(out.clone(), kept.clone(), pass));
+            parts.push(out);
             h = kept;
         }
         self.levels = levels;

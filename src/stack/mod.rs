@@ -147,13 +147,6 @@ impl<const D: usize, F: Module, P: Module, S: Module> FlowStack<D, F, P, S> {
         record::save(self, path)
     }
 
-    /// The fewest pixels that a channel has on the way through the levels.
-    pub(crate) fn fewest_pixels(&self) -> usize {
-        let shapes = self.shapes.inputs.iter().chain(&self.shapes.parts);
-        let pixels = shapes.map(|shape| shape[2..].iter().product());
-        pixels.min().expect("a stack has at least one level")
-    }
-
     pub(crate) fn assert_sample_shape(&self, x: &Tensor<D>) {
         assert!(
             x.dims()[1..] == *self.sample_shape(),

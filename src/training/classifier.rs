@@ -181,8 +181,4 @@ where
             (!is_finite).then(|| "the classifier".into())
         })
     }
-
-    fn fewest_pixels(&self) -> usize {
-        self.model.fewest_pixels()
-    }
 }

@@ -2,7 +2,8 @@
 
 use super::{Batch, Trainable};
 use crate::error::{FlowError, Result};
-use crate::{host, support};
+use crate::host;
+use crate::support::{Question, watch};
 
 /// The lowest loss of held-out samples so far, and how long ago that was.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,8 +54,8 @@ pub(crate) fn held_out_loss<M: Trainable<B>, B: Batch>(
         let batch = held_out.narrow(start, at_once.min(samples - start));
         let part = host::scalar(model.log_prob(batch.clone()).sum());
         if !part.is_finite() {
-            let mut place = None;
-            if let Some(reason) = support::watch(|| place = model.first_not_finite(batch)) {
+            let (place, reason) = watch(Question::Support, || model.first_not_finite(batch));
+            if let Some(reason) = reason {
                 return Err(reason);
             }
             return Err(FlowError::NotFinite {

@@ -34,9 +34,11 @@ pub(super) fn samples<const D: usize>(x: &Tensor<D>) -> usize {
     SAMPLES.min(x.dims()[0])
 }
 
-/// Refuses a model in training with a layer of Burn's kind that acts otherwise in training.
-pub(super) fn refuse_flags<M: Module>(model: &M) -> Result<()> {
-    let mut find = FindFlag::default();
+/// Refuses a model in training, or the part of one at `path`, with a layer of Burn's kind that acts otherwise in
+/// training.
+pub(super) fn refuse_flags<M: Module>(model: &M, path: &[&str]) -> Result<()> {
+    let path = path.iter().map(|name| Field { name: (*name).into(), container: String::new() });
+    let mut find = FindFlag { path: path.collect(), module: None };
     model.visit(&mut find);
     let Some(module) = find.module else { return Ok(()) };
     Err(FlowError::NotRepeatable {
@@ -94,7 +96,7 @@ where
     S: SplitPrior<D>,
     FlowStack<D, F, P, S>: Module,
 {
-    refuse_flags(model)?;
+    refuse_flags(model, &[])?;
     let samples = samples(&x);
     if samples == 0 {
         return Ok(());
@@ -145,7 +147,7 @@ pub(super) fn check_embedding<const R: usize, const C: usize, E: Embedding<R, C>
     embedding: &E,
     raw: Tensor<R>,
 ) -> Result<Tensor<C>> {
-    refuse_flags(embedding)?;
+    refuse_flags(embedding, &["embedding"])?;
     let context = embedding.valid().embed(raw.clone());
     let training = embedding.clone().no_grad();
     let [once, again] = [(); 2].map(|()| training.embed(raw.clone().autodiff()).inner());
@@ -177,7 +179,6 @@ struct Field {
 type Path = Vec<Field>;
 
 /// Looks for the first flag that is up.
-#[derive(Default)]
 struct FindFlag {
     path: Path,
     /// The module that it belongs to.

@@ -99,7 +99,7 @@ where
 /// # Panics
 /// If gradients without stored activations would be those of no function; see [`gradients`].
 pub(crate) fn assert_one_function<M: Module>(model: &M) {
-    let checked = refuse_flags(model).and_then(|()| refuse_followed(model));
+    let checked = refuse_flags(model, &[]).and_then(|()| refuse_followed(model));
     checked.unwrap_or_else(|error| panic!("{error}"));
 }
 

@@ -155,10 +155,6 @@ pub trait Trainable<B: Batch>: Module {
 
     /// [`FlowStack::first_not_finite`].
     fn first_not_finite(&self, batch: B) -> Option<String>;
-
-    /// The fewest pixels that a channel has on the way through the model, of which batch normalization
-    /// takes the variance; 1 for vectors.
-    fn fewest_pixels(&self) -> usize;
 }
 
 impl<const D: usize, F, P, S> Trainable<Tensor<D>> for FlowStack<D, F, P, S>
@@ -206,10 +202,6 @@ where
 
     fn first_not_finite(&self, x: Tensor<D>) -> Option<String> {
         self.first_not_finite(x)
-    }
-
-    fn fewest_pixels(&self) -> usize {
-        self.fewest_pixels()
     }
 }
 
@@ -291,10 +283,6 @@ where
     fn first_not_finite(&self, (x, context): (Tensor<D>, Tensor<C>)) -> Option<String> {
         constant(self, context).first_not_finite(x)
     }
-
-    fn fewest_pixels(&self) -> usize {
-        self.fewest_pixels()
-    }
 }
 
 impl<const D: usize, const R: usize, const C: usize, E, F, P, S> Trainable<(Tensor<D>, Tensor<R>)>
@@ -370,9 +358,5 @@ where
             return Some("the embedding".into());
         }
         Trainable::first_not_finite(&self.model, (x, context))
-    }
-
-    fn fewest_pixels(&self) -> usize {
-        self.model.fewest_pixels()
     }
 }

@@ -15,9 +15,9 @@ use crate::backend::is_host;
 use crate::error::{FlowError, Result};
 use crate::flow::Pass;
 use crate::host;
-use crate::norm::{first_uninitialized, first_unobserved, has_running_moments};
+use crate::norm::{first_moments, first_uninitialized, first_unobserved};
 use crate::stack::device_and_dtype;
-use crate::support;
+use crate::support::{Question, watch};
 use crate::tape::{Drift, Memory, Tape};
 
 /// Trains a [`FlowStack`](crate::FlowStack), or what else is [`Trainable`], by maximum likelihood:
@@ -184,8 +184,8 @@ pub const DRIFT_EVERY: usize = 100;
 
 /// What to do about a layer that data do not reach.
 const UNREACHED: &str = "write #[derive(Flow)] on the struct or enum that holds the layer, or hand the pass \
-     on in its data_pass; in what is turned around by Inverse, and in a net of the prior of the whole, \
-     initialize or observe it before, and freeze it or train without_initialization";
+     on in its data_pass; in what is turned around by Inverse, initialize or observe it before, and freeze it \
+     or train without_initialization";
 
 /// How often a model is checked: before the first step, and when the drift is measured next, by when
 /// nets that start as zero have left it.
@@ -380,11 +380,6 @@ impl<M: Module> Trainer<M> {
         self.model.as_ref().expect("the model is put back after every step")
     }
 
-    /// A model after a data pass, its shared parameters put together again.
-    fn share(&self, model: M) -> M {
-        if self.shares { share_data_pass(model) } else { model }
-    }
-
     /// The second half of a step: clips the gradients and updates the model.
     ///
     /// # Errors
@@ -494,19 +489,13 @@ impl<M: Module> Trainer<M> {
     where
         M: Trainable<B>,
     {
-        let (model, samples) = (self.training_model(), batch.num_samples());
-        let needs_variance = has_running_moments(model) && model.fewest_pixels() == 1;
-        let (fewest, needed) = match needs_variance {
-            true => (2, "at least 2: BatchNorm has no variance of one value a channel"),
-            false => (1, "at least 1"),
-        };
-        if samples >= fewest {
-            return model.check_batch(batch);
+        if batch.num_samples() > 0 {
+            return self.training_model().check_batch(batch);
         }
         Err(FlowError::invalid(
             "Trainer: the samples of a batch",
-            samples,
-            needed,
+            0,
+            "at least 1",
             "pass over the batch, or join it to another one",
         ))
     }
@@ -519,8 +508,8 @@ impl<M: Module> Trainer<M> {
     ///   [`FlowError::Singular`] and [`FlowError::Scale`] where a flow has no inverse
     ///   ([`Flow::check`](crate::Flow::check)); see [the last good model](Trainer#the-last-good-model).
     /// - [`FlowError::Invalid`] for contexts that are missing, of other numbers, widths, dtypes or devices
-    ///   than the model's layers take, for an empty batch, and for a single sample where batch normalization
-    ///   would see one value a channel, which has no variance; [`FlowError::OutsideSupport`] where the
+    ///   than the model's layers take, for an empty batch, and for a single sample, or a single context for all,
+    ///   where batch normalization would see one value a channel, which has no variance; [`FlowError::OutsideSupport`] where the
     ///   batch has values to which a layer gives no density. Nothing has changed then.
     /// - [`FlowError::NotRepeatable`], at the first step, for nets with chance or a state of their own; see
     ///   [`reversible::check`](super::reversible::check). Nothing has changed then.
@@ -602,9 +591,9 @@ impl<M: Module> Trainer<M> {
             checked.inspect_err(|_| self.restore())?;
             self.checks_left -= 1;
         }
+        self.observe(batch.clone())?;
         self.choose_memory(batch);
         let memory = self.memory;
-        self.observe(batch.clone())?;
         let (loss, grads, drift) = self.loss_and_gradients(batch, looks);
         Ok(Computed { loss, grads, drift, memory })
     }
@@ -703,13 +692,25 @@ impl<M: Module> Trainer<M> {
         Some(reason)
     }
 
+    /// The model after a data pass, its shared parameters put together again.
+    fn passed<B: Batch>(&self, batch: B, pass: Pass) -> Result<M>
+    where
+        M: Trainable<B>,
+    {
+        let model = self.training_model().valid();
+        let (model, refusal) = watch(Question::Variance, || model.data_pass(batch, pass));
+        match refusal {
+            Some(error) => Err(error),
+            None => Ok(if self.shares { share_data_pass(model) } else { model }.train()),
+        }
+    }
+
     /// Initializes what is not; the model as it was is then in `before`.
     fn initialize<B: Batch>(&mut self, batch: B) -> Result<()>
     where
         M: Trainable<B>,
     {
-        let model = self.training_model();
-        let initialized = self.share(model.valid().data_pass(batch, Pass::Initialize)).train();
+        let initialized = self.passed(batch, Pass::Initialize)?;
         if let Some(layer) = first_uninitialized(&initialized) {
             return Err(FlowError::invalid(
                 format!("Trainer: the initialization of {layer}"),
@@ -728,9 +729,8 @@ impl<M: Module> Trainer<M> {
     where
         M: Trainable<B>,
     {
-        let model = self.training_model();
-        if has_running_moments(model) {
-            let model = self.share(model.valid().data_pass(batch, Pass::Observe)).train();
+        if first_moments(self.training_model()).is_some() {
+            let model = self.passed(batch, Pass::Observe).inspect_err(|_| self.restore())?;
             if self.num_steps == 0
                 && let Some(moments) = first_unobserved(&model)
             {
@@ -776,8 +776,9 @@ impl<M: Module> Trainer<M> {
         let number = self.num_steps + 1;
         // The place in which the activations stop being finite, and the parameter there whose
         // gradient does.
-        let (valid, mut place) = (model.valid(), None);
-        if let Some(reason) = support::watch(|| place = valid.first_not_finite(batch.clone())) {
+        let valid = model.valid();
+        let (place, reason) = watch(Question::Support, || valid.first_not_finite(batch.clone()));
+        if let Some(reason) = reason {
             return reason;
         }
         // Moments that have just taken in what their numbers cannot hold. Those of a batch that is not
