@@ -185,4 +185,8 @@ where
     fn fewest_pixels(&self) -> usize {
         self.model.fewest_pixels()
     }
+
+    fn inversion_error(&self, batch: (Tensor<D>, Tensor<2>)) -> Option<f64> {
+        Trainable::inversion_error(&self.model, batch)
+    }
 }
