@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{Content, Module, ModuleDisplay, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer, MultiGradientsParams};
 use burn::tensor::{DType, Device, Tensor};
 use burn::train::train::WorkerFailure;
@@ -46,6 +46,7 @@ const ROUND_TRIPS: usize = 8;
 /// [`Trainer::step`]. The model is then the one before the step; the last one that is known for good is in
 /// the checkpoint of the last epoch.
 #[derive(Module, Debug)]
+#[module(custom_display)]
 pub struct Learnable<M, B> {
     /// The model.
     pub model: M,
@@ -81,6 +82,17 @@ impl Debug for Settings {
             .field("memory", &self.memory)
             .field("num_steps", &self.num_steps)
             .finish_non_exhaustive()
+    }
+}
+
+/// Prints the model alone.
+impl<M, B> ModuleDisplay for Learnable<M, B>
+where
+    M: Module + ModuleDisplay,
+    B: Clone + Debug + Send,
+{
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        content.add("model", &self.model).optional()
     }
 }
 
