@@ -76,7 +76,9 @@
 //! The backend is chosen at compile time, one feature each: `ndarray` (CPU, the default), `flex`
 //! (CPU, Burn's successor of ndarray) and `wgpu` (GPU: Vulkan, Metal, DirectX 12).
 //! [`backend::device`] gives the compiled-in device; see [`backend`] for several at once. `images` (on
-//! by default) reads folders of pictures, `onnx` writes models for onnxruntime (room `onnx`).
+//! by default) reads folders of pictures, `onnx` writes models for onnxruntime (room `onnx`), `run` is a training
+//! with report and resume by one call (room `run`), `train` takes models to Burn's Learner (room
+//! `training::learner`).
 
 #![deny(missing_docs, unsafe_code)]
 

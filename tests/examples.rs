@@ -471,6 +471,42 @@ fn custom_flow_proves_its_layer() {
     );
 }
 
+#[cfg(feature = "train")]
+#[test]
+fn learner_trains_and_goes_on_from_an_epoch() {
+    let (data, folder) = (small_mnist(28), tempfile::tempdir().unwrap());
+    let out = folder.path().join("out");
+    let run = |options: &[&str]| {
+        let mut command = example("learner");
+        command.arg("--data").arg(data.path()).arg("--out").arg(&out).args(SMALLEST).args(options);
+        command
+    };
+    assert_eq!(
+        complaint(&mut run(&["--epochs", "0"])),
+        "--epochs: got 0, needs at least 1; leave it out for the default"
+    );
+    let refused = complaint(&mut run(&["--resume", "1"]));
+    assert_eq!(refused, format!("--resume: {} has no checkpoint of epoch 1", out.display()));
+    assert!(!out.exists(), "a training that did not start left a folder");
+
+    let answer = answer(&mut run(&["--epochs", "1"]));
+    let expected = format!("the model and samples are in {}", out.display());
+    assert_eq!(answer.last_line(), expected);
+    assert!(answer.stdout.contains("| Valid | Bits per dimension |"), "{}", answer.stdout);
+    let refused = complaint(&mut run(&["--epochs", "2"]));
+    assert_eq!(refused, format!("--out: {} exists; go on with --resume", out.display()));
+
+    let model = || fs::read(out.join("model.safetensors")).unwrap();
+    let before = model();
+    let resumed = self::answer(&mut run(&["--epochs", "2", "--resume", "1"]));
+    assert_eq!(resumed.last_line(), expected);
+    assert!(model() != before, "nothing was learned");
+    for epoch in [1, 2] {
+        assert!(out.join(format!("valid/epoch-{epoch}/Bits_per_dimension.log")).exists());
+    }
+    assert!(num_colors(&picture(out.join("samples.png"))) > 50, "samples.png is empty");
+}
+
 /// The one line that an example ends with when it cannot go on, without `error: `.
 fn complaint(command: &mut Command) -> String {
     let answer = answer(command);

@@ -1,5 +1,6 @@
 //! The invertible 1x1 convolution of Glow.
 
+use std::fmt::{self, Debug};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use burn::module::{Module, Param};
@@ -144,8 +145,15 @@ impl Derived {
 
 /// The last [`Derived`], recognized by the values that it follows from, so that no update of a
 /// parameter, by whatever road, can leave it stale. Clones of the layer share it.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 struct Cache(Arc<Mutex<Option<Arc<Derived>>>>);
+
+/// Without the matrices, which would fill a screen where a model is printed.
+impl Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cache")
+    }
+}
 
 impl Cache {
     fn clear(&self) {

@@ -1,6 +1,6 @@
 //! Which layers inside of a model take something from data, wherever they are, and which still wait for it.
 
-use burn::module::{Flag, Module, ModuleVisitor, Param};
+use burn::module::{Flag, Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 
 use crate::host;
@@ -14,6 +14,13 @@ const RUNNING_MOMENTS: &str = "RunningMoments";
 /// The path of the first running moments of a model in training that observe batches.
 pub(crate) fn first_moments<M: Module>(module: &M) -> Option<String> {
     marks(module).into_iter().find(Mark::observes_moments).map(|mark| mark.path)
+}
+
+/// The parameters of all running moments of a model in training that observe batches.
+#[cfg(feature = "train")]
+pub(crate) fn running_moments<M: Module>(module: &M) -> Vec<ParamId> {
+    let observing = marks(module).into_iter().filter(Mark::observes_moments);
+    observing.flat_map(|mark| mark.parameters).collect()
 }
 
 /// The path of the first layer of a model in training that starts from data, is trained and has not seen
@@ -48,6 +55,9 @@ struct Mark {
     /// Its type.
     layer: String,
     path: String,
+    /// Its parameters, those of modules inside left out.
+    #[cfg_attr(not(feature = "train"), allow(dead_code))]
+    parameters: Vec<ParamId>,
     /// Whether a parameter beside the mark is trained.
     is_trained: bool,
     /// Whether no flag beside the mark is off: of moments that are not frozen.
@@ -75,6 +85,7 @@ fn marks<M: Module>(module: &M) -> Vec<Mark> {
     #[derive(Default)]
     struct Entered {
         name: String,
+        parameters: Vec<ParamId>,
         is_trained: bool,
         is_off: bool,
         mark: Option<(String, Tensor<1>)>,
@@ -95,8 +106,16 @@ fn marks<M: Module>(module: &M) -> Vec<Mark> {
             let names: Vec<&str> = self.path.iter().skip(1).map(|entered| &*entered.name).collect();
             let path = names.join(".");
             let entered = self.path.pop();
-            if let Some(Entered { is_trained, is_off, mark: Some((layer, value)), .. }) = entered {
-                self.found.push(Mark { layer, path, is_trained, observes: !is_off, value });
+            if let Some(Entered {
+                parameters,
+                is_trained,
+                is_off,
+                mark: Some((layer, value)),
+                ..
+            }) = entered
+            {
+                let observes = !is_off;
+                self.found.push(Mark { layer, path, parameters, is_trained, observes, value });
             }
         }
     }
@@ -119,6 +138,7 @@ fn marks<M: Module>(module: &M) -> Vec<Mark> {
 
         fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
             let [.., layer, parameter] = &mut *self.path else { return };
+            layer.parameters.push(param.id);
             layer.is_trained |= param.is_require_grad();
             if parameter.name == MARK {
                 layer.mark = Some((self.container.clone(), param.val().reshape([-1])));

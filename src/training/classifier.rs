@@ -181,4 +181,8 @@ where
             (!is_finite).then(|| "the classifier".into())
         })
     }
+
+    fn inversion_error(&self, batch: (Tensor<D>, Tensor<2>)) -> Option<f64> {
+        Trainable::inversion_error(&self.model, batch)
+    }
 }

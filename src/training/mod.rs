@@ -1,15 +1,22 @@
 //! Training: maximum likelihood, reversible backpropagation, schedules, checkpoints.
 //!
 //! In the guide: [Training](crate::guide::training).
+#![cfg_attr(
+    feature = "train",
+    doc = "\nWith the feature `train`, [`learner`] has the models for Burn's `SupervisedTraining`."
+)]
 
 mod adam;
 mod available;
 mod average;
+mod backward;
 mod checkpoint;
 mod classifier;
 pub(crate) mod early;
 mod fit;
 mod gradients;
+#[cfg(feature = "train")]
+pub mod learner;
 mod memory;
 mod rates;
 mod repeats;

@@ -11,6 +11,7 @@ use crate::context::{
 use crate::error::{FlowError, Result};
 use crate::flow::{Flow, Pass, collect};
 use crate::host;
+use crate::metrics;
 use crate::prior::{Prior, SplitPrior};
 use crate::stack::FlowStack;
 use crate::tape::Tape;
@@ -34,6 +35,9 @@ pub trait Batch: Clone {
 
     /// Whether every value is finite.
     fn is_finite(&self) -> bool;
+
+    /// The same samples as plain tensors: Burn's loaders make them on a device with autodiff.
+    fn without_autodiff(self) -> Self;
 }
 
 impl<const D: usize> Batch for Tensor<D> {
@@ -51,6 +55,10 @@ impl<const D: usize> Batch for Tensor<D> {
 
     fn is_finite(&self) -> bool {
         host::is_finite(self.clone())
+    }
+
+    fn without_autodiff(self) -> Self {
+        host::plain(self)
     }
 }
 
@@ -83,6 +91,10 @@ impl<const D: usize, const C: usize> Batch for (Tensor<D>, Tensor<C>) {
 
     fn is_finite(&self) -> bool {
         Batch::is_finite(&self.0) && Batch::is_finite(&self.1)
+    }
+
+    fn without_autodiff(self) -> Self {
+        (host::plain(self.0), host::plain(self.1))
     }
 }
 
@@ -155,6 +167,12 @@ pub trait Trainable<B: Batch>: Module {
 
     /// [`FlowStack::first_not_finite`].
     fn first_not_finite(&self, batch: B) -> Option<String>;
+
+    /// [`metrics::inversion_error`] over the batch, of a model that is not in training; `None`, as by default,
+    /// of a model that does not tell.
+    fn inversion_error(&self, _batch: B) -> Option<f64> {
+        None
+    }
 }
 
 impl<const D: usize, F, P, S> Trainable<Tensor<D>> for FlowStack<D, F, P, S>
@@ -202,6 +220,10 @@ where
 
     fn first_not_finite(&self, x: Tensor<D>) -> Option<String> {
         self.first_not_finite(x)
+    }
+
+    fn inversion_error(&self, x: Tensor<D>) -> Option<f64> {
+        Some(metrics::inversion_error(self, x))
     }
 }
 
@@ -283,6 +305,10 @@ where
     fn first_not_finite(&self, (x, context): (Tensor<D>, Tensor<C>)) -> Option<String> {
         constant(self, context).first_not_finite(x)
     }
+
+    fn inversion_error(&self, (x, context): (Tensor<D>, Tensor<C>)) -> Option<f64> {
+        Some(metrics::inversion_error(&constant(self, context), x))
+    }
 }
 
 impl<const D: usize, const R: usize, const C: usize, E, F, P, S> Trainable<(Tensor<D>, Tensor<R>)>
@@ -358,5 +384,9 @@ where
             return Some("the embedding".into());
         }
         Trainable::first_not_finite(&self.model, (x, context))
+    }
+
+    fn inversion_error(&self, (x, raw): (Tensor<D>, Tensor<R>)) -> Option<f64> {
+        Trainable::inversion_error(&self.model, (x, self.context(raw)))
     }
 }

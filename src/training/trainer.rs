@@ -7,9 +7,10 @@ use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 
 use super::average::Average;
+use super::backward::{Backward, Computed, Loss, check_batch, passed, why_not_finite};
 use super::gradients::{SumOfSquares, first_not_finite, gradient_norm, scale_gradients};
 use super::memory::{self, Choice};
-use super::shared::{number_parameters, share_data_pass, share_step};
+use super::shared::{number_parameters, share_step};
 use super::{Adam, Batch, LearningRates, Trainable};
 use crate::backend::is_host;
 use crate::error::{FlowError, Result};
@@ -17,8 +18,7 @@ use crate::flow::Pass;
 use crate::host;
 use crate::norm::{first_moments, first_uninitialized, first_unobserved};
 use crate::stack::device_and_dtype;
-use crate::support::{Question, watch};
-use crate::tape::{Drift, Memory, Tape};
+use crate::tape::{Drift, Memory};
 
 /// Trains a [`FlowStack`](crate::FlowStack), or what else is [`Trainable`], by maximum likelihood:
 /// [`Adam`] or any other optimizer, a [`Schedule`](super::Schedule) or any other learning rates, clipping
@@ -91,7 +91,7 @@ pub struct Trainer<M> {
     pub(super) average: Option<Average<M>>,
     micro_batch: usize,
     /// Whether any parameter is in several places.
-    shares: bool,
+    pub(super) shares: bool,
     /// How often it is still to be checked whether the model is one function.
     checks_left: usize,
     initializes: bool,
@@ -141,41 +141,12 @@ pub struct StepGradients {
 }
 
 /// [`StepGradients`] of a loss that may be on its device still.
-struct Computed {
+struct Gradients {
     loss: Loss,
     grads: GradientsParams,
     drift: Option<f64>,
     /// What the trainer kept of a forward pass before.
     memory: Memory,
-}
-
-/// A loss that was read, or is on its device still, `[1]`.
-#[allow(clippy::large_enum_variant)] // there is one of it at a time
-enum Loss {
-    Known(f64),
-    OnDevice(Tensor<1>),
-}
-
-impl Loss {
-    fn plus(self, more: Self) -> Self {
-        match (self, more) {
-            (Self::Known(loss), Self::Known(more)) => Self::Known(loss + more),
-            (Self::Known(known), Self::OnDevice(loss))
-            | (Self::OnDevice(loss), Self::Known(known)) => Self::OnDevice(loss + known),
-            (Self::OnDevice(loss), Self::OnDevice(more)) => Self::OnDevice(loss + more),
-        }
-    }
-
-    fn may_be_finite(&self) -> bool {
-        !matches!(self, Self::Known(loss) if !loss.is_finite())
-    }
-
-    fn read(&self) -> f64 {
-        match self {
-            Self::Known(loss) => *loss,
-            Self::OnDevice(loss) => host::scalar(loss.clone()),
-        }
-    }
 }
 
 /// Steps from one measurement of the drift to the next, by default: a measurement costs about one
@@ -446,7 +417,7 @@ impl<M: Module> Trainer<M> {
     }
 
     /// Takes back what the batch of the step in progress has changed.
-    fn restore(&mut self) {
+    pub(super) fn restore(&mut self) {
         if let Some(before) = self.before.take() {
             self.model = Some(before);
         }
@@ -470,7 +441,7 @@ impl<M: Module> Trainer<M> {
     where
         M: Trainable<B>,
     {
-        self.check_batch(&batch)?;
+        check_batch(self.training_model(), &batch)?;
         if !batch.is_finite() {
             return Err(FlowError::invalid(
                 "Trainer: the batch for the initialization",
@@ -482,22 +453,6 @@ impl<M: Module> Trainer<M> {
         self.initialize(batch)?;
         self.before = None;
         Ok(self)
-    }
-
-    /// Whether a step can be taken on a batch of as many samples.
-    fn check_batch<B: Batch>(&self, batch: &B) -> Result<()>
-    where
-        M: Trainable<B>,
-    {
-        if batch.num_samples() > 0 {
-            return self.training_model().check_batch(batch);
-        }
-        Err(FlowError::invalid(
-            "Trainer: the samples of a batch",
-            0,
-            "at least 1",
-            "pass over the batch, or join it to another one",
-        ))
     }
 
     /// One step on a batch of plain tensors, `x` or `(x, context)`: [`gradients`](Trainer::gradients), then
@@ -569,11 +524,23 @@ impl<M: Module> Trainer<M> {
     }
 
     /// What [`gradients`](Trainer::gradients) does before it knows the loss.
-    fn compute<B: Batch>(&mut self, batch: &B) -> Result<Computed>
+    fn compute<B: Batch>(&mut self, batch: &B) -> Result<Gradients>
     where
         M: Trainable<B>,
     {
-        self.check_batch(batch)?;
+        let looks = self.prepare(batch)?;
+        let memory = self.memory;
+        let (loss, grads, drift) = self.loss_and_gradients(batch, looks);
+        Ok(Gradients { loss, grads, drift, memory })
+    }
+
+    /// What comes before the gradients of a batch, and before the first of all; whether the loss is to be read
+    /// before the way back.
+    pub(super) fn prepare<B: Batch>(&mut self, batch: &B) -> Result<bool>
+    where
+        M: Trainable<B>,
+    {
+        check_batch(self.training_model(), batch)?;
         self.before = None;
         let is_start = self.initializes && self.num_steps == 0;
         if is_start && first_uninitialized(self.training_model()).is_some() {
@@ -593,17 +560,20 @@ impl<M: Module> Trainer<M> {
         }
         self.observe(batch.clone())?;
         self.choose_memory(batch);
-        let memory = self.memory;
-        let (loss, grads, drift) = self.loss_and_gradients(batch, looks);
-        Ok(Computed { loss, grads, drift, memory })
+        Ok(looks)
     }
 
     /// What was computed of a batch, if its loss is finite.
-    fn finite<B: Batch>(&mut self, batch: B, computed: Computed, loss: f64) -> Result<StepGradients>
+    fn finite<B: Batch>(
+        &mut self,
+        batch: B,
+        computed: Gradients,
+        loss: f64,
+    ) -> Result<StepGradients>
     where
         M: Trainable<B>,
     {
-        let Computed { grads, drift, memory, .. } = computed;
+        let Gradients { grads, drift, memory, .. } = computed;
         if loss.is_finite() {
             return Ok(StepGradients { loss, grads, drift });
         }
@@ -634,48 +604,20 @@ impl<M: Module> Trainer<M> {
     where
         M: Trainable<B>,
     {
-        let turn = self.num_steps / self.drift_every;
-        let measures = self.measures();
-        let samples = batch.num_samples();
-        loop {
-            let model = self.training_model();
-            let mut grads = GradientsParams::new();
-            let mut loss = Loss::Known(0.0);
-            let mut drift = None;
-            for start in (0..samples).step_by(self.micro_batch) {
-                let part = batch.narrow(start, self.micro_batch.min(samples - start));
-                let mut tape = Tape::new(self.memory);
-                // One part is enough: the error depends on the layers more than on the samples.
-                if measures && start == 0 {
-                    tape = tape.measuring(turn);
-                }
-                let weight = -1.0 / samples as f64;
-                let mut read = None;
-                let part = model.gradients(part, weight, &mut tape, &mut grads, |loss| {
-                    // Before the way back: a matrix that is not finite has no inverse.
-                    read = looks.then(|| host::scalar(loss.clone()));
-                    read.is_none_or(f64::is_finite)
-                });
-                loss = loss.plus(match read {
-                    Some(read) => Loss::Known(read),
-                    None => Loss::OnDevice(part),
-                });
-                if !loss.may_be_finite() {
-                    return (loss, grads, None);
-                }
-                drift = drift.or(tape.into_drift());
-            }
-            let Some(drift) = drift else {
-                return (loss, grads, None);
-            };
-            let largest = drift.largest();
-            let every = drift.checkpoint_every(self.drift_bound);
-            self.drift = Some(drift);
-            match every {
-                None => return (loss, grads, Some(largest)),
-                Some(every) => self.memory = Memory::Checkpoint { every },
-            }
-        }
+        let pass = Backward {
+            weight: -1.0 / batch.num_samples() as f64,
+            micro_batch: self.micro_batch,
+            turn: self.measures().then(|| self.num_steps / self.drift_every),
+            drift_bound: self.drift_bound,
+            looks,
+        };
+        let mut memory = self.memory;
+        let Computed { loss, grads, drift } =
+            pass.compute(self.training_model(), batch, &mut memory);
+        self.memory = memory;
+        let largest = drift.as_ref().map(Drift::largest);
+        self.drift = drift.or(self.drift.take());
+        (loss, grads, largest)
     }
 
     /// Decides what a step keeps, where the user did not, and says why.
@@ -692,25 +634,13 @@ impl<M: Module> Trainer<M> {
         Some(reason)
     }
 
-    /// The model after a data pass, its shared parameters put together again.
-    fn passed<B: Batch>(&self, batch: B, pass: Pass) -> Result<M>
-    where
-        M: Trainable<B>,
-    {
-        let model = self.training_model().valid();
-        let (model, refusal) = watch(Question::Variance, || model.data_pass(batch, pass));
-        match refusal {
-            Some(error) => Err(error),
-            None => Ok(if self.shares { share_data_pass(model) } else { model }.train()),
-        }
-    }
-
     /// Initializes what is not; the model as it was is then in `before`.
     fn initialize<B: Batch>(&mut self, batch: B) -> Result<()>
     where
         M: Trainable<B>,
     {
-        let initialized = self.passed(batch, Pass::Initialize)?;
+        let model = self.training_model();
+        let initialized = passed(model, batch, Pass::Initialize, self.shares)?;
         if let Some(layer) = first_uninitialized(&initialized) {
             return Err(FlowError::invalid(
                 format!("Trainer: the initialization of {layer}"),
@@ -729,8 +659,10 @@ impl<M: Module> Trainer<M> {
     where
         M: Trainable<B>,
     {
-        if first_moments(self.training_model()).is_some() {
-            let model = self.passed(batch, Pass::Observe).inspect_err(|_| self.restore())?;
+        let model = self.training_model();
+        if first_moments(model).is_some() {
+            let model = passed(model, batch, Pass::Observe, self.shares);
+            let model = model.inspect_err(|_| self.restore())?;
             if self.num_steps == 0
                 && let Some(moments) = first_unobserved(&model)
             {
@@ -772,35 +704,6 @@ impl<M: Module> Trainer<M> {
         if let Some(error) = self.not_finite_from_the_start() {
             return error;
         }
-        let model = self.training_model();
-        let number = self.num_steps + 1;
-        // The place in which the activations stop being finite, and the parameter there whose
-        // gradient does.
-        let valid = model.valid();
-        let (place, reason) = watch(Question::Support, || valid.first_not_finite(batch.clone()));
-        if let Some(reason) = reason {
-            return reason;
-        }
-        // Moments that have just taken in what their numbers cannot hold. Those of a batch that is not
-        // finite are no more than that.
-        if is_finite && let Err(reason) = Trainable::<B>::check(&valid) {
-            return reason;
-        }
-        let layer = place.unwrap_or_else(|| "the prior".into());
-        let layer = if layer.starts_with("level") {
-            let log_prob = host::to_f64(valid.log_prob(batch.clone()));
-            let sample = log_prob.iter().position(|value| !value.is_finite()).unwrap_or(0);
-            // Stored, because nothing can be inverted there.
-            let mut tape = Tape::new(Memory::Stored);
-            let mut grads = GradientsParams::new();
-            model.gradients(batch.narrow(sample, 1), -1.0, &mut tape, &mut grads, |_| true);
-            match first_not_finite(model, &grads) {
-                Some(parameter) => format!("{layer} ({parameter})"),
-                None => layer,
-            }
-        } else {
-            layer
-        };
-        FlowError::NotFinite { step: number, layer, what: "the loss".into() }
+        why_not_finite(self.training_model(), batch, is_finite, self.num_steps + 1)
     }
 }
