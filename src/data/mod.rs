@@ -73,4 +73,6 @@ pub use prefetch::Prefetch;
 pub use preparation::{Channels, Crop, Preparation};
 pub use seed::{random_for, streams};
 pub use table::Table;
+#[cfg(feature = "run")]
+pub(crate) use table::check_names;
 pub use two_moons::{two_moons, two_moons_log_prob};

@@ -94,8 +94,10 @@ impl Table {
     /// Writes a file with a line of names, replaced as a whole.
     ///
     /// # Errors
-    /// [`FlowError::Io`] if it cannot be written.
+    /// [`FlowError::Io`] if it cannot be written; [`FlowError::Invalid`] where [`read`](Self::read) would not give
+    /// back the names: with a comma, a number, spaces around it or nothing in one of them.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        check_names(&self.names)?;
         let lines = self.rows.iter().map(|row| row.iter().map(f64::to_string).collect());
         let lines = [self.names.clone()].into_iter().chain(lines);
         let text: String = lines.map(|line: Vec<String>| line.join(",") + "\n").collect();
@@ -120,6 +122,23 @@ impl Table {
     /// The number of columns.
     pub fn columns(&self) -> usize {
         self.names.len()
+    }
+}
+
+/// An error for names that are not those in the line that they are written to.
+pub(crate) fn check_names(names: &[String]) -> Result<()> {
+    let is_read_back = |name: &&String| {
+        let is_one_field = !name.is_empty() && !name.contains([',', '\n', '\r', '\u{feff}']);
+        is_one_field && name.trim() == *name && name.parse::<f64>().is_err()
+    };
+    match names.iter().find(|name| !is_read_back(name)) {
+        None => Ok(()),
+        Some(name) => Err(FlowError::invalid(
+            "the names of a table's columns",
+            format!("{name:?}"),
+            "names without commas and line breaks, without spaces around them, and not numbers",
+            "name the column otherwise, year_2020 for 2020",
+        )),
     }
 }
 
@@ -155,5 +174,21 @@ mod tests {
         assert_eq!(Table::read(&path).unwrap().names, ["length", "width"]);
         std::fs::write(&path, "\u{feff}1.5\n2.5\n3.5\n").unwrap();
         assert_eq!(Table::read(&path).unwrap().rows, [[1.5], [2.5], [3.5]]);
+    }
+
+    #[test]
+    fn names_are_read_back_or_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("table.csv");
+        let table =
+            |name: &str| Table { names: vec![name.into(), "b".into()], rows: vec![vec![1.0; 2]] };
+        for name in ["a \"b\"", "länge", "1st", "1 2"] {
+            table(name).write(&path).unwrap();
+            assert_eq!(Table::read(&path).unwrap(), table(name));
+        }
+        for name in ["", " a", "a,b", "a\nb", "2020", "1e3", "nan"] {
+            let error = table(name).write(&path).unwrap_err().to_string();
+            assert!(error.contains(&format!("{name:?}")), "{error}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use super::corner::Corner;
 use super::{Measured, Metrics, Unit};
 use crate::Density;
-use crate::data::{Table, note_output, random_for, streams};
+use crate::data::{Table, check_names, note_output, random_for, streams};
 use crate::error::{FlowError, Result};
 use crate::metrics;
 use crate::training::early::held_out_loss;
@@ -231,6 +231,8 @@ impl<B: Batch, M: Trainable<B>> Evaluation<M> for HeldOut<B, M> {
             ));
         }
         check_contexts("HeldOut", &self.samples)?;
+        // They head the file of the draws, which is written at the very end.
+        self.names.as_deref().map_or(Ok(()), check_names)?;
         self.reference.as_ref().map_or(Ok(()), |rows| self.check_names(rows.dims()[1]))
     }
 

@@ -27,7 +27,7 @@ use plotters::prelude::*;
 
 use super::curves::register_font;
 use super::pictures::write_png;
-use crate::error::Result;
+use crate::error::{FlowError, Result};
 use crate::host;
 use crate::stack::device_and_dtype;
 use crate::{Density, Latents};
@@ -87,7 +87,33 @@ pub struct Window {
     pub y: Range<f64>,
 }
 
+/// The most that a window may be wider than high, or higher than wide.
+const MOST_RATIO: f64 = 20.0;
+
 impl Window {
+    /// Width over height.
+    fn ratio(&self) -> f64 {
+        (self.x.end - self.x.start) / (self.y.end - self.y.start)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let can_be_drawn = |range: &Range<f64>| {
+            let largest = range.start.abs().max(range.end.abs());
+            range.end - range.start > 1e-9 * largest && largest < 1e15
+        };
+        let is_wide = (1.0 / MOST_RATIO..=MOST_RATIO).contains(&self.ratio());
+        if can_be_drawn(&self.x) && can_be_drawn(&self.y) && is_wide {
+            return Ok(());
+        }
+        Err(FlowError::invalid(
+            "Window: x and y",
+            format!("{:?} and {:?}", self.x, self.y),
+            "ranges that go up, within 1e15, wider than a billionth of their largest number, neither more than \
+             20 times the other",
+            "choose the window by the data, and scale these first if they are far off",
+        ))
+    }
+
     /// A panel that shows it.
     pub fn panel<'a>(&self, title: &str, layers: Vec<Layer<'a>>) -> Panel<'a> {
         Panel { title: title.into(), window: self.clone(), layers }
@@ -120,7 +146,7 @@ const GREY: [u8; 3] = [110; 3];
 /// Writes the density of a model as a heat map, and samples of it, as PNG.
 ///
 /// # Errors
-/// [`FlowError::Io`](crate::FlowError::Io) if it cannot be written.
+/// As [`write_panels`].
 pub fn write_density(
     path: impl AsRef<Path>,
     model: &impl Density<2>,
@@ -151,7 +177,7 @@ const POINTS_A_LINE: usize = 1200;
 /// back to data, as PNG.
 ///
 /// # Errors
-/// [`FlowError::Io`](crate::FlowError::Io) if it cannot be written.
+/// As [`write_panels`].
 ///
 /// # Panics
 /// If the latent of the model is in several parts.
@@ -207,10 +233,8 @@ impl Panel<'_> {
     }
 
     fn plot_width(&self) -> u32 {
-        let ratio =
-            (self.window.x.end - self.window.x.start) / (self.window.y.end - self.window.y.start);
         // A multiple of the scale, so that shrinking mixes no two panels.
-        (f64::from(HEIGHT / SCALE) * ratio).round() as u32 * SCALE
+        (f64::from(HEIGHT / SCALE) * self.window.ratio()).round() as u32 * SCALE
     }
 
     fn bar_width(&self) -> u32 {
@@ -229,8 +253,10 @@ impl Panel<'_> {
 /// Writes the panels beside each other as PNG.
 ///
 /// # Errors
-/// [`FlowError::Io`](crate::FlowError::Io) if it cannot be written.
+/// [`FlowError::Io`] if it cannot be written; [`FlowError::Invalid`] for a window without width or height, or of
+/// numbers that cannot be told apart on its axes.
 pub fn write_panels(path: impl AsRef<Path>, panels: &[Panel]) -> Result<()> {
+    panels.iter().try_for_each(|panel| panel.window.validate())?;
     register_font();
     let width = panels.iter().map(Panel::width).sum::<u32>();
     let height = TOP + HEIGHT + BOTTOM;
@@ -397,4 +423,35 @@ fn heat(share: f64) -> RGBColor {
         (MAGMA[below][i] * (1.0 - rest) + MAGMA[below + 1][i] * rest).round() as u8
     });
     RGBColor(r, g, b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_that_cannot_be_drawn_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |x: Range<f64>, y: Range<f64>| {
+            let points: [Point; 2] = [[0.0, 0.0], [1.0, 1.0]];
+            let layer = Layer::Points(&points, Ink(GREY, 1.0), 2);
+            let panel = Window { x, y }.panel("points", vec![layer]);
+            write_panels(folder.path().join("plane.png"), &[panel])
+        };
+        write(-1.0..1.0, -1.0..1.0).unwrap();
+        write(-1e12..1e12, -1e12..1e12).unwrap();
+        write(-1e-12..1e-12, -1e-12..1e-12).unwrap();
+        write(0.0..10.0, 0.0..1.0).unwrap();
+        for (x, y) in [
+            (-1e300..1e300, -1e300..1e300),
+            (0.0..f64::INFINITY, 0.0..1.0),
+            (f64::NAN..1.0, 0.0..1.0),
+            (1.0..1.0, 0.0..1.0),
+            (1.0..0.0, 0.0..1.0),
+            (1e9..1e9 + 1e-3, 0.0..1e-3),
+            (0.0..1000.0, 0.0..1.0),
+        ] {
+            assert!(matches!(write(x, y), Err(FlowError::Invalid { .. })));
+        }
+    }
 }
