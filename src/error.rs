@@ -80,7 +80,8 @@ pub enum FlowError {
     /// A value that is not finite appeared in training; nothing was overwritten.
     #[error(
         "training stopped at step {step}: {what} is not finite, first in {layer}; \
-         the last good model is kept; lower the learning rate or use a bounded scale map"
+         the last good model is kept; {}",
+        advice_on(layer)
     )]
     NotFinite {
         /// The optimizer step, counted from 1.
@@ -153,6 +154,16 @@ pub enum FlowError {
         /// What to do.
         advice: String,
     },
+}
+
+/// Where a batch itself is not finite, in [`FlowError::NotFinite`].
+pub(crate) const INPUT_BATCH: &str = "the input batch";
+
+fn advice_on(layer: &str) -> &'static str {
+    match layer {
+        INPUT_BATCH => "look at how the data are prepared",
+        _ => "lower the learning rate or use a bounded scale map",
+    }
 }
 
 impl FlowError {

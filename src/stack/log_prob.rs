@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 
 use super::{Encoded, FlowStack};
 use crate::conditioner::first_following_norm;
+use crate::error::INPUT_BATCH;
 use crate::flow::Flow;
 use crate::host::{self, is_finite};
 use crate::metrics;
@@ -109,7 +110,7 @@ where
             return None;
         }
         if !is_finite(x.clone()) {
-            return Some("the input batch".into());
+            return Some(INPUT_BATCH.into());
         }
         let mut h = x;
         for (index, level) in self.levels.iter().enumerate() {
