@@ -154,6 +154,10 @@ impl<T: Scalar> Layer<'_, T> {
 /// they do not stay in the L2 cache. In tests few, so that both ways are taken.
 pub(super) const STREAMED: usize = if cfg!(test) { 1 << 11 } else { 1 << 20 };
 
+/// The most inputs or outputs of such a layer: with more of them a piece has so few numbers of each row in memory
+/// that to find the rows' pages takes longer than what is saved (1.3 times as long at 2,048).
+const WIDEST: usize = if cfg!(test) { 1 << 7 } else { 1300 };
+
 /// Numbers in a piece, which stays in the L2 cache with the activations of a tile.
 const PIECE: usize = if cfg!(test) { 1 << 9 } else { 1 << 16 };
 
@@ -180,14 +184,13 @@ pub(super) fn pack_rows<T: Scalar>(
         }
         return;
     }
-    // Row by row of what is in memory: the pieces of a row stand beside each other.
-    for (step, row) in weight.chunks_exact(count).enumerate() {
-        for (part, from) in to.chunks_mut(depth * block).zip(row[first..].chunks(block)) {
-            let height = part.len() / depth;
-            let (there, rest) = part[step * height..][..height].split_at_mut(from.len());
-            there.copy_from_slice(from);
-            rest.fill(T::ZERO);
-        }
+    let full = to.len() / (depth * block) * (depth * block);
+    let (full, rest) = to.split_at_mut(full);
+    transpose_rows(weight, count, first, block, full);
+    let height = rest.len() / depth;
+    if height > 0 {
+        let first = first + full.len() / depth;
+        transpose_rows(weight, count, first, height, rest);
     }
 }
 
@@ -240,7 +243,7 @@ impl<T: Scalar> PackedLayer<T> {
                 bias: packed_bias,
             };
         }
-        if taps == 1 && size_of_val(weight) > STREAMED {
+        if taps == 1 && size_of_val(weight) > STREAMED && inputs.max(outputs) <= WIDEST {
             let (weight, back, bias) = (None, None, packed_bias);
             return Self {
                 inputs,
@@ -343,12 +346,49 @@ fn pack_transposed<T: Scalar>(matrix: &[T], columns: usize, rows: usize, block: 
     let depth = matrix.len() / columns;
     let mut packed = lease(rows * depth);
     for_blocks(&mut packed, depth * block, |index, part| {
-        let (height, first) = (part.len() / depth, index * block);
-        let there = height.min(columns - first);
-        for (step, row) in part.chunks_exact_mut(height).zip(matrix.chunks_exact(columns)) {
-            step[..there].copy_from_slice(&row[first..first + there]);
-            step[there..].fill(T::ZERO);
-        }
+        transpose_rows(matrix, columns, index * block, part.len() / depth, part);
     });
     packed
+}
+
+/// Writes columns of a matrix from number `first` on, in parts of `height` of them, row by row; columns that are
+/// missing are zero.
+fn transpose_rows<T: Scalar>(
+    matrix: &[T],
+    columns: usize,
+    first: usize,
+    height: usize,
+    to: &mut [T],
+) {
+    match height {
+        2 => transpose_parts::<T, 2>(matrix, columns, first, to),
+        4 => transpose_parts::<T, 4>(matrix, columns, first, to),
+        6 => transpose_parts::<T, 6>(matrix, columns, first, to),
+        8 => transpose_parts::<T, 8>(matrix, columns, first, to),
+        12 => transpose_parts::<T, 12>(matrix, columns, first, to),
+        height => unreachable!("{height} rows in a block"),
+    }
+}
+
+/// [`transpose_rows`] in parts of `N`; a row of the matrix at a time, as its numbers stand beside each other.
+fn transpose_parts<T: Scalar, const N: usize>(
+    matrix: &[T],
+    columns: usize,
+    first: usize,
+    to: &mut [T],
+) {
+    let places = to.as_chunks_mut::<N>().0;
+    let depth = matrix.len() / columns;
+    for (step, row) in matrix.chunks_exact(columns).enumerate() {
+        let places = places.iter_mut().skip(step).step_by(depth);
+        for (place, from) in places.zip(row[first..].chunks(N)) {
+            match from.first_chunk() {
+                Some(all) => *place = *all,
+                None => {
+                    *place = [T::ZERO; N];
+                    place.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+                }
+            }
+        }
+    }
 }
