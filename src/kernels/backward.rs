@@ -10,7 +10,8 @@ use super::workspace::{Lease, lease, lease_zeros};
 
 /// Sums of one thread's parameter gradients.
 pub(super) struct PartialGradients<T> {
-    /// `[rows, columns]` a layer.
+    /// `[rows, columns]` a layer; of one whose weight is `[inputs, outputs]` in memory, `[back_rows, outputs]` in
+    /// whole vectors.
     weights: Vec<Lease<T>>,
     /// Whether `weights` holds anything yet: the first tile replaces what is there, which is
     /// cheaper than zeros and a sum.
@@ -21,11 +22,14 @@ pub(super) struct PartialGradients<T> {
 
 impl<T: Scalar> Conditioner<'_, T> {
     pub fn partial_gradients(&self) -> PartialGradients<T> {
-        let size = |layer: &PackedLayer<T>| layer.rows * layer.columns;
+        let size = |(packed, layer): (&PackedLayer<T>, &Layer<T>)| match layer.transposed {
+            true => packed.back_rows * layer.outputs.next_multiple_of(self.ops.lanes),
+            false => packed.rows * packed.columns,
+        };
         let hidden = &self.layers[..self.layers.len() - 1];
         let hidden = hidden.iter().map(|layer| layer.rows * self.ops.lanes);
         PartialGradients {
-            weights: self.layers.iter().map(|layer| lease(size(layer))).collect(),
+            weights: self.layers.iter().zip(&self.net.layers).map(size).map(lease).collect(),
             is_started: false,
             biases: hidden.chain([self.net.outputs()]).map(lease_zeros).collect(),
         }
@@ -111,21 +115,32 @@ impl<T: Scalar> Conditioner<'_, T> {
     ) {
         let replace = !sums.is_started;
         let sums = &mut sums.weights[index];
-        let PackedLayer { rows, columns, ref steps, .. } = self.layers[index];
+        let PackedLayer { rows, back_rows, columns, ref steps, .. } = self.layers[index];
+        let Layer { outputs, transposed: is_transposed, .. } = self.net.layers[index];
         let (stride, d_stride) = (self.stride(index), self.stride(index + 1));
         let panel = self.ops.panel;
-        assert!(input.len() >= panels * stride && stride >= columns * panel);
-        assert!(d.len() >= panels * d_stride && d_stride >= rows * panel);
+        // The result is summed up in the order of the weight in memory: over input and gradient alike, one of
+        // them transposed.
+        let ((across, across_stride), (down, down_stride), [rows, columns], steps) =
+            match is_transposed {
+                true => {
+                    let columns = outputs.next_multiple_of(self.ops.lanes);
+                    ((d, d_stride), (input, stride), [back_rows, columns], &steps[1])
+                }
+                false => ((input, stride), (d, d_stride), [rows, columns], &steps[0]),
+            };
+        assert!(across.len() >= panels * across_stride && across_stride >= columns * panel);
+        assert!(down.len() >= panels * down_stride && down_stride >= rows * panel);
         assert!(transposed.len() >= columns.next_multiple_of(panel) * panels * panel);
         assert!(sums.len() >= rows * columns);
         let product = WeightGradient {
-            d: d.as_ptr(),
-            d_stride,
+            d: down.as_ptr(),
+            d_stride: down_stride,
             rows,
             input: transposed.as_ptr(),
             columns,
             panels,
-            steps: steps[0].as_ref().map_or(std::ptr::null(), |steps| steps.as_ptr()),
+            steps: steps.as_ref().map_or(std::ptr::null(), |steps| steps.as_ptr()),
             out: sums.as_mut_ptr(),
             replace,
         };
@@ -133,7 +148,7 @@ impl<T: Scalar> Conditioner<'_, T> {
         // processor's table.
         unsafe {
             let to = transposed.as_mut_ptr();
-            (self.ops.transpose)(input.as_ptr(), stride, columns, panels, to);
+            (self.ops.transpose)(across.as_ptr(), across_stride, columns, panels, to);
             (self.ops.weight_gradient)(&product);
         }
     }
@@ -187,19 +202,22 @@ impl<T: Scalar> Conditioner<'_, T> {
             let mut weight = vec![T::ZERO; outputs * inputs];
             let mut bias = vec![T::ZERO; bias.len()];
             let started = || parts.iter().filter(|part| part.is_started);
-            let sums = || started().map(|part| &part.weights[index][..outputs * columns]);
             if transposed {
-                // A cache line of the sums at a time.
-                for_blocks(&mut weight, outputs * self.ops.lanes, |block, to| {
-                    let first = block * self.ops.lanes;
-                    for (output, row) in
-                        sums().flat_map(|sum| sum.chunks_exact(columns).enumerate())
-                    {
-                        let to = to[output_of(output)..].iter_mut().step_by(outputs);
-                        to.zip(&row[first..]).for_each(|(to, from)| *to += *from);
+                let width = outputs.next_multiple_of(self.ops.lanes);
+                let order = self.order().filter(|_| index == last);
+                for_blocks(&mut weight, outputs, |input, to| {
+                    for part in started() {
+                        let row = &part.weights[index][input * width..][..outputs];
+                        match order {
+                            None => to.iter_mut().zip(row).for_each(|(to, from)| *to += *from),
+                            Some(order) => {
+                                order.iter().zip(row).for_each(|(&at, from)| to[at] += *from);
+                            }
+                        }
                     }
                 });
             } else {
+                let sums = || started().map(|part| &part.weights[index][..outputs * columns]);
                 for_blocks(&mut weight, inputs * taps, |channel, to| {
                     for sum in sums() {
                         let rows = sum[channel * taps * columns..].chunks_exact(columns);

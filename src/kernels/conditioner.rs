@@ -67,7 +67,7 @@ pub(super) struct Buffers<T> {
     pub output: Lease<T>,
     /// Gradients of the layers' inputs.
     pub delta: [Lease<T>; 2],
-    /// Transposed input of a layer.
+    /// Transposed input of a layer, or gradient of its output.
     pub transposed: Lease<T>,
     /// A piece of the weights of a layer that is not packed as a whole.
     pub piece: Lease<T>,
@@ -102,11 +102,12 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         let kept = columns.sum::<usize>() * geometry.panels(pictures) * ops.panel;
         let keep = pass != Pass::Outputs && kept * size_of::<T>() <= KEPT;
         let keep_packed = keep && pass == Pass::Keeping && 2 * net.weights() * PER_PACKED <= kept;
+        let is_one_tile = geometry.panels(batch) <= TILE / ops.panel;
         let last = net.layers.len() - 1;
         let pack = |(index, layer)| {
             let order = order.filter(|_| index == last);
             let with_gradient = keep_packed || pass == Pass::Gradients;
-            PackedLayer::new(layer, order, net.taps_behind(index), ops, with_gradient)
+            PackedLayer::new(layer, order, net.taps_behind(index), ops, with_gradient, is_one_tile)
         };
         let layers = packed.unwrap_or_else(|| net.layers.iter().enumerate().map(pack).collect());
         Self {
@@ -141,13 +142,14 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         let layers = 0..self.layers.len();
         let panels = if self.keep { self.geometry.panels(self.pictures) } else { self.tile };
         let widest = layers.clone().map(|layer| self.stride(layer)).max().unwrap_or(0);
+        let widest_of_all = widest.max(self.stride(self.layers.len()));
         let tile = if with_gradient { self.tile } else { 0 };
         let group = self.ops.panel * self.ops.panel;
         Buffers {
             inputs: layers.map(|layer| lease(panels * self.stride(layer))).collect(),
             output: lease(self.tile * self.stride(self.layers.len())),
             delta: [lease(tile * widest), lease(tile * widest)],
-            transposed: lease(tile * widest.next_multiple_of(group)),
+            transposed: lease(tile * widest_of_all.next_multiple_of(group)),
             piece: lease(self.piece(with_gradient)),
         }
     }
@@ -168,6 +170,11 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
     pub fn tiles(&self, pictures: usize) -> impl Iterator<Item = (usize, usize)> + use<T> {
         let (panels, tile) = (self.geometry.panels(pictures), self.tile);
         (0..panels).step_by(tile).map(move |first| (first, tile.min(panels - first)))
+    }
+
+    /// The output that stands in each row of the result, if not the one of its number.
+    pub fn order(&self) -> Option<&[usize]> {
+        self.order
     }
 
     /// The output that stands in a row of the result.

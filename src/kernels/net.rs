@@ -151,7 +151,7 @@ impl<T: Scalar> Layer<'_, T> {
 
 /// Bytes of weights above which a layer is packed piece by piece by each thread, right before the products with
 /// the piece: packed as a whole they would be written to memory and read from there for every panel, as
-/// they do not stay in the L2 cache. In tests few, so that both ways are taken.
+/// they do not stay in the L2 cache. Where there are several tiles it is not worth it. In tests few, so that both ways are taken.
 pub(super) const STREAMED: usize = if cfg!(test) { 1 << 11 } else { 1 << 20 };
 
 /// The most inputs or outputs of such a layer: with more of them a piece has so few numbers of each row in memory
@@ -214,13 +214,15 @@ pub(super) struct PackedLayer<T> {
 }
 
 impl<T: Scalar> PackedLayer<T> {
-    /// `taps`: those of the window behind the layer; `order`: the output that stands in each row.
+    /// `taps`: those of the window behind the layer; `order`: the output that stands in each row; `is_used_once`:
+    /// whether each thread multiplies with it for one tile alone.
     pub fn new(
         layer: &Layer<T>,
         order: Option<&[usize]>,
         taps: usize,
         ops: &Ops<T>,
         with_gradient: bool,
+        is_used_once: bool,
     ) -> Self {
         let &Layer { inputs, outputs, weight, transposed, bias, .. } = layer;
         let block = 3 * ops.granule;
@@ -243,7 +245,8 @@ impl<T: Scalar> PackedLayer<T> {
                 bias: packed_bias,
             };
         }
-        if taps == 1 && size_of_val(weight) > STREAMED && inputs.max(outputs) <= WIDEST {
+        let is_large = size_of_val(weight) > STREAMED && inputs.max(outputs) <= WIDEST;
+        if taps == 1 && is_large && is_used_once {
             let (weight, back, bias) = (None, None, packed_bias);
             return Self {
                 inputs,
