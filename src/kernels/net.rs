@@ -151,7 +151,8 @@ impl<T: Scalar> Layer<'_, T> {
 
 /// Bytes of weights above which a layer is packed piece by piece by each thread, right before the products with
 /// the piece: packed as a whole they would be written to memory and read from there for every panel, as
-/// they do not stay in the L2 cache. Where there are several tiles it is not worth it. In tests few, so that both ways are taken.
+/// they do not stay in the L2 cache. Where there are several tiles it is not worth it. In tests few, so that
+/// both ways are taken.
 pub(super) const STREAMED: usize = if cfg!(test) { 1 << 11 } else { 1 << 20 };
 
 /// The most inputs or outputs of such a layer: with more of them a piece has so few numbers of each row in memory
