@@ -76,7 +76,7 @@ impl<T: Scalar> Conditioner<'_, T> {
         first: usize,
         panels: usize,
     ) {
-        let Buffers { inputs, output, delta: [next, current], transposed, piece } = buffers;
+        let Buffers { inputs, output, delta: [next, current], transposed } = buffers;
         let last = self.layers.len() - 1;
         // Rows that round the outputs up to granules hold what the window left there.
         let outputs = self.net.layers[last].outputs * self.ops.panel;
@@ -95,7 +95,7 @@ impl<T: Scalar> Conditioner<'_, T> {
                 // is this processor's table.
                 unsafe { (self.ops.sum_rows)(d.as_ptr(), stride, rows, panels, bias.as_mut_ptr()) };
             }
-            self.input_gradient(index, d, input, next, piece, panels);
+            self.input_gradient(index, d, input, next, panels);
             if index > 0 {
                 std::mem::swap(next, current);
             }
@@ -154,25 +154,18 @@ impl<T: Scalar> Conditioner<'_, T> {
     }
 
     /// Gradient of a layer's input on one tile, through the activation in front of the layer.
-    fn input_gradient(
-        &self,
-        index: usize,
-        d: &[T],
-        input: &[T],
-        to: &mut [T],
-        piece: &mut [T],
-        panels: usize,
-    ) {
-        let PackedLayer { back_rows, ref weight, ref back, ref steps, .. } = self.layers[index];
-        assert!(weight.is_none() || back.is_some(), "packed for a backward pass");
+    fn input_gradient(&self, index: usize, d: &[T], input: &[T], to: &mut [T], panels: usize) {
+        let PackedLayer { back_rows, ref back, ref steps, .. } = self.layers[index];
+        let back = back.as_ref().expect("packed for a backward pass");
         let depth = self.net.layers[index].outputs;
         let (stride, d_stride) = (self.stride(index), self.stride(index + 1));
         let panel = self.ops.panel;
+        assert!(back.len() >= back_rows * depth);
         assert!(d.len() >= panels * d_stride && d_stride >= depth * panel);
         assert!(input.len() >= panels * stride && to.len() >= panels * stride);
         assert!(stride >= back_rows * panel);
         let product = Product {
-            a: std::ptr::null(),
+            a: back.as_ptr(),
             rows: back_rows,
             depth,
             steps: steps[1].as_ref().map_or(std::ptr::null(), |steps| steps.as_ptr()),
@@ -187,9 +180,9 @@ impl<T: Scalar> Conditioner<'_, T> {
                 _ => Finish::ReluSlope(input.as_ptr(), self.net.negative_slope),
             },
         };
-        // SAFETY: the operands but `a` have the sizes that the product touches, checked above, and
-        // `input` has the layout of the result.
-        unsafe { self.multiply(index, true, back.as_deref(), product, piece) };
+        // SAFETY: the operands have the sizes that the product touches, checked above, and `input`
+        // has the layout of the result; `ops` is this processor's table.
+        unsafe { (self.ops.product)(&product) };
     }
 
     /// Adds the threads' sums in their order and drops the padding.

@@ -1,6 +1,6 @@
 //! Runs a conditioner over a block of pictures, in tiles whose activations stay in cache.
 
-use super::net::{Net, PackedLayer, pack_rows, rows_of_piece};
+use super::net::{Net, PackedLayer};
 use super::product::{Finish, Product};
 use super::window::{Geometry, Masks, Planes};
 use super::workspace::{Lease, lease};
@@ -69,8 +69,6 @@ pub(super) struct Buffers<T> {
     pub delta: [Lease<T>; 2],
     /// Transposed input of a layer, or gradient of its output.
     pub transposed: Lease<T>,
-    /// A piece of the weights of a layer that is not packed as a whole.
-    pub piece: Lease<T>,
 }
 
 impl<'a, T: Scalar> Conditioner<'a, T> {
@@ -102,12 +100,11 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         let kept = columns.sum::<usize>() * geometry.panels(pictures) * ops.panel;
         let keep = pass != Pass::Outputs && kept * size_of::<T>() <= KEPT;
         let keep_packed = keep && pass == Pass::Keeping && 2 * net.weights() * PER_PACKED <= kept;
-        let is_one_tile = geometry.panels(batch) <= TILE / ops.panel;
         let last = net.layers.len() - 1;
         let pack = |(index, layer)| {
             let order = order.filter(|_| index == last);
             let with_gradient = keep_packed || pass == Pass::Gradients;
-            PackedLayer::new(layer, order, net.taps_behind(index), ops, with_gradient, is_one_tile)
+            PackedLayer::new(layer, order, net.taps_behind(index), ops, with_gradient)
         };
         let layers = packed.unwrap_or_else(|| net.layers.iter().enumerate().map(pack).collect());
         Self {
@@ -150,20 +147,7 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
             output: lease(self.tile * self.stride(self.layers.len())),
             delta: [lease(tile * widest), lease(tile * widest)],
             transposed: lease(tile * widest_of_all.next_multiple_of(group)),
-            piece: lease(self.piece(with_gradient)),
         }
-    }
-
-    /// Numbers in the largest piece of weights that are not packed as a whole.
-    fn piece(&self, with_gradient: bool) -> usize {
-        let block = 3 * self.ops.granule;
-        let streamed = self.layers.iter().zip(&self.net.layers);
-        let streamed = streamed.filter(|(packed, _)| packed.weight.is_none());
-        let pieces = streamed.map(|(_, layer)| {
-            let of = |depth| rows_of_piece(depth, block) * depth;
-            of(layer.inputs).max(if with_gradient { of(layer.outputs) } else { 0 })
-        });
-        pieces.max().unwrap_or(0)
     }
 
     /// Tiles of a block: first panel and number of panels.
@@ -205,7 +189,7 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         for (first, panels) in self.tiles(pictures) {
             self.hidden_tile(buffers, identity, first, panels);
             let input = &buffers.inputs[last][self.kept_at(last, first)..];
-            self.layer(last, input, &mut buffers.output, &mut buffers.piece, panels);
+            self.layer(last, input, &mut buffers.output, panels);
             let stride = self.stride(last + 1);
             self.last.scatter(&buffers.output[..panels * stride], stride, first, params);
         }
@@ -245,12 +229,12 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
             let (before, after) = buffers.inputs.split_at_mut(index + 1);
             let input = &before[index][self.kept_at(index, first)..];
             let output = &mut after[0][self.kept_at(index + 1, first)..];
-            self.layer(index, input, output, &mut buffers.piece, panels);
+            self.layer(index, input, output, panels);
         }
     }
 
     /// One layer on one tile. The last one's bias is not in it: that comes after the window.
-    fn layer(&self, index: usize, input: &[T], output: &mut [T], piece: &mut [T], panels: usize) {
+    fn layer(&self, index: usize, input: &[T], output: &mut [T], panels: usize) {
         let is_last = index + 1 == self.layers.len();
         let (bias, finish) = if is_last {
             (None, Finish::Linear)
@@ -260,11 +244,11 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
         let (b_stride, c_stride) = (self.stride(index), self.stride(index + 1));
         let PackedLayer { inputs, rows, ref weight, ref steps, .. } = self.layers[index];
         let panel = self.ops.panel;
-        assert!(bias.is_none_or(|bias| bias.len() >= rows));
+        assert!(weight.len() >= rows * inputs && bias.is_none_or(|bias| bias.len() >= rows));
         assert!(input.len() >= panels * b_stride && b_stride >= inputs * panel);
         assert!(output.len() >= panels * c_stride && c_stride >= rows * panel);
         let product = Product {
-            a: std::ptr::null(),
+            a: weight.as_ptr(),
             rows,
             depth: inputs,
             steps: steps[0].as_ref().map_or(std::ptr::null(), |steps| steps.as_ptr()),
@@ -276,56 +260,9 @@ impl<'a, T: Scalar> Conditioner<'a, T> {
             bias: bias.map_or(std::ptr::null(), <[T]>::as_ptr),
             finish,
         };
-        // SAFETY: the operands but `a` have the sizes that the product touches, checked above.
-        unsafe { self.multiply(index, false, weight.as_deref(), product, piece) };
-    }
-
-    /// Runs a product with the weight of a layer, transposed if `back`, that is `packed`, or else is packed now,
-    /// piece by piece.
-    ///
-    /// # Safety
-    /// The operands of `product` but `a` have the sizes that it touches.
-    pub(super) unsafe fn multiply(
-        &self,
-        index: usize,
-        back: bool,
-        packed: Option<&[T]>,
-        product: Product<T>,
-        piece: &mut [T],
-    ) {
-        let Product { rows, depth, .. } = product;
-        if let Some(packed) = packed {
-            assert!(packed.len() >= rows * depth);
-            // SAFETY: as promised, and `a` is as large as asked; `ops` is this processor's table.
-            return unsafe { (self.ops.product)(&Product { a: packed.as_ptr(), ..product }) };
-        }
-        let (block, panel) = (3 * self.ops.granule, self.ops.panel);
-        let height = rows_of_piece(depth, block);
-        for first in (0..rows).step_by(height) {
-            let rows = height.min(rows - first);
-            let part = &mut piece[..rows * depth];
-            pack_rows(&self.net.layers[index], back, first, block, part);
-            // SAFETY: rows from `first` on are inside what was promised for all.
-            unsafe {
-                let product = Product {
-                    a: part.as_ptr(),
-                    rows,
-                    c: product.c.add(first * panel),
-                    bias: match product.bias.is_null() {
-                        true => product.bias,
-                        false => product.bias.add(first),
-                    },
-                    finish: match product.finish {
-                        Finish::ReluSlope(outputs, slope) => {
-                            Finish::ReluSlope(outputs.add(first * panel), slope)
-                        }
-                        other => other,
-                    },
-                    ..product
-                };
-                (self.ops.product)(&product);
-            }
-        }
+        // SAFETY: the operands have the sizes that the product touches, checked above; `ops` is
+        // this processor's table.
+        unsafe { (self.ops.product)(&product) };
     }
 }
 

@@ -149,52 +149,6 @@ impl<T: Scalar> Layer<'_, T> {
     }
 }
 
-/// Bytes of weights above which a layer is packed piece by piece by each thread, right before the products with
-/// the piece: packed as a whole they would be written to memory and read from there for every panel, as
-/// they do not stay in the L2 cache. Where there are several tiles it is not worth it. In tests few, so that
-/// both ways are taken.
-pub(super) const STREAMED: usize = if cfg!(test) { 1 << 11 } else { 1 << 20 };
-
-/// The most inputs or outputs of such a layer: with more of them a piece has so few numbers of each row in memory
-/// that to find the rows' pages takes longer than what is saved (1.3 times as long at 2,048).
-const WIDEST: usize = if cfg!(test) { 1 << 7 } else { 1300 };
-
-/// Numbers in a piece, which stays in the L2 cache with the activations of a tile.
-const PIECE: usize = if cfg!(test) { 1 << 9 } else { 1 << 16 };
-
-/// Rows in a piece of a matrix with so many columns, a multiple of `block`.
-pub(super) fn rows_of_piece(columns: usize, block: usize) -> usize {
-    (PIECE / columns / block * block).max(block)
-}
-
-/// Packs rows of a layer's weight from number `first` on, those of its transpose if `back`; rows that are missing
-/// are zero.
-pub(super) fn pack_rows<T: Scalar>(
-    layer: &Layer<T>,
-    back: bool,
-    first: usize,
-    block: usize,
-    to: &mut [T],
-) {
-    let &Layer { inputs, outputs, weight, transposed, .. } = layer;
-    let (count, depth) = if back { (inputs, outputs) } else { (outputs, inputs) };
-    if transposed == back {
-        for (index, part) in to.chunks_mut(depth * block).enumerate() {
-            let from = &weight[((first + index * block) * depth).min(weight.len())..];
-            interleave_rows(from, depth, part);
-        }
-        return;
-    }
-    let full = to.len() / (depth * block) * (depth * block);
-    let (full, rest) = to.split_at_mut(full);
-    transpose_rows(weight, count, first, block, full);
-    let height = rest.len() / depth;
-    if height > 0 {
-        let first = first + full.len() / depth;
-        transpose_rows(weight, count, first, height, rest);
-    }
-}
-
 /// A layer with its weights in the order the products read them.
 pub(super) struct PackedLayer<T> {
     pub inputs: usize,
@@ -204,8 +158,7 @@ pub(super) struct PackedLayer<T> {
     pub back_rows: usize,
     /// Inputs, rounded up to whole vectors.
     pub columns: usize,
-    /// None of a layer that is packed [piece by piece](pack_rows) when it is used.
-    pub weight: Option<Lease<T>>,
+    pub weight: Lease<T>,
     /// The transposed weight, for the gradient by the input.
     pub back: Option<Lease<T>>,
     /// Of masked weights, the inputs that each block of `weight` sees, and the outputs that see each block of
@@ -215,15 +168,13 @@ pub(super) struct PackedLayer<T> {
 }
 
 impl<T: Scalar> PackedLayer<T> {
-    /// `taps`: those of the window behind the layer; `order`: the output that stands in each row; `is_used_once`:
-    /// whether each thread multiplies with it for one tile alone.
+    /// `taps`: those of the window behind the layer; `order`: the output that stands in each row.
     pub fn new(
         layer: &Layer<T>,
         order: Option<&[usize]>,
         taps: usize,
         ops: &Ops<T>,
         with_gradient: bool,
-        is_used_once: bool,
     ) -> Self {
         let &Layer { inputs, outputs, weight, transposed, bias, .. } = layer;
         let block = 3 * ops.granule;
@@ -240,24 +191,10 @@ impl<T: Scalar> PackedLayer<T> {
                 rows,
                 back_rows,
                 columns,
-                weight: Some(weight),
+                weight,
                 back,
                 steps,
                 bias: packed_bias,
-            };
-        }
-        let is_large = size_of_val(weight) > STREAMED && inputs.max(outputs) <= WIDEST;
-        if taps == 1 && is_large && is_used_once {
-            let (weight, back, bias) = (None, None, packed_bias);
-            return Self {
-                inputs,
-                rows,
-                back_rows,
-                columns,
-                weight,
-                back,
-                steps: [None, None],
-                bias,
             };
         }
         let rows_of_taps = (taps > 1).then(|| rows_of_taps(weight, inputs, taps));
@@ -271,7 +208,7 @@ impl<T: Scalar> PackedLayer<T> {
             rows,
             back_rows,
             columns,
-            weight: Some(forward(weight, wide, rows, block)),
+            weight: forward(weight, wide, rows, block),
             back: with_gradient.then(|| back(weight, wide, back_rows, block)),
             steps: [None, None],
             bias: packed_bias,
@@ -283,8 +220,7 @@ impl<T: Scalar> PackedLayer<T> {
     /// Numbers in it.
     pub fn len(&self) -> usize {
         let Self { weight, back, bias, .. } = self;
-        let weights = [weight, back].into_iter().flatten().map(|weight| weight.len());
-        weights.sum::<usize>() + bias.len()
+        weight.len() + back.as_ref().map_or(0, |back| back.len()) + bias.len()
     }
 }
 
@@ -311,21 +247,16 @@ fn pack<T: Scalar>(matrix: &[T], columns: usize, rows: usize, block: usize) -> L
     let mut packed = lease(rows * columns);
     for_blocks(&mut packed, columns * block, |index, part| {
         let there = &matrix[(index * block * columns).min(matrix.len())..];
-        interleave_rows(there, columns, part);
+        match part.len() / columns {
+            2 => interleave::<T, 2>(there, columns, part),
+            4 => interleave::<T, 4>(there, columns, part),
+            6 => interleave::<T, 6>(there, columns, part),
+            8 => interleave::<T, 8>(there, columns, part),
+            12 => interleave::<T, 12>(there, columns, part),
+            height => unreachable!("{height} rows in a block"),
+        }
     });
     packed
-}
-
-/// [`interleave`] for as many rows as there is place for.
-fn interleave_rows<T: Scalar>(matrix: &[T], columns: usize, to: &mut [T]) {
-    match to.len() / columns {
-        2 => interleave::<T, 2>(matrix, columns, to),
-        4 => interleave::<T, 4>(matrix, columns, to),
-        6 => interleave::<T, 6>(matrix, columns, to),
-        8 => interleave::<T, 8>(matrix, columns, to),
-        12 => interleave::<T, 12>(matrix, columns, to),
-        height => unreachable!("{height} rows in a block"),
-    }
 }
 
 /// Writes the first `N` rows of a matrix column by column; rows that are missing are zero.
@@ -355,8 +286,7 @@ fn pack_transposed<T: Scalar>(matrix: &[T], columns: usize, rows: usize, block: 
     packed
 }
 
-/// Writes columns of a matrix from number `first` on, in parts of `height` of them, row by row; columns that are
-/// missing are zero.
+/// Writes `height` columns of a matrix from number `first` on, row by row; columns that are missing are zero.
 fn transpose_rows<T: Scalar>(
     matrix: &[T],
     columns: usize,
@@ -365,33 +295,29 @@ fn transpose_rows<T: Scalar>(
     to: &mut [T],
 ) {
     match height {
-        2 => transpose_parts::<T, 2>(matrix, columns, first, to),
-        4 => transpose_parts::<T, 4>(matrix, columns, first, to),
-        6 => transpose_parts::<T, 6>(matrix, columns, first, to),
-        8 => transpose_parts::<T, 8>(matrix, columns, first, to),
-        12 => transpose_parts::<T, 12>(matrix, columns, first, to),
+        2 => transpose_block::<T, 2>(matrix, columns, first, to),
+        4 => transpose_block::<T, 4>(matrix, columns, first, to),
+        6 => transpose_block::<T, 6>(matrix, columns, first, to),
+        8 => transpose_block::<T, 8>(matrix, columns, first, to),
+        12 => transpose_block::<T, 12>(matrix, columns, first, to),
         height => unreachable!("{height} rows in a block"),
     }
 }
 
-/// [`transpose_rows`] in parts of `N`; a row of the matrix at a time, as its numbers stand beside each other.
-fn transpose_parts<T: Scalar, const N: usize>(
+/// [`transpose_rows`] of `N` columns.
+fn transpose_block<T: Scalar, const N: usize>(
     matrix: &[T],
     columns: usize,
     first: usize,
     to: &mut [T],
 ) {
-    let places = to.as_chunks_mut::<N>().0;
-    let depth = matrix.len() / columns;
-    for (step, row) in matrix.chunks_exact(columns).enumerate() {
-        let places = places.iter_mut().skip(step).step_by(depth);
-        for (place, from) in places.zip(row[first..].chunks(N)) {
-            match from.first_chunk() {
-                Some(all) => *place = *all,
-                None => {
-                    *place = [T::ZERO; N];
-                    place.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-                }
+    for (place, row) in to.as_chunks_mut::<N>().0.iter_mut().zip(matrix.chunks_exact(columns)) {
+        let from = &row[first..];
+        match from.first_chunk() {
+            Some(all) => *place = *all,
+            None => {
+                *place = [T::ZERO; N];
+                place.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
             }
         }
     }

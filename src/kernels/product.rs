@@ -27,7 +27,6 @@ pub(super) enum Finish<T> {
 }
 
 /// `c[panel] = finish(bias + a · b[panel])` for each panel.
-#[derive(Clone, Copy)]
 pub(super) struct Product<T> {
     /// Packed weights.
     pub a: *const T,
