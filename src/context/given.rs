@@ -103,7 +103,7 @@ pub(crate) fn filled_with<const C: usize, M: Module>(module: &M, context: &Param
 /// The module with as many contexts in its places, or none, as a record has there, which tells the shape of a
 /// parameter by its path. Their values are still to come; as after [`Given::given`] they are one parameter.
 pub(crate) fn shaped_by<M: Module>(module: M, shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> M {
-    module.map(&mut Shape { shape_of, path: Vec::new(), inside: 0, given: BTreeMap::new() })
+    module.map(&mut Shape { shape_of, way: Way::default(), given: BTreeMap::new() })
 }
 
 /// The gradient with respect to the context of rank `C` that `module` was [given](Given::given).
@@ -187,6 +187,26 @@ pub(crate) fn all_classes<M: Module>(module: &M) -> Result<Vec<Param<Tensor<2>>>
     contexts.collect()
 }
 
+/// The way down to where a walk through a module is.
+#[derive(Default)]
+struct Way {
+    path: Vec<String>,
+    /// How many places for a context it is inside of.
+    inside: usize,
+}
+
+impl Way {
+    fn enter(&mut self, name: &str, container_type: &str) {
+        self.inside += usize::from(container_type == CONTAINER);
+        self.path.push(name.into());
+    }
+
+    fn leave(&mut self, container_type: &str) {
+        self.inside -= usize::from(container_type == CONTAINER);
+        self.path.pop();
+    }
+}
+
 /// A place for a context, as the layer was built.
 struct Place {
     path: String,
@@ -201,8 +221,7 @@ struct Place {
 /// The places for contexts; without those of width 0, which are never filled.
 #[derive(Default)]
 struct Places {
-    path: Vec<String>,
-    inside: usize,
+    way: Way,
     all: Vec<Place>,
     in_training: bool,
 }
@@ -289,20 +308,18 @@ impl Places {
 
 impl ModuleVisitor for Places {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.inside += usize::from(container_type == CONTAINER);
-        self.path.push(name.into());
+        self.way.enter(name, container_type);
     }
 
     fn exit_module(&mut self, _name: &str, container_type: &str) {
-        self.inside -= usize::from(container_type == CONTAINER);
-        self.path.pop();
+        self.way.leave(container_type);
     }
 
     fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
         let value = param.val();
         self.in_training |= value.is_autodiff();
-        if self.inside > 0 && value.dims()[1] > 0 {
-            let (_, path) = self.path.split_last().expect("a place has a name");
+        if self.way.inside > 0 && value.dims()[1] > 0 {
+            let (_, path) = self.way.path.split_last().expect("a place has a name");
             self.all.push(Place {
                 path: path.join("."),
                 rank: N,
@@ -352,29 +369,26 @@ impl<const C: usize, W: FnMut(Param<Tensor<C>>) -> Param<Tensor<C>>> ModuleMappe
 /// [`shaped_by`].
 struct Shape<S> {
     shape_of: S,
-    path: Vec<String>,
-    inside: usize,
+    way: Way,
     /// The parameter of each rank.
     given: BTreeMap<usize, Box<dyn Any>>,
 }
 
 impl<S: Fn(&str) -> Option<Vec<usize>>> ModuleMapper for Shape<S> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.inside += usize::from(container_type == CONTAINER);
-        self.path.push(name.into());
+        self.way.enter(name, container_type);
     }
 
     fn exit_module(&mut self, _name: &str, container_type: &str) {
-        self.inside -= usize::from(container_type == CONTAINER);
-        self.path.pop();
+        self.way.leave(container_type);
     }
 
     fn map_float<const N: usize>(&mut self, param: Param<Tensor<N>>) -> Param<Tensor<N>> {
         let width = param.dims()[1..].first().copied().unwrap_or(0);
-        if self.inside == 0 || width == 0 {
+        if self.way.inside == 0 || width == 0 {
             return param;
         }
-        let shape = (self.shape_of)(&self.path.join("."));
+        let shape = (self.shape_of)(&self.way.path.join("."));
         let Some(Ok(shape)) = shape.map(<[usize; N]>::try_from) else { return param };
         if shape == param.dims() || shape[1] != width {
             return param;

@@ -197,7 +197,7 @@ impl<T: Scalar> Conditioner<'_, T> {
             let started = || parts.iter().filter(|part| part.is_started);
             if transposed {
                 let width = outputs.next_multiple_of(self.ops.lanes);
-                let order = self.order().filter(|_| index == last);
+                let order = self.order.filter(|_| index == last);
                 for_blocks(&mut weight, outputs, |input, to| {
                     for part in started() {
                         let row = &part.weights[index][input * width..][..outputs];

@@ -1,5 +1,6 @@
 //! Masked layers: what each output sees, and weights packed without the zeros around it.
 
+use super::net::Rows;
 use super::workspace::{Lease, lease, lease_zeros};
 use super::{Layer, Ops, Scalar};
 
@@ -120,17 +121,11 @@ impl<T: Scalar> PackedMasked<T> {
             .collect();
         let mut weight = lease(rows * layer.inputs);
         let blocks = weight.chunks_mut(block * layer.inputs).zip(&inputs).enumerate();
-        for (index, (to, &span)) in blocks {
+        for (index, (to, &[start, end])) in blocks {
             let (first, height) = (index * block, to.len() / layer.inputs);
-            let from = Rows { weights: &weights, count, order, first, span };
-            match height {
-                12 => from.pack::<12>(to),
-                8 => from.pack::<8>(to),
-                6 => from.pack::<6>(to),
-                4 => from.pack::<4>(to),
-                2 => from.pack::<2>(to),
-                height => unreachable!("{height} rows in a block"),
-            }
+            let matrix = &weights[start * count..end * count];
+            let rows = Rows { matrix, columns: count, order, first };
+            rows.pack(height, &mut to[start * height..end * height]);
         }
         if !with_gradient {
             return Some(Self { weight, back: None, inputs, outputs: Vec::new() });
@@ -165,38 +160,6 @@ impl<T: Scalar> PackedMasked<T> {
             }
         }
         Some(Self { weight, back: Some(back), inputs, outputs })
-    }
-}
-
-/// Outputs from number `first` in their order on, of `[inputs, count]` weights, for the inputs of a span.
-struct Rows<'a, T> {
-    weights: &'a [T],
-    count: usize,
-    order: Option<&'a [usize]>,
-    first: usize,
-    span: [usize; 2],
-}
-
-impl<T: Scalar> Rows<'_, T> {
-    /// `N` of them, input by input; those that are missing are zero.
-    fn pack<const N: usize>(&self, to: &mut [T]) {
-        let Self { weights, count, order, first, span: [start, end] } = *self;
-        let steps = &mut to.as_chunks_mut::<N>().0[start..end];
-        let there = first..(first + N).min(count);
-        for (step, row) in steps.iter_mut().zip(weights[start * count..].chunks_exact(count)) {
-            match (order, row[first..].first_chunk()) {
-                (None, Some(all)) => *step = *all,
-                (None, None) => {
-                    *step = [T::ZERO; N];
-                    step.iter_mut().zip(&row[first..]).for_each(|(to, from)| *to = *from);
-                }
-                (Some(order), _) => {
-                    *step = [T::ZERO; N];
-                    let outputs = &order[there.clone()];
-                    step.iter_mut().zip(outputs).for_each(|(to, output)| *to = row[*output]);
-                }
-            }
-        }
     }
 }
 

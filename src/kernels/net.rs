@@ -214,9 +214,7 @@ impl<T: Scalar> PackedLayer<T> {
             bias: packed_bias,
         }
     }
-}
 
-impl<T: Scalar> PackedLayer<T> {
     /// Numbers in it.
     pub fn len(&self) -> usize {
         let Self { weight, back, bias, .. } = self;
@@ -281,43 +279,48 @@ fn pack_transposed<T: Scalar>(matrix: &[T], columns: usize, rows: usize, block: 
     let depth = matrix.len() / columns;
     let mut packed = lease(rows * depth);
     for_blocks(&mut packed, depth * block, |index, part| {
-        transpose_rows(matrix, columns, index * block, part.len() / depth, part);
+        Rows { matrix, columns, order: None, first: index * block }.pack(part.len() / depth, part);
     });
     packed
 }
 
-/// Writes `height` columns of a matrix from number `first` on, row by row; columns that are missing are zero.
-fn transpose_rows<T: Scalar>(
-    matrix: &[T],
-    columns: usize,
-    first: usize,
-    height: usize,
-    to: &mut [T],
-) {
-    match height {
-        2 => transpose_block::<T, 2>(matrix, columns, first, to),
-        4 => transpose_block::<T, 4>(matrix, columns, first, to),
-        6 => transpose_block::<T, 6>(matrix, columns, first, to),
-        8 => transpose_block::<T, 8>(matrix, columns, first, to),
-        12 => transpose_block::<T, 12>(matrix, columns, first, to),
-        height => unreachable!("{height} rows in a block"),
-    }
+/// Columns of a matrix, in an order if there is one, from number `first` on: rows of the transposed matrix.
+pub(super) struct Rows<'a, T> {
+    pub matrix: &'a [T],
+    pub columns: usize,
+    pub order: Option<&'a [usize]>,
+    pub first: usize,
 }
 
-/// [`transpose_rows`] of `N` columns.
-fn transpose_block<T: Scalar, const N: usize>(
-    matrix: &[T],
-    columns: usize,
-    first: usize,
-    to: &mut [T],
-) {
-    for (place, row) in to.as_chunks_mut::<N>().0.iter_mut().zip(matrix.chunks_exact(columns)) {
-        let from = &row[first..];
-        match from.first_chunk() {
-            Some(all) => *place = *all,
-            None => {
-                *place = [T::ZERO; N];
-                place.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+impl<T: Scalar> Rows<'_, T> {
+    /// Writes `height` of them side by side; those that are missing are zero.
+    pub fn pack(&self, height: usize, to: &mut [T]) {
+        match height {
+            2 => self.pack_exactly::<2>(to),
+            4 => self.pack_exactly::<4>(to),
+            6 => self.pack_exactly::<6>(to),
+            8 => self.pack_exactly::<8>(to),
+            12 => self.pack_exactly::<12>(to),
+            height => unreachable!("{height} rows in a block"),
+        }
+    }
+
+    fn pack_exactly<const N: usize>(&self, to: &mut [T]) {
+        let Self { matrix, columns, order, first } = *self;
+        let there = first..(first + N).min(columns);
+        let steps = to.as_chunks_mut::<N>().0;
+        for (step, row) in steps.iter_mut().zip(matrix.chunks_exact(columns)) {
+            match (order, row[first..].first_chunk()) {
+                (None, Some(all)) => *step = *all,
+                (None, None) => {
+                    *step = [T::ZERO; N];
+                    step.iter_mut().zip(&row[first..]).for_each(|(to, from)| *to = *from);
+                }
+                (Some(order), _) => {
+                    *step = [T::ZERO; N];
+                    let outputs = &order[there.clone()];
+                    step.iter_mut().zip(outputs).for_each(|(to, output)| *to = row[*output]);
+                }
             }
         }
     }

@@ -11,9 +11,9 @@ const MARK: &str = "initialized";
 /// The type that `#[derive(Module)]` tells with every field of a [`RunningMoments`](super::RunningMoments).
 const RUNNING_MOMENTS: &str = "RunningMoments";
 
-/// The path of the first running moments of a model in training that observe batches.
-pub(crate) fn first_moments<M: Module>(module: &M) -> Option<String> {
-    marks(module).into_iter().find(Mark::observes_moments).map(|mark| mark.path)
+/// Whether a model in training has running moments that observe batches.
+pub(crate) fn observes_moments<M: Module>(module: &M) -> bool {
+    marks(module).iter().any(Mark::observes_moments)
 }
 
 /// The parameters of all running moments of a model in training that observe batches.
@@ -55,7 +55,7 @@ struct Mark {
     /// Its type.
     layer: String,
     path: String,
-    /// Its parameters, those of modules inside left out.
+    /// Its parameters, if it has moments.
     #[cfg_attr(not(feature = "train"), allow(dead_code))]
     parameters: Vec<ParamId>,
     /// Whether a parameter beside the mark is trained.
@@ -138,7 +138,9 @@ fn marks<M: Module>(module: &M) -> Vec<Mark> {
 
         fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<N>>) {
             let [.., layer, parameter] = &mut *self.path else { return };
-            layer.parameters.push(param.id);
+            if self.container == RUNNING_MOMENTS {
+                layer.parameters.push(param.id);
+            }
             layer.is_trained |= param.is_require_grad();
             if parameter.name == MARK {
                 layer.mark = Some((self.container.clone(), param.val().reshape([-1])));

@@ -11,6 +11,6 @@ pub use batch_norm::{BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, BatchNorm};
 pub use linear_act_norm::LinearActNorm;
 #[cfg(feature = "train")]
 pub(crate) use marks::running_moments;
-pub(crate) use marks::{first_moments, first_uninitialized, first_unobserved, waiting_for_data};
+pub(crate) use marks::{first_uninitialized, first_unobserved, observes_moments, waiting_for_data};
 pub(crate) use running_moments::assert_variance;
 pub use running_moments::{Moments, RunningMoments};

@@ -82,11 +82,7 @@ use crate::error::{FlowError, Result};
 /// # Errors
 /// [`FlowError::Invalid`] for another number.
 pub fn positive(setting: &str, value: impl Into<f64> + Copy + Display, advice: &str) -> Result<()> {
-    let number = value.into();
-    match number > 0.0 && number.is_finite() {
-        true => Ok(()),
-        false => Err(FlowError::invalid(setting, value, "a positive number", advice)),
-    }
+    check_number(setting, value, value.into() > 0.0, "a positive number", advice)
 }
 
 /// Checks a setting that is a number from 0 on, by the name that its user knows it by.
@@ -98,10 +94,20 @@ pub fn zero_or_more(
     value: impl Into<f64> + Copy + Display,
     advice: &str,
 ) -> Result<()> {
-    let number = value.into();
-    match number >= 0.0 && number.is_finite() {
+    check_number(setting, value, value.into() >= 0.0, "0 or more", advice)
+}
+
+/// An error for a setting that is no finite number, or not in its range.
+fn check_number(
+    setting: &str,
+    value: impl Into<f64> + Copy + Display,
+    is_in_range: bool,
+    needed: &str,
+    advice: &str,
+) -> Result<()> {
+    match is_in_range && value.into().is_finite() {
         true => Ok(()),
-        false => Err(FlowError::invalid(setting, value, "0 or more", advice)),
+        false => Err(FlowError::invalid(setting, value, needed, advice)),
     }
 }
 

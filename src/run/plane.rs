@@ -108,8 +108,10 @@ impl Window {
         Err(FlowError::invalid(
             "Window: x and y",
             format!("{:?} and {:?}", self.x, self.y),
-            "ranges that go up, within 1e15, wider than a billionth of their largest number, neither more than \
-             20 times the other",
+            format!(
+                "ranges that go up, within 1e15, wider than a billionth of their largest number, neither more \
+                 than {MOST_RATIO} times the other"
+            ),
             "choose the window by the data, and scale these first if they are far off",
         ))
     }

@@ -16,7 +16,7 @@ use crate::backend::is_host;
 use crate::error::{FlowError, Result};
 use crate::flow::Pass;
 use crate::host;
-use crate::norm::{first_moments, first_uninitialized, first_unobserved};
+use crate::norm::{first_uninitialized, first_unobserved, observes_moments};
 use crate::stack::device_and_dtype;
 use crate::tape::{Drift, Memory};
 
@@ -660,7 +660,7 @@ impl<M: Module> Trainer<M> {
         M: Trainable<B>,
     {
         let model = self.training_model();
-        if first_moments(model).is_some() {
+        if observes_moments(model) {
             let model = passed(model, batch, Pass::Observe, self.shares);
             let model = model.inspect_err(|_| self.restore())?;
             if self.num_steps == 0

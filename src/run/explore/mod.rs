@@ -18,7 +18,7 @@ use self::saved::SavedModel;
 pub use self::subject::CropName;
 use self::subject::{Reader, Subjects, Wanted, is_of_shape};
 use super::folder::is_run;
-use super::{at_least_one, write_grid};
+use super::{at_least_one, check_number, write_grid};
 use crate::Density;
 use crate::context::Given;
 use crate::data::{
@@ -621,11 +621,8 @@ impl<const D: usize, M: Density<D>> Session<D, M> {
 }
 
 fn check_temperature(temperature: f64) -> Result<()> {
-    if temperature >= 0.0 && temperature.is_finite() {
-        return Ok(());
-    }
-    let advice = "0.7 is usual, 1 draws from the model";
-    Err(FlowError::invalid("Explorer::temperature", temperature, "a number of at least 0", advice))
+    let (needed, advice) = ("a number of at least 0", "0.7 is usual, 1 draws from the model");
+    check_number("Explorer::temperature", temperature, temperature >= 0.0, needed, advice)
 }
 
 /// At most `limit` of `0..len`, spread evenly.
